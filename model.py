@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import attention, decode_attention, token_logprobs
+from kernels import attention, decode_attention, gemm, linear, token_logprobs
 
 
 @dataclass
@@ -28,20 +28,34 @@ class GPTConfig:
     dropout: float = 0.0  # on the residual branches and the embedding; attention has none
 
 
+class Linear(nn.Linear):
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, cache=None):
-        """x: [B, T, C] -> [B, T, C]. A cache (k, v: [B, H, Tmax, D]) is filled from position 0."""
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, x, cache=None, tree=None):
+        """x: [B, T, C] -> [B, T, C]; with a tree, x: [N, C] -> [N, C], its nodes (see PrefixTree).
+
+        A cache (k, v: [B, H, Tmax, D]) is filled from position 0.
+        """
+        qkv = self.c_attn(x)
+        if tree is not None:
+            qkv = F.embedding(tree.nodes, qkv)  # to rows: only attention needs them side by side
+        B, T, C = *qkv.shape[:2], x.size(-1)
+        q, k, v = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if cache is not None:
             cache[0][:, :, :T], cache[1][:, :, :T] = k, v
-        return self.c_proj(attention(q, k, v).transpose(1, 2).reshape(B, T, C))
+        y = attention(q, k, v).transpose(1, 2).reshape(B, T, C)
+        if tree is not None:
+            y = F.embedding(tree.places, y.view(B * T, C))
+        return self.c_proj(y)
 
     def step(self, x, cache, position, longest):
         """One token a row, x: [B, C], written at position[b] of a cache filled up to there."""
@@ -56,8 +70,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
@@ -70,13 +84,43 @@ class Block(nn.Module):
         self.ln_2, self.mlp = nn.LayerNorm(config.n_embd), MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x, cache=None):
-        x = x + self.drop(self.attn(self.ln_1(x), cache))
+    def forward(self, x, cache=None, tree=None):
+        x = x + self.drop(self.attn(self.ln_1(x), cache, tree))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
     def step(self, x, cache, position, longest):
         x = x + self.attn.step(self.ln_1(x), cache, position, longest)
         return x + self.mlp(self.ln_2(x))
+
+
+class PrefixTree:
+    r"""Rows of token ids as the nodes of a tree: rows that begin alike share that beginning.
+
+        a b c d        a - b - c - d         8 places, 6 nodes: 6 tokens to compute,
+        a b e f              \ e - f         and no pad among them
+
+    Equal tokens after equal tokens have equal hidden states, so that each node is computed once;
+    only attention lays the rows out again. K completions of one prompt cost one prompt.
+    """
+
+    def __init__(self, rows, device="cpu"):
+        T, seen, ids, positions, places = max(map(len, rows)), {}, [], [], []
+        nodes, ends = torch.zeros(len(rows), T, dtype=torch.long), []
+        for b, row in enumerate(rows):
+            node, path = -1, []
+            for t, token in enumerate(row):
+                before, node = node, seen.setdefault((node, token), len(ids))
+                if node == len(ids):
+                    ids.append(token)
+                    positions.append(t)
+                    places.append(b * T + t)
+                path.append(node)
+            nodes[b, : len(path)] = torch.tensor(path)
+            ends.append(node)
+        self.ids, self.positions = torch.tensor(ids).to(device), torch.tensor(positions).to(device)
+        self.places = torch.tensor(places).to(device)  # [N]: a place b * T + t of each node
+        self.nodes = nodes.to(device)  # [B, T]: the node at each place; pads hold any
+        self.ends = torch.tensor(ends).to(device)  # [B]: the node of each row's last token
 
 
 class Body(nn.Module):
@@ -99,12 +143,18 @@ class Body(nn.Module):
                 nn.init.zeros_(p)
 
     def forward(self, ids, caches=None):
-        T = ids.size(1)
+        """ids: [B, T], or a PrefixTree of N nodes -> hidden states [B, T, C] or [N, C]."""
+        tree = ids if isinstance(ids, PrefixTree) else None
+        T = (ids if tree is None else tree.nodes).size(1)
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit the context of {self.config.block_size}")
-        x = self.drop(self.wte(ids) + self.wpe.weight[:T])
+        if tree is None:
+            x = self.wte(ids) + self.wpe.weight[:T]
+        else:
+            x = self.wte(tree.ids) + self.wpe(tree.positions)
+        x = self.drop(x)
         for i, block in enumerate(self.h):
-            x = block(x, caches[i] if caches is not None else None)
+            x = block(x, caches[i] if caches is not None else None, tree)
         return self.ln_f(x)
 
     def step(self, ids, caches, position, longest):
@@ -140,7 +190,7 @@ class GPT(nn.Module):
         return logprob, (blank.masked_scatter(mask, h) if entropy else None)
 
     def logits(self, hidden):
-        return hidden @ self.transformer.wte.weight.T
+        return gemm(hidden, self.transformer.wte.weight)
 
 
 class ScalarGPT(nn.Module):
@@ -156,7 +206,8 @@ class ScalarGPT(nn.Module):
         nn.init.zeros_(self.score.bias)
 
     def forward(self, ids):
-        """ids [B, T] -> scores [B, T]; the score at t has seen the tokens up to and including t."""
+        """ids [B, T] -> scores [B, T]; the score at t has seen the tokens up to and including t.
+        Of a PrefixTree: the scores of its nodes, [N]."""
         return self.score(self.transformer(ids)).squeeze(-1)
 
 
@@ -250,10 +301,10 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     dtype = model.transformer.wte.weight.dtype
     caches = [[torch.empty(shape, device=device, dtype=dtype) for _ in "kv"]
               for _ in range(config.n_layer)]
-    hidden = model.transformer(ids[:, : T - max_new_tokens], caches)  # all prompts at once
+    tree = PrefixTree(prompts, device)  # all prompts at once, equal beginnings once
+    hidden = model.transformer(tree, caches)[tree.ends]
     live = torch.arange(B, device=device)  # the rows that the caches hold, in their order
     running = torch.ones(B, dtype=torch.bool, device=device)  # which of them have not ended
-    hidden = hidden[live, starts - 1]
     for step in range(max_new_tokens):
         token, logp = choose(model.logits(hidden), temperature, uniform(seed, episodes[live], step))
         rows = live[running]

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 
 from data import records
 from data.batches import demonstration_rows, encode_prompt, encode_response
-from model import GPT, ScalarGPT, last_score
-from runtime import (Log, World, bare, cosine, load, make_optimizer, micro_batches, order, pad,
-                     parse, save, sync, take_step)
+from model import GPT, PrefixTree, ScalarGPT
+from runtime import (Log, World, bare, cosine, load, make_optimizer, micro_batches, order, parse,
+                     save, sync, take_step)
 
 
 @dataclass
@@ -90,17 +90,17 @@ def read_rankings(path, tokenizer, block_size, world):
 
 
 def collate(rankings, prompts, device):
-    """Rankings -> ids [R, T], lengths [R], pairs [P, 2], weights [P].
+    """Rankings -> the PrefixTree of their R rows, pairs [P, 2], weights [P].
 
-    Each pair weighs 1 / (pairs of its prompt) / `prompts`, the prompts of the whole batch.
+    The completions of a prompt share it, so that it is computed once. Each pair weighs
+    1 / (pairs of its prompt) / `prompts`, the prompts of the whole batch.
     """
     rows, pairs, weights = [], [], []
     for own, own_pairs in rankings:
         pairs += [(len(rows) + i, len(rows) + j) for i, j in own_pairs]
         weights += [1 / len(own_pairs) / prompts for _ in own_pairs]
         rows += own
-    ids, lengths = pad(rows)
-    return (ids.to(device), lengths.to(device),
+    return (PrefixTree(rows, device),
             torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 2),
             torch.tensor(weights, dtype=torch.float32, device=device))
 
@@ -112,10 +112,9 @@ def train_step(model, optimizer, rankings, lr, s, world):
         mine = [(rankings[0][0], [])]
     groups = micro_batches([max(map(len, rows)) for rows, _ in mine], s.micro_batch)
     for i, group in enumerate(groups):
-        ids, lengths, pairs, weights = collate([mine[j] for j in group], len(rankings),
-                                               world.device)
+        tree, pairs, weights = collate([mine[j] for j in group], len(rankings), world.device)
         with sync(model, last=i == len(groups) - 1):
-            scores = last_score(model(ids), lengths)
+            scores = model(tree)[tree.ends]
             loss = ranking_loss(scores, pairs, weights)
             (loss * world.size).backward()  # torchrun's ranks average gradients: we want the sum
         loss_sum += float(loss.detach())
@@ -131,9 +130,8 @@ def score(model, rows, world):
     mine = world.share(rows)
     out = [0.0] * len(mine)
     for group in micro_batches(list(map(len, mine)), 256):
-        ids, lengths = pad([mine[i] for i in group])
-        scores = last_score(bare(model)(ids.to(world.device)), lengths.to(world.device))
-        for i, value in zip(group, scores.tolist()):
+        tree = PrefixTree([mine[i] for i in group], world.device)
+        for i, value in zip(group, bare(model)(tree)[tree.ends].tolist()):
             out[i] = value
     return world.gather(out)
 

@@ -37,31 +37,40 @@ def demonstration_rows(tokenizer, records, block_size):
 
 
 class TextRows:
-    """Documents as rows of T tokens, EOS after each document, no token left out and no padding.
+    """Documents as rows of T tokens, EOS after each document, whole documents side by side.
 
-    A row begins where a document begins; the document that it cuts off begins the next row again,
-    unless it began that very row and goes on (a document longer than T).
+    A document goes into the fullest open row that has room for it, so that hardly any place stays
+    empty (EOS fills it) and no document loses its beginning; one longer than T is cut into pieces.
     """
 
+    OPEN = 64  # rows that wait for a document of their missing length
+
     def __init__(self, tokenizer, texts, T):
-        encoded = tokenizer.encoding.encode_ordinary_batch(texts, num_threads=2)
-        ends = np.cumsum([len(d) + 1 for d in encoded])
+        rows, open_rows = [], []
+        for document in tokenizer.encode_batch(texts):
+            document = [*document, tokenizer.eos]
+            for i in range(0, len(document), T):
+                piece = document[i : i + T]
+                row = max((r for r in open_rows if len(r) + len(piece) <= T), key=len, default=None)
+                if row is None:
+                    if len(open_rows) == self.OPEN:
+                        open_rows.remove(max(open_rows, key=len))
+                    row = []
+                    rows.append(row)
+                    open_rows.append(row)
+                row += piece
         dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-        self.stream = np.concatenate([np.array(d + [tokenizer.eos], dtype) for d in encoded])
-        self.T, self.starts = min(T, len(self.stream)), [0]
-        begins = np.concatenate([[0], ends])
-        while self.starts[-1] + self.T < len(self.stream):
-            end = self.starts[-1] + self.T
-            begin = int(begins[np.searchsorted(begins, end, side="right") - 1])
-            self.starts.append(min(begin if begin > self.starts[-1] else end,
-                                   len(self.stream) - self.T))
+        self.T = min(T, max(map(len, rows)))
+        self.rows = np.full((len(rows), self.T), tokenizer.eos, dtype)
+        for out, row in zip(self.rows, rows):
+            out[: len(row)] = row
 
     def __len__(self):
-        return len(self.starts)
+        return len(self.rows)
 
     def __getitem__(self, i):
         """Row i as a list of ids."""
-        return self.stream[self.starts[i] : self.starts[i] + self.T].tolist()
+        return self.rows[i].tolist()
 
 
 def response_mask(prompt_lengths, lengths, T):

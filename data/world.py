@@ -248,7 +248,7 @@ def build(settings):
     tokenizer = load_tokenizer("tokenizer.tiktoken", out)
     shares = collections.Counter(p["category"] for p in parts["prompts_train"])
     facts = {"seed": s.seed, "documents": s.documents, "vocab": tokenizer.size,
-             "tokens": sum(map(len, tokenizer.encoding.encode_ordinary_batch(text))),
+             "tokens": sum(map(len, tokenizer.encode_batch(text))),
              "records": {k: len(v) for k, v in parts.items()}, "dropped": dict(dropped),
              "categories": {c: round(n / s.prompts, 3) for c, n in shares.most_common()},
              "seconds": round(time.time() - started, 1)}

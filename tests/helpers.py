@@ -110,6 +110,15 @@ def masked(rows, T=None):
     return torch.tensor([row + [0] * (T - len(row)) for row in rows], dtype=torch.bool)
 
 
+def tree_rows(tree, lengths=None):
+    """The rows that a PrefixTree was made of, read back place by place up to each row's end."""
+    out = []
+    for row, end in zip(tree.nodes.tolist(), tree.ends.tolist()):
+        out.append([int(tree.ids[node]) for node in row[: int(tree.positions[end]) + 1]])
+    assert lengths is None or [len(row) for row in out] == lengths
+    return out
+
+
 def log_softmax(logits):
     """log p over a list of numbers, in plain float64 Python."""
     top = max(logits)

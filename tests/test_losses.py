@@ -11,7 +11,7 @@ import torch
 
 import reward
 import sft
-from helpers import close, in_ranks, log_softmax, masked, slope, slopes
+from helpers import close, in_ranks, log_softmax, masked, tree_rows, slope, slopes
 from kernels import token_logprobs
 from model import last_score
 from ppo import (clipped_policy_loss, clipped_value_loss, gae, shape_rewards, state_values, whiten)
@@ -100,7 +100,7 @@ def explicit_loss(scores, ranks):
 def loss_of(scores_and_ranks):
     """The loss that reward.py computes for a batch of (scores, ranks), and its scores."""
     rows = [([[1]] * len(ranks), reward.untied_pairs(ranks)) for _, ranks in scores_and_ranks]
-    _, _, pairs, weights = reward.collate(rows, len(rows), "cpu")
+    _, pairs, weights = reward.collate(rows, len(rows), "cpu")
     scores = torch.tensor([s for own, _ in scores_and_ranks for s in own], requires_grad=True)
     return reward.ranking_loss(scores, pairs, weights), scores
 
@@ -149,10 +149,8 @@ def test_ranking_loss_knows_differences_only_and_no_order_of_completions():
 def test_all_pairs_of_a_prompt_stay_inside_it():
     """Trap 30: a prompt is one batch element; each completion is there once, no pair crosses."""
     rankings = [([[1, 2], [1, 2, 3], [4]], [(0, 1), (2, 1)]), ([[5], [6, 0]], [(1, 0)])]
-    ids, lengths, pairs, weights = reward.collate(rankings, 2, "cpu")
-    assert lengths.tolist() == [2, 3, 1, 1, 2]
-    assert [row[:n] for row, n in zip(ids.tolist(), lengths)] == [[1, 2], [1, 2, 3], [4], [5],
-                                                                  [6, 0]]
+    tree, pairs, weights = reward.collate(rankings, 2, "cpu")
+    assert tree_rows(tree, [2, 3, 1, 1, 2]) == [[1, 2], [1, 2, 3], [4], [5], [6, 0]]
     assert pairs.tolist() == [[0, 1], [2, 1], [4, 3]]
     close(weights, [1 / 4, 1 / 4, 1 / 2])
 

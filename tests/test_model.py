@@ -5,9 +5,11 @@ import pytest
 import torch
 
 import model as model_module
-from helpers import EOS, VOCAB, close, log_softmax, sequence_logprobs, tiny, tiny_scalar
+from helpers import (EOS, VOCAB, close, log_softmax, same, sequence_logprobs, tiny, tiny_scalar,
+                     tree_rows)
 from kernels import attention, decode_attention
-from model import GPT, GPTConfig, Samples, ScalarGPT, choose, generate, last_score, uniform
+from model import (GPT, GPTConfig, PrefixTree, Samples, ScalarGPT, choose, generate, last_score,
+                   uniform)
 
 PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5], [3, 5, 8, 9, 7, 9, 3, 2], [EOS, 7], [11, 0, 0]]
 
@@ -129,6 +131,32 @@ def test_a_row_alone_is_the_row_in_a_batch():
             ids[place, : len(rows[i])] = torch.tensor(rows[i])
         lengths = torch.tensor([len(rows[i]) for i in order])
         close(last_score(scorer(ids), lengths), [alone[i] for i in order], 1e-5)
+
+
+ALIKE = [[3, 1, 4, 1, 5], [3, 1, 4, 9], [3, 1, 4], [2], [3, 1, 4, 1, 5], [2, 6, 5], [1, 3, 1, 4]]
+
+
+def test_a_prefix_tree_holds_each_beginning_once():
+    """Its nodes are the distinct beginnings of the rows; nothing is lost, the order is kept."""
+    tree = PrefixTree(ALIKE)
+    beginnings = {tuple(row[: t + 1]) for row in ALIKE for t in range(len(row))}
+    assert len(tree.ids) == len(beginnings) == 13
+    assert tree_rows(tree) == ALIKE
+    depth = {int(tree.nodes[b, t]): t for b, row in enumerate(ALIKE) for t in range(len(row))}
+    assert tree.positions.tolist() == [depth[node] for node in range(13)]
+
+
+def test_a_prefix_tree_has_the_scores_and_gradients_of_its_rows():
+    """Each row alone is the oracle, and the gradients are those of all rows one by one."""
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 1.5, -1.0, 2.0])
+    one, many = tiny_scalar(), tiny_scalar()
+    alone = torch.stack([one(torch.tensor([row]))[0, -1] for row in ALIKE])
+    tree = PrefixTree(ALIKE)
+    together = many(tree)[tree.ends]
+    close(together, alone.tolist(), 1e-5)
+    (alone * weights).sum().backward()
+    (together * weights).sum().backward()
+    same([p.grad for p in many.parameters()], [p.grad for p in one.parameters()])
 
 
 def test_too_many_tokens_are_refused():
