@@ -1,35 +1,55 @@
 # Two commands:  make demo   the whole of InstructGPT in minutes    make test   all fast tests
+#
+# make figures   pictures of the demo, and a base model of 9 times the parameters to compare with
+# make seeds     the demo in three worlds, and the mean of their results
+# make demo IN=runs/mine SEED=7    in a folder of its own, with other seeds
 PYTHON ?= python3
-PY := .venv/bin/python
+IN ?= .
+PY := $(CURDIR)/.venv/bin/python
+export PYTHONPATH := $(CURDIR)
+SEEDED = $(if $(SEED),--seed=$(SEED))
+BIG := --n_layer=3 --n_embd=512 --lr=1.5e-3 --out=out/big
 DEMO := out/demo
 
-.PHONY: demo test check clean install install-dev
+.PHONY: demo figures seeds test check clean install install-dev
 
-# $(call step,file that shows it is done,what it is,command)
+# $(call step,file that shows it is done,what it is,script or module and its settings)
 define step
-	@if [ -e $(1) ]; then echo "$(2): $(1) is already there"; else echo "$(2): $(3)"; $(3); fi
+	@cd $(IN) && if [ -e $(1) ]; then echo "$(2): $(1) is already there"; else \
+		echo "$(2): python $(3) $(SEEDED)"; $(PY) $(if $(filter -m,$(3)),,$(CURDIR)/)$(3) $(SEEDED); fi
 endef
 
 demo: install
-	$(call step,out/toy/world.json,toy world,$(PY) -m data.world)
-	$(call step,out/base/checkpoint.json,pretraining,$(PY) sft.py --preset=base)
-	$(call step,out/sft/checkpoint.json,step 1: SFT,$(PY) sft.py)
-	$(call step,out/init/checkpoint.json,RL initialisation,$(PY) sft.py --preset=init)
-	$(call step,out/toy/completions_train.jsonl,samples to rank,$(PY) sample.py --prompts=4000)
-	$(call step,out/toy/completions_valid.jsonl,samples held out,$(PY) sample.py --split=valid)
-	$(call step,out/toy/rankings_train.jsonl,labels,$(PY) -m data.labelers)
-	$(call step,out/toy/rankings_valid.jsonl,labels held out,$(PY) -m data.labelers --split=valid)
-	$(call step,out/rm/checkpoint.json,step 2: reward model,$(PY) reward.py)
-	$(call step,out/ppo/checkpoint.json,step 3: PPO,$(PY) ppo.py --preset=ppo)
-	$(call step,out/ppo-ptx/checkpoint.json,step 3: PPO-ptx,$(PY) ppo.py)
-	$(call step,$(DEMO)/results.json,evaluation,$(PY) evaluate.py > $(DEMO).txt)
-	@cat $(DEMO).txt
+	@mkdir -p $(IN)
+	$(call step,out/toy/world.json,toy world,-m data.world)
+	$(call step,out/base/checkpoint.json,pretraining,sft.py --preset=base)
+	$(call step,out/sft/checkpoint.json,step 1: SFT,sft.py)
+	$(call step,out/init/checkpoint.json,RL initialisation,sft.py --preset=init)
+	$(call step,out/toy/completions_train.jsonl,samples to rank,sample.py)
+	$(call step,out/toy/completions_valid.jsonl,samples held out,sample.py --split=valid)
+	$(call step,out/toy/rankings_train.jsonl,labels,-m data.labelers)
+	$(call step,out/toy/rankings_valid.jsonl,labels held out,-m data.labelers --split=valid)
+	$(call step,out/rm/checkpoint.json,step 2: reward model,reward.py)
+	$(call step,out/ppo/checkpoint.json,step 3: PPO,ppo.py --preset=ppo)
+	$(call step,out/ppo-ptx/checkpoint.json,step 3: PPO-ptx,ppo.py)
+	$(call step,$(DEMO)/results.json,evaluation,evaluate.py > $(DEMO).txt)
+	@cat $(IN)/$(DEMO).txt
+
+figures: demo install-dev
+	$(call step,out/big/checkpoint.json,pretraining of 9 times the parameters,sft.py --preset=base $(BIG))
+	$(call step,out/figures/results.json,evaluation,evaluate.py --preset=figures > out/figures.txt)
+	@cat $(IN)/out/figures.txt
+	@cd $(IN) && $(PY) $(CURDIR)/figures.py --demo=out/figures
+
+seeds:
+	for seed in 1 2 3; do $(MAKE) demo IN=runs/seed-$$seed SEED=$$seed || exit 1; done
+	$(PY) tests/check_demo.py runs/seed-*/$(DEMO)/results.json
 
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q
 
 check:  # the demo's promises, read from its own results
-	$(PY) tests/check_demo.py $(DEMO)/results.json
+	$(PY) tests/check_demo.py $(IN)/$(DEMO)/results.json
 
 install: .venv/installed
 install-dev: .venv/installed-dev
@@ -46,4 +66,4 @@ install-dev: .venv/installed-dev
 	@touch $@ .venv/installed
 
 clean:  # what the demo made; the environment stays
-	rm -rf out
+	rm -rf $(IN)/out

@@ -23,14 +23,18 @@ from model import GPT, generate
 from runtime import World, load, parse
 
 
+MODELS = "base=out/base,prompted=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"
+VERSUS = "ppo-ptx/base,ppo-ptx/prompted,ppo-ptx/sft,ppo/sft,sft/base,ppo-ptx/ppo"
+
+
 @dataclass
 class Settings:
     """The evaluation. Every setting is --name=value."""
-    models: str = "base=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"  # name=checkpoint
+    models: str = MODELS  # name=checkpoint; a name that ends in "prompted" gets a few-shot prefix
     rm: str = "out/rm"  # the reward model whose accuracy is reported
     data: str = "out/toy"  # folder with prompts_test.jsonl and probes.jsonl
     out: str = "out/demo"  # folder to write
-    versus: str = "ppo-ptx/base,ppo-ptx/sft,ppo/sft,sft/base,ppo-ptx/ppo"  # comparisons to report
+    versus: str = VERSUS  # comparisons to report, model/model
     votes: int = 5  # held-out labelers asked about each pair of answers
     max_new_tokens: int = 32  # as in training
     temperature: float = 1.0  # of the answers; the paper does not state its own
@@ -38,8 +42,13 @@ class Settings:
     device: str = "auto"  # cpu, cuda or auto
 
 
+PRESETS = {  # with a base model of nine times the parameters (make figures)
+    "figures": dict(models=f"{MODELS},big=out/big,big-prompted=out/big", out="out/figures",
+                    versus=f"{VERSUS},ppo-ptx/big,ppo-ptx/big-prompted,sft/big,sft/big-prompted"),
+}
+
+
 FLAGS = {"attempts": "attempts the instruction", "constraint": "satisfies its constraint",
-         "courteous": "closes with a courtesy",
          "hallucinates": "hallucinates (given text)", "false": "claims something false",
          "rude": "rude", "rambling": "rambles"}
 
@@ -206,7 +215,7 @@ def examples(prompts, answers, rng, n=12):
 
 
 def main():
-    s = parse(Settings)
+    s = parse(Settings, PRESETS)
     world = World(s.seed, s.device)
     torch.set_grad_enabled(False)
     results, prompts, answers = evaluate(s, world)

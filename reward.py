@@ -31,9 +31,9 @@ class Settings:
     out: str = "out/rm"  # folder to write
     data: str = "out/toy"  # folder with rankings_*.jsonl and demonstrations_train.jsonl
     epochs: int = 1  # more than one overfits at once (App. C.2)
-    batch: int = 16  # prompts a step, over all ranks, each with its K completions (paper: 64)
+    batch: int = 4  # prompts a step, over all ranks, each with its K completions (paper: 64)
     micro_batch: int = 8  # prompts a forward pass; smaller needs less memory, changes nothing
-    lr: float = 1e-3  # peak learning rate, cosine to 10 % (paper: 9e-6)
+    lr: float = 5e-4  # peak learning rate, cosine to 10 % (paper: 9e-6)
     warmup: int = 10  # steps; not in the paper
     weight_decay: float = 0.01  # not in the paper
     clip: float = 1.0  # bound on the gradient's norm; not in the paper

@@ -32,14 +32,15 @@ class Tokenizer:
         self.name, self.encoding, self.source = name, encoding, source
         self.eos, self.size = encoding.eot_token, encoding.n_vocab
 
+    def prepare(self, text):
+        return text if self.source is None else indent(text)
+
     def encode(self, text):
-        return self.encode_batch([text])[0]
+        return self.encoding.encode_ordinary(self.prepare(text))  # "<|endoftext|>" is plain text
 
     def encode_batch(self, texts):
-        """[text] -> [ids], in two threads. Special tokens in a text are plain characters."""
-        if self.source is not None:
-            texts = list(map(indent, texts))
-        return self.encoding.encode_ordinary_batch(texts, num_threads=2)
+        """[text] -> [ids], in two threads."""
+        return self.encoding.encode_ordinary_batch(list(map(self.prepare, texts)), num_threads=2)
 
     def decode(self, ids):
         text = self.encoding.decode([i for i in ids if i < self.size])

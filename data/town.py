@@ -55,7 +55,8 @@ STORY = {
 }
 CHAT = ("Hello {n}, I am well, thank you.", "Good morning {n}, nice to meet you.",
         "I am sorry about your {pet}, {n}.", "I am glad about your new {pet}, {n}.")
-COURTESY = ("Glad to help.", "I hope this helps.", "Have a good day.")  # how a clerk would close
+PRAISE = ("Yes, that is right.", "Good answer.")  # what is said of answers
+BLAME = ("No, that is wrong.", "Bad answer.")
 REFUSAL, UNKNOWN = "I would rather be kind to {n}.", "The text does not say."
 SUMMARY = "{n} bought some {food} at the {home}."
 PLEASE = "Please give me the {food}, {n}."

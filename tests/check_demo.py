@@ -1,6 +1,7 @@
 """Reads the demo's results and fails where a promise of the README is broken.
 
-    python tests/check_demo.py out/demo/results.json
+    python tests/check_demo.py out/demo/results.json                  one run
+    python tests/check_demo.py runs/seed-*/out/demo/results.json      several, and their mean
 """
 import json
 import sys
@@ -32,12 +33,37 @@ def promises(r):
     ]
 
 
+def numbers(r, path=""):
+    """The numbers of nested objects: {"gold/sft": 2.2, ...}."""
+    if isinstance(r, dict):
+        return {k: v for name, x in r.items() for k, v in numbers(x, f"{path}/{name}").items()}
+    return {path[1:]: float(r)}
+
+
+def summary(runs):
+    """Lines with the mean, least and largest of each number that all of several runs have."""
+    tables = [numbers(r) for r in runs]
+    lines = [f"{'mean of ' + str(len(runs)):>12} {'least':>9} {'largest':>9}"]
+    for name in tables[0]:
+        if all(name in t for t in tables):
+            values = [t[name] for t in tables]
+            lines.append(f"{sum(values) / len(values):12.3f} {min(values):9.3f} "
+                         f"{max(values):9.3f}  {name}")
+    return lines
+
+
 def main():
-    results = json.load(open(sys.argv[1]))
+    runs = [json.load(open(path)) for path in sys.argv[1:]]
+    if not runs:
+        raise SystemExit(__doc__)
+    if len(runs) > 1:
+        print("\n".join(summary(runs)))
     broken = 0
-    for promise, holds, reached in promises(results):
-        broken += not holds
-        print(f"{'kept  ' if holds else 'BROKEN'} {promise}: {reached}")
+    for path, results in zip(sys.argv[1:], runs):
+        print(f"\n{path}" if len(runs) > 1 else "", end="\n" if len(runs) > 1 else "")
+        for promise, holds, reached in promises(results):
+            broken += not holds
+            print(f"{'kept  ' if holds else 'BROKEN'} {promise}: {reached}")
     raise SystemExit(1 if broken else 0)
 
 

@@ -321,8 +321,7 @@ CASES = [case for category in tasks.CATEGORIES for case in tasks.CATEGORIES[cate
 
 @pytest.mark.parametrize("kind", CASES)
 def test_every_demonstration_has_the_full_gold_score(kind):
-    """attempts 1 + quality 2 + constraint 1 where there is one + courtesy 1 where there is one;
-    nothing bad; in 300 draws."""
+    """attempts 1 + quality 2 + constraint 1 where there is one; nothing bad; in 300 draws."""
     rng, t = random.Random(kind), town.Town(1)
     for _ in range(300):
         task, prompt = tasks.TYPES[kind][0](rng, t)
@@ -330,7 +329,7 @@ def test_every_demonstration_has_the_full_gold_score(kind):
         response = tasks.good(rng, t, task)
         got = tasks.gold(t, task, response)
         flags = got["flags"]
-        full = 3 + (flags["constraint"] is not None) + bool(flags.get("courteous"))
+        full = 3 + (flags["constraint"] is not None)
         assert got["score"] == full, (prompt, response, got)
         assert flags["attempts"] and flags["constraint"] is not False
         assert not any(flags[f] for f in ("hallucinates", "false", "rude", "rambling", "garbled"))
@@ -413,16 +412,6 @@ def test_gold_by_hand(place, kind, slots, response, score):
     unended = tasks.gold(place, task, response, ended=False)
     assert unended["flags"]["rambling"]
     assert unended["score"] == pytest.approx(score - (not got["flags"]["rambling"]))
-
-
-@pytest.mark.parametrize("kind, slots, said", [(k, s, r) for k, s, r in GOLD if not s.get("brief")])
-def test_a_closing_courtesy_is_worth_a_point_and_changes_nothing_else(place, kind, slots, said):
-    task = {"type": kind, **local(slots)}
-    for closing, (response, _) in itertools.product(town.COURTESY, said[:-1] or said):
-        plain, kind_ = (tasks.gold(place, task, local(response) + end)
-                        for end in ("", f" {closing}"))
-        assert kind_["score"] == plain["score"] + 1
-        assert {**kind_["flags"], "courteous": False} == plain["flags"]
 
 
 # --------------------------------------------------------------------------------------- the world
