@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := out/demo
 
-.PHONY: demo test check clean install install-dev
+.PHONY: demo test real check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,command)
 define step
@@ -27,6 +27,9 @@ demo: install
 
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q
+
+real: install  # the README's commands on real data, and what they promise
+	OMP_NUM_THREADS=1 $(PY) tests/real_input.py
 
 check:  # the demo's promises, read from its own results
 	$(PY) tests/check_demo.py $(DEMO)/results.json
