@@ -307,6 +307,16 @@ def test_two_processes_are_one(demo, stage, name):
     assert_same_model(demo, name, f"{name}-2")
 
 
+def test_two_processes_are_one_without_text_too(demo):
+    """Trap 23: in PPO-ptx the text's backward pass comes last and exchanges what the episodes left
+    behind, even if these went around DistributedDataParallel. Without text nothing hides it."""
+    flags = [*FLAGS["ppo"], "--ema=0", "--lr=0.01"]  # else the weights hardly move
+    python(demo.folder, *flags, "--out=out/plain")
+    python(demo.folder, *flags, "--out=out/plain-2", processes=2)
+    assert_same_logs(demo.log("plain"), demo.log("plain-2"))
+    assert_same_model(demo, "plain", "plain-2")
+
+
 def test_two_processes_sample_the_same_tokens(demo):
     """Traps 18, 24: noise belongs to the episode, not to the rank or the batch."""
     out = demo.folder / "again.jsonl"
