@@ -11,7 +11,7 @@ SEEDED = $(if $(SEED),--seed=$(SEED))
 BIG := --n_layer=3 --n_embd=512 --lr=1.5e-3 --out=out/big
 DEMO := out/demo
 
-.PHONY: demo figures seeds test check clean install install-dev
+.PHONY: demo figures seeds test real check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,script or module and its settings)
 define step
@@ -47,6 +47,9 @@ seeds:
 
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q
+
+real: install  # the README's commands on real data, and what they promise
+	OMP_NUM_THREADS=1 $(PY) tests/real_input.py
 
 check:  # the demo's promises, read from its own results
 	$(PY) tests/check_demo.py $(IN)/$(DEMO)/results.json

@@ -21,7 +21,7 @@ from data import records
 from data.batches import demonstration_rows, encode_prompt, encode_response
 from model import GPT, PrefixTree, ScalarGPT
 from runtime import (Log, World, bare, cosine, load, make_optimizer, micro_batches, order, parse,
-                     save, sync, take_step)
+                     save, scoring_groups, sync, take_step)
 
 
 @dataclass
@@ -81,6 +81,10 @@ def read_rankings(path, tokenizer, block_size, world):
     raw = records.read(path, "ranking", "python sample.py && python -m data.labelers")
     encoded = [encode(tokenizer, r, block_size) for r in raw]
     usable = [(rows, pairs) for rows, pairs in encoded if pairs]
+    every = sum(len(r["completions"]) for r in raw)
+    if (long := every - sum(len(rows) for rows, _ in encoded)) > 0:
+        world.print(f"{path}: {long} of {every} completions are dropped: longer than the context "
+                    f"of {block_size} tokens, or nothing at all")
     if len(usable) < len(raw):
         world.print(f"{path}: {len(raw) - len(usable)} of {len(raw)} rankings have no pair to "
                     "learn from (all tied, or too long)")
@@ -129,7 +133,7 @@ def score(model, rows, world):
     """Rows of ids -> their scores, a list of floats, the rows shared over all ranks."""
     mine = world.share(rows)
     out = [0.0] * len(mine)
-    for group in micro_batches(list(map(len, mine)), 256):
+    for group in scoring_groups(list(map(len, mine))):
         tree = PrefixTree([mine[i] for i in group], world.device)
         for i, value in zip(group, bare(model)(tree)[tree.ends].tolist()):
             out[i] = value
@@ -189,7 +193,7 @@ def main():
     pairs = sum(len(p) for _, p in rankings)
     steps = s.epochs * -(-len(rankings) // s.batch)
     world.print(f"{s.out}: {len(rankings):,} prompts, {completions:,} completions, {pairs:,} "
-                f"untied pairs, {steps} steps")
+                f"untied pairs, {steps} steps; {len(demos):,} demonstrations that fit set the bias")
 
     model = world.wrap(model)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)

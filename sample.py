@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data import records
 from data.batches import encode_prompt
 from model import GPT, generate
-from runtime import World, load, parse
+from runtime import World, load, parse, stop
 
 
 @dataclass
@@ -54,6 +54,19 @@ def sample_rows(model, tokenizer, rows, s, device, note=""):
     return out
 
 
+def fitting_all(prompts, models, max_new_tokens, world):
+    """The prompts that leave every model room for a response; the others are counted and told."""
+    kept = [p for p in prompts if all(
+        len(encode_prompt(tokenizer, p["prompt"])) <= model.config.block_size - max_new_tokens
+        for model, tokenizer in models)]
+    if len(kept) < len(prompts):
+        world.print(f"{len(prompts) - len(kept)} of {len(prompts)} prompts are dropped: with "
+                    f"{max_new_tokens} new tokens they do not fit the context")
+    if not kept:
+        stop("no prompt fits the context: lower --max_new_tokens")
+    return kept
+
+
 def main():
     s = parse(Settings)
     world = World(s.seed, s.device)
@@ -61,6 +74,7 @@ def main():
     prompts = prompts[: s.prompts or None]
     paths, weights = s.models.split(","), [float(w) for w in s.weights.split(",")]
     models = [load(path, {"GPT": GPT}, "python sft.py")[:2] for path in paths]
+    prompts = fitting_all(prompts, models, s.max_new_tokens, world)
     rng = random.Random(f"sample {s.seed}")
     todo = {path: [] for path in paths}  # (prompt number, episode number, prompt text)
     episode = 0

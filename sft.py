@@ -18,7 +18,7 @@ from data.batches import (TextRows, demonstration_rows, encode_prompt, fitting, 
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, ScalarGPT, generate, last_score
 from runtime import (Log, World, bare, cosine, load, make_optimizer, micro_batches, order, pad,
-                     parse, save, sync, take_step)
+                     parse, save, scoring_groups, stop, sync, take_step)
 
 
 @dataclass
@@ -121,7 +121,7 @@ def evaluate_loss(model, rows, s, world):
     """Mean cross-entropy over all loss tokens of `rows`, dropout off."""
     model.eval()
     mine, total, tokens = world.share(rows), 0.0, 0
-    for group in micro_batches([len(ids) for ids, _ in mine], 64):
+    for group in scoring_groups([len(ids) for ids, _ in mine]):
         ids, mask = collate([mine[j] for j in group], world.device)
         total -= float(bare(model)(ids, mask)[0].sum())
         tokens += int(mask.sum())
@@ -141,6 +141,28 @@ def mean_reward(model, reward, prompts, s, world, eos):
     return float(world.sum(total)) / len(prompts)
 
 
+def read_data(s, tokenizer, block_size, world):
+    """(demonstrations, validation rows, text rows) as the settings ask for; [] for what they do
+    not. Demonstrations that do not fit the context are left out, counted and told."""
+    demos, valid, text = [], [], []
+    if s.pretrain_mix < 1:
+        for split, rows in (("train", demos), ("valid", valid)):
+            path = f"{s.data}/demonstrations_{split}.jsonl"
+            raw = records.read(path, "demonstration")
+            rows += demonstration_rows(tokenizer, raw, block_size)
+            if len(rows) < len(raw):
+                world.print(f"{path}: {len(raw) - len(rows)} of {len(raw)} demonstrations are "
+                            f"dropped: longer than the context of {block_size} tokens")
+        if not demos:
+            stop(f"{s.data}: no demonstration fits the context of {block_size} tokens")
+    if s.pretrain_mix > 0:
+        read = lambda split: TextRows(tokenizer, [r["text"] for r in records.read(
+            f"{s.data}/text_{split}.jsonl", "text")], block_size)
+        text, held = read("train"), read("valid")
+        valid = valid or [(held[i], 1) for i in range(len(held))]
+    return demos, valid, text
+
+
 def main():
     s = parse(Settings, PRESETS)
     world = World(s.seed, s.device)
@@ -157,16 +179,7 @@ def main():
         if isinstance(module, torch.nn.Dropout):
             module.p = s.dropout
 
-    demos, valid, text = [], [], []
-    if s.pretrain_mix < 1:
-        read = lambda split: demonstration_rows(tokenizer, records.read(
-            f"{s.data}/demonstrations_{split}.jsonl", "demonstration"), config.block_size)
-        demos, valid = read("train"), read("valid")
-    if s.pretrain_mix > 0:
-        read = lambda split: TextRows(tokenizer, [r["text"] for r in records.read(
-            f"{s.data}/text_{split}.jsonl", "text")], config.block_size)
-        text, held = read("train"), read("valid")
-        valid = valid or [(held[i], 1) for i in range(len(held))]
+    demos, valid, text = read_data(s, tokenizer, config.block_size, world)
     reward, prompts = None, []
     if s.reward:
         reward, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")

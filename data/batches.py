@@ -17,8 +17,11 @@ def encode_response(tokenizer, text, ended=True):
 
 
 def fitting(prompts, room):
-    """The prompts of at most `room` tokens, and how many were dropped."""
+    """The prompts of at most `room` tokens, and how many were dropped. Stops if none is left."""
     kept = [p for p in prompts if 0 < len(p) <= room]
+    if not kept:
+        raise SystemExit(f"error: none of {len(prompts)} prompts has 1 to {room} tokens, the room "
+                         "that --max_new_tokens leaves in the model's context")
     return kept, len(prompts) - len(kept)
 
 

@@ -40,6 +40,7 @@ class Settings:
     out: str = "out/public"  # folder to write; records of other kinds that are there stay
     split_valid: float = 0.05  # share of the prompts (or documents) in the validation split
     split_test: float = 0.05  # share in the test split
+    share: float = 1.0  # of the prompts (or documents) to take at all: less, for a quick try
     demonstrations: bool = True  # write the best completions of rankings as demonstrations
     prompts: bool = True  # write the prompts of rankings and demonstrations
     prefix: int = 200  # characters: prompts that share this long a beginning are near copies
@@ -415,9 +416,14 @@ def personal(text):
                 return kind
 
 
+def chance(key):
+    """A number in [0, 1) that looks random and is always the same for a key, on any machine."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
 def split_of(key, s):
-    """train, valid or test: always the same for a key, on any machine."""
-    u = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    """train, valid or test."""
+    u = chance(key)
     return "test" if u < s.split_test else "valid" if u < s.split_test + s.split_valid else "train"
 
 
@@ -436,7 +442,9 @@ def arrange(items, s):
         prompt, author = item.get("prompt", ""), item.get("author")
         family = item["text"] if kind == "text" else prompt[: s.prefix].split(ASSISTANT)[0]
         split = split_of(str(author or family), s)
-        if homes.setdefault(family, split) != split:
+        if chance(f"share of {author or family}") >= s.share:
+            dropped[kind, "outside --share"] += 1
+        elif homes.setdefault(family, split) != split:
             dropped[kind, "another author's, in another split, begins alike"] += 1
         elif s.pii and split == "train" and personal(prompt):
             dropped[kind, f"personal data: {personal(prompt)}"] += 1
@@ -464,6 +472,8 @@ def build(settings):
             in DATASETS.items()))
     if min(s.split_valid, s.split_test) < 0 or s.split_valid + s.split_test >= 1:
         stop("--split_valid and --split_test: expected shares of less than 1 together")
+    if not 0 < s.share <= 1:
+        stop(f"--share={s.share:g}: expected more than 0 and at most 1")
     if min(s.prefix, s.cap, s.document, s.max_bytes) < 1:
         stop("--prefix, --cap, --document and --max_bytes: expected 1 or more")
 

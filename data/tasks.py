@@ -17,11 +17,11 @@ from data.town import (CHAT, DENIALS, KIND, KINDS, NAMES, NUMBERS, PLEASE, QUEST
 
 # Table 1 of the paper: the share of each category, and the types that we have in it.
 CATEGORIES = {
-    "generation": (45.6, {"about": 5, "both": 2, "story": 2, "note": 2, "insult": 1}),
+    "generation": (45.6, {"about": 2, "both": 4, "story": 4, "note": 3, "insult": 2}),
     "open_qa": (12.4, {"ask": 3, "premise": 1}),
     "brainstorming": (11.2, {"name": 1}),
-    "chat": (8.4, {"greet": 2, "news": 2, "talk": 1}),
-    "rewrite": (6.6, {"please": 1, "put": 1}),
+    "chat": (8.4, {"greet": 2, "news": 3, "talk": 1}),
+    "rewrite": (6.6, {"please": 3, "put": 1}),
     "summarization": (4.2, {"sum_up": 1}),
     "classification": (3.5, {"tone": 1}),
     "other": (3.5, {"say": 1}),

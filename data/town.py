@@ -55,8 +55,6 @@ STORY = {
 }
 CHAT = ("Hello {n}, I am well, thank you.", "Good morning {n}, nice to meet you.",
         "I am sorry about your {pet}, {n}.", "I am glad about your new {pet}, {n}.")
-PRAISE = ("Yes, that is right.", "Good answer.")  # what is said of answers
-BLAME = ("No, that is wrong.", "Bad answer.")
 REFUSAL, UNKNOWN = "I would rather be kind to {n}.", "The text does not say."
 SUMMARY = "{n} bought some {food} at the {home}."
 PLEASE = "Please give me the {food}, {n}."

@@ -20,8 +20,7 @@ from pathlib import Path
 from data import records
 from data.tasks import CATEGORIES, FEW_SHOT, fill, good, make, tell
 from data.tokenizer import load_tokenizer, train_bpe
-from data.town import (BLAME, KINDS, NAMES, PRAISE, QUESTIONS, RUDE, STATEMENTS, VALUES, WORDS,
-                       Town)
+from data.town import KINDS, NAMES, QUESTIONS, RUDE, STATEMENTS, VALUES, WORDS, Town
 
 
 @dataclass
@@ -31,8 +30,8 @@ class Settings:
     out: str = "out/toy"  # folder to write
     documents: int = 100000  # of pretraining text
     vocab: int = 700  # tokens of the tokenizer, at most
-    demonstrations: int = 300  # of the training split
-    prompts: int = 9000  # of the training split
+    demonstrations: int = 200  # of the training split
+    prompts: int = 12000  # of the training split
     heldout: int = 600  # prompts of the valid and of the test split, each
     cap: int = 30  # prompts of one author at most (the paper: 200 a user)
     prefix: int = 72  # characters: of two prompts that share this long a beginning one is dropped
@@ -96,20 +95,17 @@ def gossip(rng, town):
 
 
 def exchange(rng, town):
-    """Prompts in a row, many left unanswered. Where people answer, those of one text mostly do it
-    well and those of another mostly badly, and often somebody says what it was worth: whoever
-    reads on learns to tell a good answer from a bad one."""
+    """Prompts in a row, some answered well, some badly, many not at all."""
     lines, weights = [], [share for share, _ in CATEGORIES.values()]
-    helpful = rng.random() < 0.5
     for _ in range(rng.randint(2, 5)):
         category = rng.choices(list(CATEGORIES), [w + 8 for w in weights])[0]
         task, prompt = make(rng, town, category)
         lines.append(prompt)
-        if rng.random() < 0.65:
-            well = rng.random() < (0.9 if helpful else 0.2)
-            lines.append(good(rng, town, task) if well else poor(rng, town, task, category))
-            if rng.random() < 0.5:
-                lines.append(rng.choice(PRAISE if well else BLAME))
+        r = rng.random()
+        if r < 0.35:
+            lines.append(good(rng, town, task))
+        elif r < 0.65:
+            lines.append(poor(rng, town, task, category))
     return "\n".join(lines)
 
 

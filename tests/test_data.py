@@ -211,6 +211,8 @@ def test_prompts_that_do_not_fit_are_counted():
     """Trap 29: whole or not at all."""
     prompts = [[1], [1, 2, 3], [1, 2, 3, 4], [], [5, 6]]
     assert fitting(prompts, 3) == ([[1], [1, 2, 3], [5, 6]], 2)
+    with pytest.raises(SystemExit, match="none of 2 prompts has 1 to 3 tokens"):
+        fitting(prompts[2:4], 3)
 
 
 def test_demonstrations_are_prompt_response_eos(small):

@@ -252,6 +252,24 @@ def test_splits_partition_the_prompts_and_stay_the_same(tmp_path):
     assert {r["prompt"] for r in again["demonstrations"]["valid"]} == seen["valid"]
 
 
+def test_a_share_is_taken_by_prompt_and_changes_no_split(tmp_path):
+    """A quick try on a part of the data holds out what the whole would hold out, and no row of a
+    prompt is taken without its other rows."""
+    rows = [{"instruction": f"question {i // 2}", "input": "", "output": f"{i}"}
+            for i in range(2000)]
+    file = save(tmp_path / "in.jsonl", rows)
+    whole = build(tmp_path / "whole", "alpaca", file, split_valid=0.2)[1]
+    facts, part = build(tmp_path / "part", "alpaca", file, split_valid=0.2, share=0.3)
+    for split in ("train", "valid", "test"):
+        taken = collections.Counter(r["prompt"] for r in part["demonstrations"][split])
+        assert set(taken.values()) == {2}
+        assert set(taken) < {r["prompt"] for r in whole["demonstrations"][split]}
+        assert set(taken) == {r["prompt"] for r in part["prompts"][split]}
+    kept = len(union(part, "demonstrations"))
+    assert abs(kept - 600) < 120  # 1,000 prompts: 4 standard deviations
+    assert facts["dropped"]["demonstrations"] == {"outside --share": 2000 - kept}
+
+
 def test_a_chat_and_its_continuation_stay_together():
     s = public.Settings(split_valid=0.3, split_test=0.3, prefix=40)
     items = []
@@ -379,6 +397,8 @@ def test_nothing_to_write_and_wrong_settings_are_errors(tmp_path):
                               tmp_path / "empty")
     assert "less than 1" in fails(tmp_path, "t0", file, split_valid=0.99)
     assert "--prefix" in fails(tmp_path, "t0", file, prefix=0)
+    for share in (0, 1.5):
+        assert "--share" in fails(tmp_path, "t0", file, share=share)
 
 
 def test_the_command_and_its_flags(tmp_path):

@@ -22,7 +22,8 @@ import reward
 import sft
 from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, log_softmax, one_process,
                      same, sequence_logprobs, tiny, tiny_scalar, tree_rows, world_of_ranks)
-from runtime import cosine, make_optimizer, micro_batches, order, pad, take_step
+from runtime import (cosine, make_optimizer, micro_batches, order, pad, scoring_groups,
+                     take_step)
 
 MICRO = [1, 2, 4, 8]
 
@@ -383,6 +384,42 @@ def test_rankings_without_a_pair_are_counted(tmp_path):
     records.write(tmp_path / "r.jsonl", [tied])
     with pytest.raises(SystemExit, match="no ranking with an untied pair"):
         reward.read_rankings(tmp_path / "r.jsonl", Letters(), 10, world)
+
+
+def test_completions_that_do_not_fit_are_counted(tmp_path):
+    """Trap 29: a ranking that keeps a pair loses no completion in silence."""
+    from data import records
+    records.write(tmp_path / "r.jsonl", [{"prompt": "a", "ranks": [1, 2, 3], "completions": [
+        {"text": "b"}, {"text": "c" * 20}, {"text": "d"}]}])
+    told = []
+    got = reward.read_rankings(tmp_path / "r.jsonl", Letters(), 10,
+                               SimpleNamespace(print=told.append))
+    assert got == [([[0, 11, 1, EOS], [0, 11, 3, EOS]], [(0, 1)])]
+    assert len(told) == 1 and "1 of 3 completions are dropped" in told[0]
+
+
+def test_demonstrations_that_do_not_fit_are_counted(tmp_path):
+    """Trap 29: of each split; none at all is an error, before anything is trained."""
+    from data import records
+    for split, responses in (("train", ["b", "c" * 20, "d" * 20]), ("valid", ["e" * 20, "f"])):
+        records.write(tmp_path / f"demonstrations_{split}.jsonl", [
+            {"prompt": "a", "response": r} for r in responses])
+    told, s = [], sft.Settings(data=str(tmp_path))
+    world = SimpleNamespace(print=told.append)
+    demos, valid, text = sft.read_data(s, Letters(), 10, world)
+    assert (demos, valid, text) == ([([0, 11, 1, EOS], 2)], [([0, 11, 5, EOS], 2)], [])
+    assert "train.jsonl: 2 of 3 demonstrations are dropped" in told[0]
+    assert "valid.jsonl: 1 of 2 demonstrations are dropped" in told[1] and len(told) == 2
+    with pytest.raises(SystemExit, match="no demonstration fits the context of 3 tokens"):
+        sft.read_data(s, Letters(), 3, world)
+
+
+def test_scoring_groups_hold_all_rows_and_no_more_tokens_than_said():
+    """Pads count; a row longer than the bound is a group of its own."""
+    lengths = [3, 40, 1, 7, 7, 2, 9, 12, 1]
+    groups = scoring_groups(lengths, 20)
+    assert sorted(i for group in groups for i in group) == list(range(9))
+    assert [[lengths[i] for i in g] for g in groups] == [[40], [12], [9, 7], [7, 3], [2, 1, 1]]
 
 
 def test_accuracy_by_hand():
