@@ -20,8 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = Path(os.environ.get("PUBLIC_DATA", ROOT.parent / "shared" / "data"))
-LOSSES = {"base": "loss", "sft": "loss", "rm-hh": "loss", "rm-oa": "loss", "sft-polite": "loss",
-          "rm-polite": "loss", "ppo": "loss/value"}  # what must fall in each stage; a policy's loss says nothing
+LOSSES = {  # what must fall in each stage; the loss of PPO's policy says nothing
+    "base": "loss", "sft": "loss", "rm-hh": "loss", "rm-oa": "loss", "ppo": "loss/value",
+    "sft-polite": "loss", "rm-polite": "loss"}
 
 
 def commands(text):

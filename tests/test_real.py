@@ -20,7 +20,8 @@ SMALL = {  # stage -> flags
     "polite": ["--share=0.1"],
     "base": ["--block_size=256", "--n_layer=1", "--n_embd=16", "--batch=8",
              "--micro_batch=8"],
-    "sft": ["--epochs=1"], "sft-polite": ["--n_layer=1", "--n_embd=16"], "rm-hh": [], "rm-oa": ["--epochs=1"], "rm-polite": ["--epochs=1"],
+    "sft": ["--epochs=1"], "sft-polite": ["--n_layer=1", "--n_embd=16"],
+    "rm-hh": [], "rm-oa": ["--epochs=1"], "rm-polite": ["--epochs=1"],
     "ppo": ["--iterations=2", "--batch=4", "--minibatch=2", "--max_new_tokens=8", "--show=1"],
 }
 COMMANDS = real_input.commands((real_input.ROOT / "README.md").read_text(encoding="utf-8"))
@@ -32,7 +33,7 @@ def chain(tmp_path_factory):
     for word in (w for words in COMMANDS for w in words if "--file=" in w):
         for name in word.removeprefix("--file=downloads/").split(",downloads/"):
             if not (real_input.PUBLIC / name).exists():
-                pytest.skip(f"no {name} in {real_input.PUBLIC}: set PUBLIC_DATA to a folder with it")
+                pytest.skip(f"no {name} in {real_input.PUBLIC}: set PUBLIC_DATA")
     folder, out = tmp_path_factory.mktemp("real"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -56,7 +57,7 @@ def chain(tmp_path_factory):
 
 
 def test_readme_has_all_stages():
-    """Text, the four datasets, two steps of SFT, three reward models and PPO."""
+    """Text and the four datasets, pretraining, SFT, three reward models and PPO."""
     stages = [real_input.stage(words).rpartition("/")[2] for words in COMMANDS]
     assert stages[:2] == ["hh", "hh"] and set(stages) == set(SMALL)
     assert stages.index("base") < stages.index("sft") < stages.index("rm-hh") < stages.index("ppo")
