@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import attention, decode_attention, token_logprobs
+from kernels import attention, decode_attention, token_logprobs, token_objective
 
 
 @dataclass
@@ -124,20 +124,33 @@ class GPT(nn.Module):
         self.config = config
         self.transformer = Body(config)
 
-    def forward(self, ids, mask, temperature=1.0, entropy=False):
+    def forward(self, ids, mask, temperature=1.0, entropy=False, objective=None):
         """Log-probabilities of the tokens that `mask` marks, each given the tokens before it.
 
         ids, mask: [B, T]; the first token has nothing before it and never counts. Returns
         (logprob, entropy), each [B, T], 0 where the mask is off; entropy is None unless asked for.
         Only marked tokens reach the output embedding: prompts and pads cost nothing there.
+
+        objective(logprob, mask), [B, T] both, a sum over marked tokens of a function of each one's
+        own log-prob: returns (loss, logprob, entropy) and makes the gradients of the loss on the
+        way, with the logits computed once instead of twice (`kernels.token_objective`). It is
+        called with a part of the marks at a time, and then only the loss has a gradient.
         """
         mask = mask.bool() & (torch.arange(ids.size(1), device=ids.device) > 0)
         before = self.transformer(ids)[:, :-1][mask[:, 1:]]  # [N, C]: the state before each token
-        logprob, h = token_logprobs(before, self.transformer.wte.weight, ids[mask], temperature,
-                                    entropy)
-        blank = torch.zeros(ids.shape, device=ids.device)
-        logprob = blank.masked_scatter(mask, logprob)
-        return logprob, (blank.masked_scatter(mask, h) if entropy else None)
+        head = before, self.transformer.wte.weight, ids[mask]
+        grid = lambda x, marks=mask: x.new_zeros(ids.shape).masked_scatter(marks, x)
+        if objective is None:
+            logprob, h = token_logprobs(*head, temperature, entropy)
+            return grid(logprob), (grid(h) if entropy else None)
+        places = mask.flatten().nonzero().squeeze(1)
+
+        def part(logprob, rows):  # some of the N tokens, put back where they came from
+            marks = torch.zeros_like(mask).flatten().index_fill_(0, places[rows], True)
+            return objective(grid(logprob, marks.view_as(mask)), marks.view_as(mask))
+
+        loss, logprob, h = token_objective(*head, part, temperature, entropy)
+        return loss, grid(logprob), (grid(h) if entropy else None)
 
     def logits(self, hidden):
         return hidden @ self.transformer.wte.weight.T
