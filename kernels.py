@@ -289,10 +289,9 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
         l = l * worth + p.sum(-1, keepdim=True)
         tops.append(top)
         m = top
-    logl = l.log()
-    lse = (m + logl).squeeze(-1)
-    logprob = (wide * weight[y]).sum(-1) / temperature - lse
-    H = (logl - zp / l).squeeze(-1) if entropy else None
+    m, logl = m.squeeze(-1), l.log().squeeze(-1)  # L = m + logl; apart they lose no digits
+    logprob = (wide * weight[y]).sum(-1) / temperature - m - logl
+    H = logl - (zp / l).squeeze(-1) if entropy else None
 
     def gradients(g, h, dw):
         e.scatter_(-1, y[:, None], 0.0)
@@ -303,7 +302,7 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
         dx = own * weight[y]
         dw.index_add_(0, y, own * wide)
         for (j, stop), top in zip(spans, tops):
-            logk, et, wt = top.squeeze(-1) - lse, e[:, j:stop], weight[j:stop]
+            logk, et, wt = top.squeeze(-1) - m - logl, e[:, j:stop], weight[j:stop]
             factor = g if h is None else g + h * (logk + H)
             factor = (factor * logk.exp() / -temperature).unsqueeze(-1)
             if h is not None:  # p log p = k (e log e + e log k)
