@@ -188,14 +188,33 @@ def attention(q, k, v):
 
 # ------------------------------------------------------------------------------ decode attention
 
+ROWS = 16  # of different lengths that are worked on together, up to the longest of them
+
+
 def plain_decode_attention(q, k, v, lengths):
-    """`decode_attention` in PyTorch. The first min(lengths) slots are used by every row; what an
-    unused slot holds is undefined, and 0 * NaN is NaN: those are blanked, not only weighed 0."""
+    """`decode_attention` in PyTorch: quickest if rows of similar lengths are neighbours.
+
+    What an unused slot holds is undefined, and 0 * NaN is NaN: between the shortest and the longest
+    of the rows at hand the unused values are blanked, not only weighed 0.
+    """
     B, H, T, D = k.shape
-    unused = torch.arange(T, device=q.device) >= lengths[:, None]  # [B, T]
-    score = (k @ (q * D**-0.5).unsqueeze(-1)).squeeze(-1)  # [B, H, T]
-    weights = score.masked_fill_(unused[:, None], float("-inf")).softmax(-1)
-    return (weights.unsqueeze(-2) @ v.masked_fill(unused[:, None, :, None], 0)).squeeze(-2)
+    out, ends = torch.empty_like(q), lengths.tolist()
+    n = B if min(ends) == max(ends) else ROWS
+    for i in range(0, B, n):
+        first, last = min(ends[i : i + n]), max(ends[i : i + n])
+        ks, vs = (x[i : i + n, :, :last].flatten(0, 1) for x in (k, v))  # [rows * H, last, D]
+        qs = (q[i : i + n] * D**-0.5).view(-1, 1, D)
+        score = torch.bmm(qs, ks.mT)
+        if first < last:
+            unused = torch.arange(first, last, device=q.device) >= lengths[i : i + n, None]
+            unused = unused.repeat_interleave(H, 0).unsqueeze(1)
+            score[..., first:].masked_fill_(unused, float("-inf"))
+            weights, rest = score.softmax(-1), vs[:, first:].masked_fill(unused.mT, 0)
+            o = torch.bmm(weights[..., :first], vs[:, :first]).baddbmm_(weights[..., first:], rest)
+        else:
+            o = torch.bmm(score.softmax(-1), vs)
+        out[i : i + n] = o.view(-1, H, D)
+    return out
 
 
 @torch.library.custom_op("nanoinstructgpt::decode_attention", mutates_args=())

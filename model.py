@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import attention, decode_attention, token_logprobs, token_objective
+from kernels import LOG2E, attention, decode_attention, token_logprobs, token_objective
 
 
 @dataclass
@@ -36,21 +36,20 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, cache=None):
-        """x: [B, T, C] -> [B, T, C]. A cache (k, v: [B, H, Tmax, D]) is filled from position 0."""
+        """x: [B, T, C] -> [B, T, C]. A cache [2, B, H, Tmax, D] of k, v is filled from position 0."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if cache is not None:
-            cache[0][:, :, :T], cache[1][:, :, :T] = k, v
+            cache[0, :, :, :T], cache[1, :, :, :T] = k, v
         return self.c_proj(attention(q, k, v).transpose(1, 2).reshape(B, T, C))
 
     def step(self, x, cache, position, longest):
         """One token a row, x: [B, C], written at position[b] of a cache filled up to there."""
         B, C = x.shape
-        q, k, v = self.c_attn(x).view(B, 3, self.n_head, -1).unbind(1)  # each [B, H, D]
-        rows = torch.arange(B, device=x.device)
-        cache[0][rows, :, position], cache[1][rows, :, position] = k, v
-        keys, values = cache[0][:, :, :longest], cache[1][:, :, :longest]
-        return self.c_proj(decode_attention(q, keys, values, position + 1).reshape(B, C))
+        qkv = self.c_attn(x).view(B, 3, self.n_head, -1)  # three of [B, H, D]
+        cache[:, torch.arange(B, device=x.device), :, position] = qkv[:, 1:]
+        keys, values = cache[:, :, :, :longest]
+        return self.c_proj(decode_attention(qkv[:, 0], keys, values, position + 1).reshape(B, C))
 
 
 class MLP(nn.Module):
@@ -225,14 +224,26 @@ def choose(logits, temperature, noise):
 
     The token is where the cumulative distribution passes the noise; temperature 0 is greedy.
     """
-    logp = (logits.float() / (temperature or 1.0)).log_softmax(-1)
+    z = logits.float() / (temperature or 1.0)
+    top = z.amax(-1, keepdim=True)
+    # One pass of exponentials, of differences and to base 2, serves the choice and its log-prob.
+    cumulative = ((z - top) * LOG2E).exp2_().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
     if temperature == 0:
-        token = logp.argmax(-1)
+        token = z.argmax(-1, keepdim=True)
     else:
-        cumulative = logp.double().exp().cumsum(-1)
-        token = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
-        token = token.squeeze(-1).clamp(max=logits.size(-1) - 1)
-    return token, logp.gather(-1, token[:, None]).squeeze(-1)
+        token = torch.searchsorted(cumulative, noise[:, None] * total, right=True)
+        token = token.clamp(max=logits.size(-1) - 1)
+    return token.squeeze(-1), ((z.gather(-1, token) - top) - total.log()).float().squeeze(-1)
+
+
+PROMPTS = 16  # of similar lengths, read together
+
+
+def read_prompts(model, ids, lengths, caches):
+    """Fill the caches with prompts [B, T] of ragged lengths; the state after each, [B, C]."""
+    hidden = model.transformer(ids[:, : int(lengths.max())], caches)
+    return hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
 
 
 @torch.no_grad()
@@ -240,7 +251,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     """Sample one response to each prompt, until EOS or max_new_tokens.
 
     prompts: lists of token ids, of any lengths. episodes: [B] numbers that own the sampling noise
-    (default 0..B-1). Ended rows leave the batch; their tokens never change again. Returns
+    (default 0..B-1). Ended rows leave the batch; their tokens never change again. Nothing is
+    padded on the left: each row decodes at its own position, against its own length. Returns
     Samples on the model's device. Dropout is off while sampling, and as it was afterwards.
     """
     device, config, was_training = next(model.parameters()).device, model.config, model.training
@@ -259,14 +271,15 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     episodes = torch.arange(B) if episodes is None else torch.as_tensor(episodes)
     episodes = episodes.to(device)
 
-    shape = (B, config.n_head, T, config.n_embd // config.n_head)
+    # The rows that the caches hold, shortest first: neighbours have little between them to waste.
+    live = starts.argsort(stable=True)
+    shape = (2, B, config.n_head, T, config.n_embd // config.n_head)
     dtype = model.transformer.wte.weight.dtype
-    caches = [[torch.empty(shape, device=device, dtype=dtype) for _ in "kv"]
-              for _ in range(config.n_layer)]
-    hidden = model.transformer(ids[:, : T - max_new_tokens], caches)  # all prompts at once
-    live = torch.arange(B, device=device)  # the rows that the caches hold, in their order
+    caches = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+    hidden = torch.cat([read_prompts(model, ids[rows], starts[rows],
+                                     [cache[:, i * PROMPTS : (i + 1) * PROMPTS] for cache in caches])
+                        for i, rows in enumerate(live.split(PROMPTS))])
     running = torch.ones(B, dtype=torch.bool, device=device)  # which of them have not ended
-    hidden = hidden[live, starts - 1]
     for step in range(max_new_tokens):
         token, logp = choose(model.logits(hidden), temperature, uniform(seed, episodes[live], step))
         rows = live[running]
@@ -280,7 +293,7 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
             break
         if left < 0.75 * len(live):  # copying the caches costs, so ended rows leave in groups
             live, token = live[running], token[running]
-            caches = [[x[running] for x in cache] for cache in caches]
+            caches = [cache[:, running] for cache in caches]
             running = torch.ones_like(live, dtype=torch.bool)
         position = starts[live] + step
         hidden = model.transformer.step(token, caches, position, int(position.max()) + 1)
