@@ -65,11 +65,13 @@ QUERIES = 64  # a block; more waste work on the future, fewer make small matrix 
 KEYS = 1024  # a tile, a multiple of QUERIES: [heads, 64, 1024] float32 stay in a core's cache
 
 
-def _pieces(B, H):
-    """Indices that cut [B, H, T, D] into [n, T, D] without a copy, the fewest pieces first."""
-    if B > H:  # short sequences come in large batches
-        return [(slice(b, b + 8), h) for h in range(H) for b in range(0, B, 8)]
-    return [(b, slice(None)) for b in range(B)]
+def _pieces(B, H, T):
+    """Indices that cut [B, H, T, D] into [n, T, D] without a copy: by sequence, or by head where
+    sequences are short and many."""
+    if B <= H or T > 2 * QUERIES:
+        return [(b, slice(None)) for b in range(B)]
+    n = max(1, KEYS // T)
+    return [(slice(b, b + n), h) for h in range(H) for b in range(0, B, n)]
 
 
 def _tiles(T):
@@ -92,10 +94,10 @@ def tiled_attention(q, k, v):
     """The forward pass above. q, k, v: [B, H, T, D] -> o [B, H, T, D], base-2 L [B, H, T]."""
     B, H, T, D = q.shape
     dtype = _accumulator(q)
-    out = _attention_like(q)
+    out = torch.empty_like(q)  # laid out like q: if packed by token, joining heads costs no copy
     lse = q.new_empty(B, H, T, dtype=dtype)
     future = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=q.device).triu(1)
-    for at in _pieces(B, H):
+    for at in _pieces(B, H, T):
         qs, ks, vs = (x[at].to(dtype) for x in (q, k, v))
         qs = qs * (D**-0.5 * LOG2E)
         for i, end, j, stop in _tiles(T):
@@ -120,27 +122,26 @@ def tiled_attention_backward(grad, q, k, v, out, lse):
     """The gradients above: dq, dk, dv, each [B, H, T, D] like q, from the gradient of o."""
     B, H, T, D = q.shape
     dtype = _accumulator(q)
-    dq, dk, dv = (_attention_like(q) for _ in range(3))
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
     future = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=q.device).triu(1)
-    for at in _pieces(B, H):
+    for at in _pieces(B, H, T):
         qs, ks, vs, do, o = (x[at].to(dtype) for x in (q, k, v, grad, out))
         qs = qs * (D**-0.5 * LOG2E)
         expected = (do * o).sum(-1, keepdim=True)  # sum_j p_ij dp_ij
-        aq, ak, av = torch.zeros(3, *qs.shape, dtype=dtype, device=q.device)
+        sums = [x[at] for x in (dq, dk, dv)]
+        if q.dtype != dtype:
+            sums = torch.zeros(3, *qs.shape, dtype=dtype, device=q.device)
+        aq, ak, av = sums
         for i, end, j, stop in _tiles(T):
             p = _scores(qs, ks, i, end, j, stop, future).sub_(lse[at][:, i:end, None]).exp2_()
             av[:, j:stop].baddbmm_(p.mT, do[:, i:end])
             ds = torch.bmm(do[:, i:end], vs[:, j:stop].mT).sub_(expected[:, i:end]).mul_(p)
             aq[:, i:end].baddbmm_(ds, ks[:, j:stop])
             ak[:, j:stop].baddbmm_(ds.mT, qs[:, i:end])
-        dq[at], dk[at], dv[at] = aq.mul_(D**-0.5), ak.mul_(1 / LOG2E), av  # qs held c log2(e) q
+        aq.mul_(D**-0.5), ak.mul_(1 / LOG2E)  # qs held c log2(e) q
+        if q.dtype != dtype:
+            dq[at], dk[at], dv[at] = aq, ak, av
     return dq, dk, dv
-
-
-def _attention_like(q):
-    """[B, H, T, D] whose memory runs as [B, T, H, D]: joining the heads then costs no copy."""
-    B, H, T, D = q.shape
-    return q.new_empty(B, T, H, D).transpose(1, 2)
 
 
 @torch.library.custom_op("nanoinstructgpt::attention", mutates_args=())
@@ -161,12 +162,12 @@ def _attention_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v:
 
 @_attention.register_fake
 def _(q, k, v):
-    return _attention_like(q), q.new_empty(q.shape[:3], dtype=_accumulator(q))
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=_accumulator(q))
 
 
 @_attention_backward.register_fake
 def _(grad, q, k, v, out, lse):
-    return tuple(_attention_like(q) for _ in range(3))
+    return tuple(torch.empty_like(x) for x in (q, k, v))
 
 
 _attention.register_autograd(
@@ -194,8 +195,8 @@ ROWS = 16  # of different lengths that are worked on together, up to the longest
 def plain_decode_attention(q, k, v, lengths):
     """`decode_attention` in PyTorch: quickest if rows of similar lengths are neighbours.
 
-    What an unused slot holds is undefined, and 0 * NaN is NaN: between the shortest and the longest
-    of the rows at hand the unused values are blanked, not only weighed 0.
+    Unused slots weigh 0. What they hold is undefined, and 0 * NaN is NaN: that shows in the output,
+    and only then are they blanked, which takes a copy.
     """
     B, H, T, D = k.shape
     out, ends = torch.empty_like(q), lengths.tolist()
@@ -207,12 +208,12 @@ def plain_decode_attention(q, k, v, lengths):
         score = torch.bmm(qs, ks.mT)
         if first < last:
             unused = torch.arange(first, last, device=q.device) >= lengths[i : i + n, None]
-            unused = unused.repeat_interleave(H, 0).unsqueeze(1)
+            unused = unused.repeat_interleave(H, 0).unsqueeze(1)  # [rows * H, 1, last - first]
             score[..., first:].masked_fill_(unused, float("-inf"))
-            weights, rest = score.softmax(-1), vs[:, first:].masked_fill(unused.mT, 0)
-            o = torch.bmm(weights[..., :first], vs[:, :first]).baddbmm_(weights[..., first:], rest)
-        else:
-            o = torch.bmm(score.softmax(-1), vs)
+        o = torch.bmm(score.softmax(-1), vs)
+        if first < last and not o.isfinite().all():
+            blanked = torch.cat([vs[:, :first], vs[:, first:].masked_fill(unused.mT, 0)], 1)
+            o = torch.bmm(score.softmax(-1), blanked)
         out[i : i + n] = o.view(-1, H, D)
     return out
 
@@ -236,7 +237,9 @@ def decode_attention(q, k, v, lengths):
     q: [B, H, D]; k, v: [B, H, T, D] caches, filled up to lengths; lengths: [B], at least 1. Slots
     past a row's length may hold anything. Returns [B, H, D]; no gradient.
     """
-    return _decode_attention(q, k, v, lengths)
+    if torch.compiler.is_compiling() or _triton(q):
+        return _decode_attention(q, k, v, lengths)
+    return plain_decode_attention(q, k, v, lengths)  # an operator's call costs a CPU 40 us
 
 
 # ---------------------------------------------------------------------- log-probabilities, losses

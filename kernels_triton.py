@@ -253,7 +253,7 @@ def attention(q, k, v):
     """[B, H, T, D] each -> o [B, H, T, D], base-2 L [B, H, T] float32."""
     B, H, T, D = q.shape
     q, k, v = _dense_last(q, k, v)
-    out, lse = q.new_empty(B, T, H, D).transpose(1, 2), q.new_empty(B, H, T, dtype=torch.float32)
+    out, lse = torch.empty_like(q), q.new_empty(B, H, T, dtype=torch.float32)
     grid = lambda M, N: (triton.cdiv(T, M), B * H)
     _launch(attention_kernel, FORWARD, grid, (B * H, T, D),
             (q, k, v, out, lse, *_strides(q, k, v, out), H, T, D**-0.5 * LOG2E.value), D)
@@ -263,10 +263,8 @@ def attention(q, k, v):
 def attention_backward(grad, q, k, v, out, lse):
     """dq, dk, dv, each [B, H, T, D]."""
     B, H, T, D = q.shape
-    grad, q, k, v = _dense_last(grad, q, k, v)
-    dq, dk, dv = (q.new_empty(B, T, H, D).transpose(1, 2) for _ in range(3))
-    if out.stride() != dq.stride():
-        out = torch.empty_like(dq).copy_(out)
+    grad, q, k, v, out = _dense_last(grad, q, k, v, out)
+    dq, dk, dv = (torch.empty_like(out) for _ in range(3))
     expected, scale = torch.empty_like(lse), D**-0.5 * LOG2E.value
     rest = (*_strides(q, k, v, out, grad), H, T, scale)
     _launch(dq_kernel, DQ, lambda M, N: (triton.cdiv(T, M), B * H), (B * H, T, D),
