@@ -1,9 +1,12 @@
-# Two commands:  make demo   the whole of InstructGPT in minutes    make test   all fast tests
+# make demo   the whole of InstructGPT in minutes    make test   all fast tests
+# make bench  our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := out/demo
 
-.PHONY: demo test check clean install install-dev
+BENCH ?= --threads=1
+
+.PHONY: demo test bench check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,command)
 define step
@@ -28,6 +31,9 @@ demo: install
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q
 
+bench: .venv-bench/installed  # e.g. make bench BENCH='--rows=ce,step --repeats=9'
+	.venv-bench/bin/python tests/bench/bench.py $(BENCH)
+
 check:  # the demo's promises, read from its own results
 	$(PY) tests/check_demo.py $(DEMO)/results.json
 
@@ -44,6 +50,12 @@ install-dev: .venv/installed-dev
 .venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@ .venv/installed
+
+.venv-bench/installed: tests/bench/requirements.txt requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -r requirements.txt
+	.venv-bench/bin/python -m pip install --quiet -r tests/bench/requirements.txt
+	@touch $@
 
 clean:  # what the demo made; the environment stays
 	rm -rf out

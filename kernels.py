@@ -70,7 +70,7 @@ def _pieces(B, H, T):
     sequences are short and many."""
     if B <= H or T > 2 * QUERIES:
         return [(b, slice(None)) for b in range(B)]
-    n = max(1, KEYS // T)
+    n = 8 * KEYS // T  # a block's scores: at most 2 MiB in float32
     return [(slice(b, b + n), h) for h in range(H) for b in range(0, B, n)]
 
 
@@ -257,7 +257,7 @@ def decode_attention(q, k, v, lengths):
 #
 # For the gradients g of a log-prob and h of an entropy,
 #
-#     dz_j = g ([j = y] - p_j) - h p_j (log p_j + H)        dx = W^T dz / tau        dW = dz x^T / tau
+#     dz_j = g ([j = y] - p_j) - h p_j (log p_j + H)     dx = W^T dz / tau     dW = dz x^T / tau
 #
 # Without h that is dz = -g k_t e_t but at y, so that the factor of a token can multiply the small
 # x and dx instead of the large e. At y it is g (1 - p_y): a difference of like numbers when the

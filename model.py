@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, cache=None):
-        """x: [B, T, C] -> [B, T, C]. A cache [2, B, H, Tmax, D] of k, v is filled from position 0."""
+        """x: [B, T, C] -> [B, T, C]. A cache (k, v) [2, B, H, Tmax, D] is filled from its start."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if cache is not None:
@@ -276,9 +276,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     shape = (2, B, config.n_head, T, config.n_embd // config.n_head)
     dtype = model.transformer.wte.weight.dtype
     caches = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-    hidden = torch.cat([read_prompts(model, ids[rows], starts[rows],
-                                     [cache[:, i * PROMPTS : (i + 1) * PROMPTS] for cache in caches])
-                        for i, rows in enumerate(live.split(PROMPTS))])
+    parts = zip(live.split(PROMPTS), zip(*(cache.split(PROMPTS, 1) for cache in caches)))
+    hidden = torch.cat([read_prompts(model, ids[rows], starts[rows], part) for rows, part in parts])
     running = torch.ones(B, dtype=torch.bool, device=device)  # which of them have not ended
     for step in range(max_new_tokens):
         token, logp = choose(model.logits(hidden), temperature, uniform(seed, episodes[live], step))

@@ -57,7 +57,8 @@ def report(kernel, arguments, arch, products, hopper, **options):
         code = tool("cuobjdump", "-sass", str(cubin))
         words = tool("ptxas", "-v", f"--gpu-name=sm_{arch}{'a' if arch >= 90 else ''}", str(ptx),
                      "-o", str(Path(folder, "out")))
-    count = {name: len(re.findall(rf"\b{name}\b", code)) for name in ("HGMMA", "HMMA", "LDL", "STL")}
+    count = {name: len(re.findall(rf"\b{name}\b", code))
+             for name in ("HGMMA", "HMMA", "LDL", "STL")}
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", words))
     bad = []
     if spilled or count["LDL"] or count["STL"]:
@@ -88,8 +89,9 @@ def kernels(arch):
                            D=D, DP=D, M=M, N=N, num_warps=warps, num_stages=stages))
         yield (f"decode D {D}", K.decode_kernel, [q, k, v, whole, o] + 2 * strides + [12, 0.125],
                False, False, dict(D=D, DP=D, N=K.DECODE[D], num_warps=4))
-    yield ("softmax rows", K.softmax_rows_kernel, [wide, whole, wide, wide, wide, 50257, 50257, 1.0],
-           False, False, dict(BLOCK=4096, num_warps=8))
+    yield ("softmax rows", K.softmax_rows_kernel,
+           [wide, whole, wide, wide, wide, 50257, 50257, 1.0], False, False,
+           dict(BLOCK=4096, num_warps=8))
     for h in (False, True):
         yield (f"dlogits rows, entropy {h}", K.dlogits_rows_kernel,
                [wide, half, whole] + 5 * [wide] + [50257, 50257, 50257, 1.0],

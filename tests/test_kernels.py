@@ -1,6 +1,6 @@
 """Attention and the losses of tokens against plain twins of a few lines, in float64.
 
-The Triton kernels run here too, without a GPU: kernels_triton on the CPU, and compiled ahead of time.
+The Triton kernels run here too, without a GPU: interpreted on the CPU, and compiled ahead of time.
 """
 import importlib.util
 import os
@@ -106,7 +106,7 @@ def test_attention_gradients_by_finite_differences(monkeypatch):
 
 
 def test_huge_scores_stay_finite():
-    """exp(1000) is no float: the largest score is taken out first, and the diagonal always counts."""
+    """exp(1000) is no float: the largest score is taken out first; the diagonal always counts."""
     q, k, v = (x.detach() for x in heads(1, 1, 130, 16, torch.float64))
     q, k = 100 * q, 100 * k
     got = with_gradients(attention, [q.float(), k.float(), v.float()], torch.ones(1, 1, 130, 16))
@@ -369,7 +369,7 @@ def attention_of(module, q, k, v, grad):
     return [x.double() for x in (out, *module.attention_backward(grad, q, k, v, out, lse))]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 2, 65, 16), (1, 2, 130, 80), (1, 1, 200, 128)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 2, 65, 16), (1, 2, 99, 80), (1, 1, 200, 128)])
 @pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.float16, 4e-3)])
 def test_triton_attention(kernels_triton, shape, dtype, error):
     q, k, v = (x.detach() for x in heads(*shape, dtype))

@@ -214,7 +214,7 @@ def sampling_row(ragged):
 
 
 def ppo_sides(V, count):
-    """TRL's module and a trainer of `count` iterations: 64 episodes, 4 minibatches, 4 Adam steps."""
+    """TRL's module and a trainer of `count` iterations: 64 episodes, 4 Adam steps."""
     import torch
     import trl.experimental.ppo.ppo_trainer as peer
     from datasets import Dataset
