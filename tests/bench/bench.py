@@ -90,10 +90,11 @@ def cross_entropy_row(V):
     return ours, theirs, lambda: [x.grad, weight.grad]
 
 
-def ppo_loss_row(V):
-    """Log-prob, entropy (for the log) and the clipped objective."""
+def ppo_loss_row(V, bonus):
+    """Log-prob, entropy and the clipped objective. The entropy is for the log, as in ppo.py and in
+    TRL; with a bonus it is part of the loss and has a gradient."""
     import torch
-    from kernels import token_objective
+    from kernels import token_logprobs, token_objective
     x, weight, y, advantage = head_inputs(V)
     old = torch.full((4096,), -10.8)
 
@@ -103,13 +104,19 @@ def ppo_loss_row(V):
 
     def ours():
         x.grad = weight.grad = None
-        token_objective(x, weight, y, surrogate, 1.0, True)[0].backward()
+        if bonus:
+            logprob, entropy = token_logprobs(x, weight, y, 1.0, True)
+            (surrogate(logprob, slice(None)) - bonus * entropy.mean()).backward()
+        else:
+            token_objective(x, weight, y, surrogate, 1.0, True)[0].backward()
 
     def theirs():
         x.grad = weight.grad = None
         logp = torch.log_softmax(x @ weight.T, -1)
-        (logp.exp() * logp).sum(-1).detach().neg()
-        surrogate(logp.gather(-1, y[:, None]).squeeze(-1), slice(None)).backward()
+        with torch.set_grad_enabled(bonus > 0):
+            entropy = -(logp.exp() * logp).sum(-1)
+        loss = surrogate(logp.gather(-1, y[:, None]).squeeze(-1), slice(None))
+        (loss - bonus * entropy.mean()).backward()
 
     return ours, theirs, lambda: [x.grad, weight.grad]
 
@@ -306,7 +313,9 @@ ROWS = {  # name: (what, peer, function, ratio of the times to reach, of the mem
     "ce1024": ("the same, V 1024", "F.linear + F.cross_entropy",
                lambda: cross_entropy_row(1024), 0.98, None),
     "ppo_loss": ("PPO loss fwd+bwd, N 4096, C 384, V 50257", "eager log_softmax + gather",
-                 lambda: ppo_loss_row(50257), 0.55, 0.08),
+                 lambda: ppo_loss_row(50257, 0.0), 0.55, 0.08),
+    "ppo_bonus": ("the same with an entropy bonus", "eager log_softmax + gather",
+                  lambda: ppo_loss_row(50257, 0.01), 0.55, 0.08),
     "step": ("training step, 6 x 384, B 8, T 256, V 50257", "transformers GPT2LMHeadModel",
              training_row, 0.65, 0.4),
     "sampling": ("sampling, B 64, 32 + 32 tokens, 4 x 128, V 512", "transformers generate",
