@@ -3,6 +3,8 @@
 # make figures   pictures of the demo, and a base model of 9 times the parameters to compare with
 # make seeds     the demo in three worlds, and the mean of their results
 # make demo IN=runs/mine SEED=7    in a folder of its own, with other seeds
+# make real      the README's commands on real data, and what they promise
+# make bench     our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
 IN ?= .
 PY := $(CURDIR)/.venv/bin/python
@@ -11,7 +13,9 @@ SEEDED = $(if $(SEED),--seed=$(SEED))
 BIG := --n_layer=3 --n_embd=512 --lr=1.5e-3 --out=out/big
 DEMO := out/demo
 
-.PHONY: demo figures seeds test real check clean install install-dev
+BENCH ?= --threads=1
+
+.PHONY: demo figures seeds test real bench check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,script or module and its settings)
 define step
@@ -48,8 +52,11 @@ seeds:
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q
 
-real: install  # the README's commands on real data, and what they promise
+real: install
 	OMP_NUM_THREADS=1 $(PY) tests/real_input.py
+
+bench: .venv-bench/installed  # e.g. make bench BENCH='--rows=ce,step --repeats=9'
+	.venv-bench/bin/python tests/bench/bench.py $(BENCH)
 
 check:  # the demo's promises, read from its own results
 	$(PY) tests/check_demo.py $(IN)/$(DEMO)/results.json
@@ -67,6 +74,12 @@ install-dev: .venv/installed-dev
 .venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@ .venv/installed
+
+.venv-bench/installed: tests/bench/requirements.txt requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -r requirements.txt
+	.venv-bench/bin/python -m pip install --quiet -r tests/bench/requirements.txt
+	@touch $@
 
 clean:  # what the demo made; the environment stays
 	rm -rf $(IN)/out

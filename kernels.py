@@ -1,14 +1,49 @@
-"""The functions that a transformer's speed hangs on: attention, products, token log-probabilities.
+"""The functions that a transformer's speed hangs on: products, attention and losses of tokens.
 
-    linear(x, weight, bias)                  x W^T + b
-    attention(q, k, v)                       causal self-attention          [B, H, T, D]
-    decode_attention(q, k, v, lengths)       one new token against a cache  [B, H, D]
-    token_logprobs(hidden, weight, targets)  log-probs (and entropy) of chosen tokens  [N]
+    linear(x, weight, bias)                     x W^T + b
+    attention(q, k, v)                          causal self-attention             [B, H, T, D]
+    decode_attention(q, k, v, lengths)          one new token against a cache     [B, H, D]
+    token_logprobs(hidden, weight, targets)     log-probs (and entropy), any gradient     [N]
+    token_objective(hidden, weight, targets, objective)    a loss and its gradients at once
 
-Nothing here knows a model or a dataset: tensors in, tensors out.
+Nothing here knows a model or a dataset: tensors in, tensors out. What is written out here in
+PyTorch runs everywhere; on a CUDA GPU the same algorithms run as the Triton kernels of
+kernels_triton.py. Each is a custom operator with a fake version (shapes without numbers), so that
+torch.compile works around it.
 """
+import functools
+import importlib.util
+import math
+import os
+
 import torch
 import torch.nn.functional as F
+
+LOG2E = math.log2(math.e)  # exp(x) = 2^(x LOG2E), and PyTorch's exp2 takes a quarter of exp's time
+NEVER = -1e30  # a score that is never looked at; finite, because inf - inf is NaN
+
+
+@functools.cache
+def _has_triton():
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton(x):
+    """The module of Triton kernels where it can take x, else None."""
+    if not (x.is_cuda and x.dtype != torch.float64 and _has_triton()):
+        return None
+    import kernels_triton  # only here: it imports triton, which a CPU does not need
+    return kernels_triton
+
+
+def _accumulator(x):
+    """The type to add up in: float32 for bfloat16 and float16, else x's own."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+# -------------------------------------------------------------------------------------- products
+
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def gemm(x, weight, bias=None):
@@ -17,15 +52,12 @@ def gemm(x, weight, bias=None):
     On a CPU through oneDNN, which uses the widest vector units of any maker's chip; the default
     library keeps to half their width on some (2.3 times slower on a Zen 5). Both are exact float32.
     """
-    if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and weight.numel():
+    if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-class Linear(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     """y = x W^T + b, and for an upstream gradient g:  dx = g W,  dW = g^T x,  db = sum of g."""
 
     @staticmethod
@@ -42,81 +74,419 @@ class Linear(torch.autograd.Function):
 
 
 def linear(x, weight, bias):
-    """x W^T + b. x: [..., I]; weight: [O, I]; bias: [O]. Returns [..., O]."""
-    return Linear.apply(x, weight, bias)
+    """x W^T + b, differentiable. x: [..., I]; weight: [O, I]; bias: [O]. Returns [..., O]."""
+    return _Linear.apply(x, weight, bias)
+
+
+# ------------------------------------------------------------------------------------- attention
+#
+# With c = 1 / sqrt(D), a query i and the keys j <= i:
+#
+#     s_ij = c q_i.k_j        p_ij = exp(s_ij) / sum_j exp(s_ij)        o_i = sum_j p_ij v_j
+#
+# The T x T matrices s and p are never there: a block of queries looks at one tile of keys at a
+# time and keeps the largest score m so far, the sum l of exp(s - m) and the sum a of exp(s - m) v.
+# When a tile raises m to m', what was added up is worth exp(m - m') of the new scale:
+#
+#     l <- l exp(m - m') + sum_j exp(s_j - m')        a <- a exp(m - m') + sum_j exp(s_j - m') v_j
+#
+# and at the end o = a / l (the online softmax: Milakov and Gimelshein 2018; as attention: Dao et
+# al. 2022). Of each query only o_i and L_i = m + log l are kept; p_ij = exp(s_ij - L_i) then comes
+# back from q and k. With do the gradient of o, the chain rule gives
+#
+#     dv_j = sum_i p_ij do_i       dp_ij = do_i.v_j       ds_ij = p_ij (dp_ij - sum_j p_ij dp_ij)
+#     dq_i = c sum_j ds_ij k_j     dk_j = c sum_i ds_ij q_i       sum_j p_ij dp_ij = do_i.o_i
+#
+# Everything is computed to base 2: with scores s log2(e), exp(s) is 2 to their power.
+
+QUERIES = 64  # a block; more waste work on the future, fewer make small matrix products
+KEYS = 1024  # a tile, a multiple of QUERIES: [heads, 64, 1024] float32 stay in a core's cache
+
+
+def _pieces(B, H, T):
+    """Indices that cut [B, H, T, D] into [n, T, D] without a copy: by sequence, or by head where
+    sequences are short and many."""
+    if B <= H or T > 2 * QUERIES:
+        return [(b, slice(None)) for b in range(B)]
+    n = 8 * KEYS // T  # a block's scores: at most 2 MiB in float32
+    return [(slice(b, b + n), h) for h in range(H) for b in range(0, B, n)]
+
+
+def _tiles(T):
+    """(first query, last + 1, first key, last + 1) of the tiles on and below the diagonal."""
+    for i in range(0, T, QUERIES):
+        end = min(i + QUERIES, T)
+        for j in range(0, end, KEYS):
+            yield i, end, j, min(j + KEYS, end)
+
+
+def _scores(q, k, i, end, j, stop, future):
+    """A tile of scores [n, queries, keys]; keys in a query's future get NEVER."""
+    s = torch.bmm(q[:, i:end], k[:, j:stop].mT)
+    if stop > i:  # the diagonal runs through the tile's last columns
+        s[:, :, i - j :].masked_fill_(future[: end - i, : end - i], NEVER)
+    return s
+
+
+def tiled_attention(q, k, v):
+    """The forward pass above. q, k, v: [B, H, T, D] -> o [B, H, T, D], base-2 L [B, H, T]."""
+    B, H, T, D = q.shape
+    dtype = _accumulator(q)
+    out = torch.empty_like(q)  # laid out like q: if packed by token, joining heads costs no copy
+    lse = q.new_empty(B, H, T, dtype=dtype)
+    future = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=q.device).triu(1)
+    for at in _pieces(B, H, T):
+        qs, ks, vs = (x[at].to(dtype) for x in (q, k, v))
+        qs = qs * (D**-0.5 * LOG2E)
+        for i, end, j, stop in _tiles(T):
+            s = _scores(qs, ks, i, end, j, stop, future)
+            top = s.amax(-1, keepdim=True)
+            if j > 0:
+                top = torch.maximum(m, top)
+            p = s.sub_(top).exp2_()
+            if j == 0:
+                l, a = p.sum(-1, keepdim=True), torch.bmm(p, vs[:, j:stop])
+            else:
+                worth = (m - top).exp2_()
+                l, a = l * worth + p.sum(-1, keepdim=True), (a * worth).baddbmm_(p, vs[:, j:stop])
+            m = top
+            if stop == end:
+                out[at][:, i:end] = a.div_(l)
+                lse[at][:, i:end] = (m + l.log2()).squeeze(-1)
+    return out, lse
+
+
+def tiled_attention_backward(grad, q, k, v, out, lse):
+    """The gradients above: dq, dk, dv, each [B, H, T, D] like q, from the gradient of o."""
+    B, H, T, D = q.shape
+    dtype = _accumulator(q)
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+    future = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=q.device).triu(1)
+    for at in _pieces(B, H, T):
+        qs, ks, vs, do, o = (x[at].to(dtype) for x in (q, k, v, grad, out))
+        qs = qs * (D**-0.5 * LOG2E)
+        expected = (do * o).sum(-1, keepdim=True)  # sum_j p_ij dp_ij
+        sums = [x[at] for x in (dq, dk, dv)]
+        if q.dtype != dtype:
+            sums = torch.zeros(3, *qs.shape, dtype=dtype, device=q.device)
+        aq, ak, av = sums
+        for i, end, j, stop in _tiles(T):
+            p = _scores(qs, ks, i, end, j, stop, future).sub_(lse[at][:, i:end, None]).exp2_()
+            av[:, j:stop].baddbmm_(p.mT, do[:, i:end])
+            ds = torch.bmm(do[:, i:end], vs[:, j:stop].mT).sub_(expected[:, i:end]).mul_(p)
+            aq[:, i:end].baddbmm_(ds, ks[:, j:stop])
+            ak[:, j:stop].baddbmm_(ds.mT, qs[:, i:end])
+        aq.mul_(D**-0.5), ak.mul_(1 / LOG2E)  # qs held c log2(e) q
+        if q.dtype != dtype:
+            dq[at], dk[at], dv[at] = aq, ak, av
+    return dq, dk, dv
+
+
+@torch.library.custom_op("nanoinstructgpt::attention", mutates_args=())
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
+        torch.Tensor, torch.Tensor]:
+    triton = _triton(q)
+    return triton.attention(q, k, v) if triton else tiled_attention(q, k, v)
+
+
+@torch.library.custom_op("nanoinstructgpt::attention_backward", mutates_args=())
+def _attention_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+                        out: torch.Tensor, lse: torch.Tensor) -> tuple[
+                            torch.Tensor, torch.Tensor, torch.Tensor]:
+    triton = _triton(q)
+    backward = triton.attention_backward if triton else tiled_attention_backward
+    return backward(grad, q, k, v, out, lse)
+
+
+@_attention.register_fake
+def _(q, k, v):
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=_accumulator(q))
+
+
+@_attention_backward.register_fake
+def _(grad, q, k, v, out, lse):
+    return tuple(torch.empty_like(x) for x in (q, k, v))
+
+
+_attention.register_autograd(
+    lambda ctx, grad, _: _attention_backward(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, *output))
 
 
 def attention(q, k, v):
     """Causal attention, softmax(q k^T / sqrt(D)) v, each query seeing itself and what is before it.
 
-    q, k, v: [B, H, T, D]. Returns [B, H, T, D]. Sequences are padded on the right, so that no real
-    token ever sees a pad and no padding mask is needed.
+    q, k, v: [B, H, T, D], D from 16 to 128. Returns [B, H, T, D]. Sequences are padded on the
+    right, so that no real token ever sees a pad and no padding mask is needed. To compare,
+    ATTENTION=sdpa in the environment takes PyTorch's own scaled_dot_product_attention.
     """
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if os.environ.get("ATTENTION") == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return _attention(q, k, v)[0]
+
+
+# ------------------------------------------------------------------------------ decode attention
+
+ROWS = 16  # of different lengths that are worked on together, up to the longest of them
+
+
+def plain_decode_attention(q, k, v, lengths):
+    """`decode_attention` in PyTorch: quickest if rows of similar lengths are neighbours.
+
+    Unused slots weigh 0. What they hold is undefined, and 0 * NaN is NaN: that shows in the output,
+    and only then are they blanked, which takes a copy.
+    """
+    B, H, T, D = k.shape
+    out, ends = torch.empty_like(q), lengths.tolist()
+    n = B if min(ends) == max(ends) else ROWS
+    for i in range(0, B, n):
+        first, last = min(ends[i : i + n]), max(ends[i : i + n])
+        ks, vs = (x[i : i + n, :, :last].flatten(0, 1) for x in (k, v))  # [rows * H, last, D]
+        qs = (q[i : i + n] * D**-0.5).view(-1, 1, D)
+        score = torch.bmm(qs, ks.mT)
+        if first < last:
+            unused = torch.arange(first, last, device=q.device) >= lengths[i : i + n, None]
+            unused = unused.repeat_interleave(H, 0).unsqueeze(1)  # [rows * H, 1, last - first]
+            score[..., first:].masked_fill_(unused, float("-inf"))
+        o = torch.bmm(score.softmax(-1), vs)
+        if first < last and not o.isfinite().all():
+            blanked = torch.cat([vs[:, :first], vs[:, first:].masked_fill(unused.mT, 0)], 1)
+            o = torch.bmm(score.softmax(-1), blanked)
+        out[i : i + n] = o.view(-1, H, D)
+    return out
+
+
+@torch.library.custom_op("nanoinstructgpt::decode_attention", mutates_args=())
+def _decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+                      lengths: torch.Tensor) -> torch.Tensor:
+    triton = _triton(q)
+    decode = triton.decode_attention if triton else plain_decode_attention
+    return decode(q, k, v, lengths)
+
+
+@_decode_attention.register_fake
+def _(q, k, v, lengths):
+    return q.new_empty(q.shape)
 
 
 def decode_attention(q, k, v, lengths):
     """Attention of one new token a row over that row's first `lengths[b]` cached keys.
 
-    q: [B, H, D]; k, v: [B, H, T, D] caches, filled up to lengths; lengths: [B]. Returns [B, H, D].
+    q: [B, H, D]; k, v: [B, H, T, D] caches, filled up to lengths; lengths: [B], at least 1. Slots
+    past a row's length may hold anything. Returns [B, H, D]; no gradient.
     """
-    score = (k @ q.unsqueeze(-1)).squeeze(-1) * q.size(-1) ** -0.5  # [B, H, T]
-    unused = torch.arange(k.size(2), device=q.device) >= lengths[:, None, None]
-    weights = score.masked_fill(unused, float("-inf")).softmax(-1)
-    # What an unused slot holds is undefined, and 0 * NaN is NaN: blank it, do not only weigh it 0.
-    return (weights.unsqueeze(-2) @ v.masked_fill(unused.unsqueeze(-1), 0)).squeeze(-2)
+    if torch.compiler.is_compiling() or _triton(q):
+        return _decode_attention(q, k, v, lengths)
+    return plain_decode_attention(q, k, v, lengths)  # an operator's call costs a CPU 40 us
 
 
-class TokenLogprobs(torch.autograd.Function):
-    """log p and entropy of N tokens without ever holding the [N, V] logits.
+# ---------------------------------------------------------------------- log-probabilities, losses
+#
+# For a token y with the state x [C] before it, the output embedding W [V, C] and temperature tau:
+#
+#     z = W x / tau     L = log sum_j exp(z_j)     p = exp(z - L)
+#     log-prob = z_y - L                           entropy H = L - sum_j p_j z_j
+#
+# N tokens have N x V logits, at GPT-2's V more memory than all else together, so they are made and
+# used up a chunk of tokens at a time. Within the chunk W comes in tiles of TILE tokens of the
+# vocabulary, while their logits are in the cache: with the online softmax of attention, a tile
+# becomes e_t = exp(z_t - m_t), m_t the largest logit of a token so far, and in the end p = k_t e_t
+# with k_t = exp(m_t - L), one number a token and tile.
+#
+# For the gradients g of a log-prob and h of an entropy,
+#
+#     dz_j = g ([j = y] - p_j) - h p_j (log p_j + H)     dx = W^T dz / tau     dW = dz x^T / tau
+#
+# Without h that is dz = -g k_t e_t but at y, so that the factor of a token can multiply the small
+# x and dx instead of the large e. At y it is g (1 - p_y): a difference of like numbers when the
+# model is sure, taken from the exact log-prob instead, 1 - p_y = -expm1(log-prob).
+#
+# Two ways to use it. If the loss is a sum of functions of each token's own log-prob (cross-entropy;
+# PPO's clipped objective), then g is known as soon as the chunk's log-probs are: gradients are made
+# on the spot, and the logits once (`token_objective`). If not, backward comes with g and h later
+# and makes the logits again (`token_logprobs`): 8 instead of 6 N V C multiplications and additions.
 
-    With z = x W^T / tau, L = logsumexp(z), p = exp(z - L):  logprob = z_y - L,  H = L - sum p z.
-    For upstream gradients g of the log-prob and h of the entropy (both [N]),
-        dz = (g (onehot_y - p) - h p (log p + H)) / tau,   dx = dz W,   dW = dz^T x.
-    Rows are taken a chunk at a time; the backward pass computes the chunk's logits again.
+TILE = 2048  # tokens of the vocabulary
+CHUNK = 2**24  # logits held at a time on a CPU, 64 MiB in float32
+
+
+def _chunks(x, vocabulary):
+    """Slices of x's rows: as many at a time as memory has room for their logits."""
+    rows = 2 ** max(6, int(math.log2((CHUNK if x.device.type == "cpu" else 2**28) / vocabulary)))
+    return [slice(i, i + rows) for i in range(0, len(x), rows)]
+
+
+def tiled_head(x, weight, y, temperature, entropy, keep):
+    """log-prob and entropy (or None) of a chunk of tokens, and a function for the gradients.
+
+    x: [n, C]; weight: [V, C]; y: [n]. With `keep`, gradients(g, h, dw) may follow, once: it adds
+    the chunk's part to dw [V, C] and returns dx [n, C], for g and h (or None) [n].
     """
+    V, n = len(weight), len(x)
+    dtype = _accumulator(weight)
+    # The CPU's bfloat16 product would round the logits to 8 bits, and log-probs with them.
+    wide, narrow = x.to(dtype), x.dtype != dtype or weight.dtype != dtype
+    e = wide.new_empty(n, V if keep else min(V, TILE))
+    spans = [(j, min(j + TILE, V)) for j in range(0, V, TILE)]
+    m = wide.new_full((n, 1), NEVER)
+    l, zp, tops = torch.zeros_like(m), torch.zeros_like(m), []
+    for j, stop in spans:
+        z = e[:, j:stop] if keep else e[:, : stop - j]
+        z.copy_(gemm(wide, weight[j:stop].to(dtype)))
+        if temperature != 1:
+            z.div_(temperature)
+        top = torch.maximum(m, z.amax(-1, keepdim=True))
+        worth = (m - top).mul_(LOG2E).exp2_()
+        if entropy:  # zp = sum (z - m) exp(z - m), moved along when m rises
+            zp = worth * (zp + (m - top) * l)
+            z.sub_(top)
+            p = (z * LOG2E).exp2_()
+            zp += torch.linalg.vecdot(z, p).unsqueeze(-1)
+            if keep:
+                z.copy_(p)
+        else:
+            p = z.sub_(top).mul_(LOG2E).exp2_()
+        l = l * worth + p.sum(-1, keepdim=True)
+        tops.append(top)
+        m = top
+    m, logl = m.squeeze(-1), l.log().squeeze(-1)  # L = m + logl; apart they lose no digits
+    logprob = (wide * weight[y]).sum(-1) / temperature - m - logl
+    H = logl - (zp / l).squeeze(-1) if entropy else None
 
-    CHUNK = 1024  # rows: [1024, 50257] float32 logits are 200 MB, the most that is ever held
+    def gradients(g, h, dw):
+        e.scatter_(-1, y[:, None], 0.0)
+        own = g * -logprob.expm1()
+        if h is not None:
+            own = own - h * logprob.exp() * (logprob + H)
+        own = (own / temperature).unsqueeze(-1)
+        dx = own * weight[y]
+        dw.index_add_(0, y, own * wide)
+        for (j, stop), top in zip(spans, tops):
+            logk, et, wt = top.squeeze(-1) - m - logl, e[:, j:stop], weight[j:stop]
+            factor = g if h is None else g + h * (logk + H)
+            factor = (factor * logk.exp() / -temperature).unsqueeze(-1)
+            if h is not None:  # p log p = k (e log e + e log k)
+                second = (-h * logk.exp() / temperature).unsqueeze(-1)
+                et = torch.xlogy(et, et).mul_(second).add_(et * factor)
+                factor = torch.ones_like(factor)
+            if narrow:  # a bfloat16 product may round a chunk's part, but sums are in float32
+                et = et.to(x.dtype)
+                dx += factor * (et @ wt.to(x.dtype))
+                dw[j:stop] += et.T @ (factor * wide).to(x.dtype)
+            else:
+                dx += gemm(et, wt.T).mul_(factor)
+                dw[j:stop] += gemm(et.T, (factor * wide).T)
+        return dx.to(x.dtype)
 
-    @staticmethod
-    def forward(ctx, x, weight, targets, temperature, want_entropy):
-        logprob, lse, entropy = (x.new_zeros(len(x), dtype=torch.float32) for _ in range(3))
-        for rows in TokenLogprobs.chunks(len(x)):
-            z = gemm(x[rows], weight).float() / temperature
-            lse[rows] = z.logsumexp(-1)
-            logprob[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - lse[rows]
-            if want_entropy:
-                entropy[rows] = lse[rows] - ((z - lse[rows, None]).exp_() * z).sum(-1)
-        ctx.save_for_backward(x, weight, targets, lse, entropy)
-        ctx.temperature, ctx.want_entropy = temperature, want_entropy
-        return logprob, entropy
+    return logprob, H, gradients
 
-    @staticmethod
-    def backward(ctx, g, h):
-        x, weight, targets, lse, entropy = ctx.saved_tensors
-        dx, dw = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
-        for rows in TokenLogprobs.chunks(len(x)):
-            logp = gemm(x[rows], weight).float().div_(ctx.temperature).sub_(lse[rows, None])
-            p = logp.exp()
-            dz = p * -g[rows, None]
-            dz.scatter_add_(-1, targets[rows, None], g[rows, None].contiguous())
-            if ctx.want_entropy:
-                dz -= h[rows, None] * p * (logp + entropy[rows, None])
-            dz = dz.div_(ctx.temperature).to(x.dtype)
-            dx[rows] = gemm(dz, weight.T)
-            dw += gemm(dz.T, x[rows].T)
-        return dx, dw.to(weight.dtype), None, None, None
 
-    @staticmethod
-    def chunks(n):
-        return [slice(i, i + TokenLogprobs.CHUNK) for i in range(0, n, TokenLogprobs.CHUNK)]
+def _head(x):
+    triton = _triton(x)
+    return triton.head if triton else tiled_head
+
+
+@torch.library.custom_op("nanoinstructgpt::token_logprobs", mutates_args=())
+def _token_logprobs(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
+                    temperature: float, entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    out = x.new_zeros(2, len(x), dtype=_accumulator(x))
+    for rows in _chunks(x, len(weight)):
+        logprob, h, _ = _head(x)(x[rows], weight, targets[rows], temperature, entropy, False)
+        out[0, rows] = logprob
+        if entropy:
+            out[1, rows] = h
+    return out[0].clone(), out[1].clone()
+
+
+@torch.library.custom_op("nanoinstructgpt::token_logprobs_backward", mutates_args=())
+def _token_logprobs_backward(g: torch.Tensor, h: torch.Tensor, x: torch.Tensor,
+                             weight: torch.Tensor, targets: torch.Tensor, temperature: float,
+                             entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    dx, dw = torch.empty_like(x), torch.zeros_like(weight, dtype=_accumulator(weight))
+    for rows in _chunks(x, len(weight)):
+        *_, gradients = _head(x)(x[rows], weight, targets[rows], temperature, entropy, True)
+        dx[rows] = gradients(g[rows], h[rows] if entropy else None, dw)
+    return dx, dw.to(weight.dtype)
+
+
+@_token_logprobs.register_fake
+def _(x, weight, targets, temperature, entropy):
+    return tuple(x.new_empty(len(x), dtype=_accumulator(x)) for _ in range(2))
+
+
+@_token_logprobs_backward.register_fake
+def _(g, h, x, weight, targets, temperature, entropy):
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _keep_inputs(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:3])
+    ctx.temperature, ctx.entropy = inputs[3:]
+
+
+def _token_logprobs_gradients(ctx, g, h):
+    dx, dw = _token_logprobs_backward(g, h, *ctx.saved_tensors, ctx.temperature, ctx.entropy)
+    return dx, dw, None, None, None
+
+
+_token_logprobs.register_autograd(_token_logprobs_gradients, setup_context=_keep_inputs)
 
 
 def token_logprobs(hidden, weight, targets, temperature=1.0, entropy=False):
     """Log-probabilities (and, where asked, entropies in nats) of N tokens.
 
     hidden: [N, C] states before each token; weight: [V, C] output embedding; targets: [N] ids.
-    Returns (logprob [N], entropy [N] or None), float32, differentiable in hidden and weight.
+    Returns (logprob [N], entropy [N] or None), float32, differentiable in hidden and weight with
+    any gradient of each token: the backward pass computes the logits again.
     """
-    logprob, h = TokenLogprobs.apply(hidden, weight, targets, temperature, entropy)
+    logprob, h = _token_logprobs(hidden, weight, targets, float(temperature), entropy)
     return logprob, (h if entropy else None)
+
+
+class _TokenObjective(torch.autograd.Function):
+    """The loss, and with it the gradients that its backward pass will hand out."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, objective, temperature, entropy):
+        training = any(ctx.needs_input_grad[:2])
+        dtype = _accumulator(weight)
+        logprob, h = x.new_zeros(2, len(x), dtype=dtype)
+        if training:
+            dx, dw = torch.empty_like(x), torch.zeros_like(weight, dtype=dtype)
+        loss = x.new_zeros((), dtype=dtype)
+        for rows in _chunks(x, len(weight)):
+            logprob[rows], more, gradients = _head(x)(
+                x[rows], weight, targets[rows], temperature, entropy, training)
+            if entropy:
+                h[rows] = more
+            with torch.enable_grad():
+                leaf = logprob[rows].detach().requires_grad_(training)
+                part = objective(leaf, rows)
+            loss += part.detach()
+            if training:
+                dx[rows] = gradients(torch.autograd.grad(part, leaf)[0], None, dw)
+        ctx.gradients = (dx, dw) if training else None
+        ctx.mark_non_differentiable(logprob, h)
+        return loss, logprob, h
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        if ctx.gradients is None:
+            raise RuntimeError("token_objective hands out its gradients once: for a second "
+                               "backward pass, call it again")
+        (dx, dw), ctx.gradients = ctx.gradients, None
+        return dx.mul_(upstream), dw.mul_(upstream), None, None, None, None
+
+
+@torch.compiler.disable  # a Python function cannot be part of a compiled graph's operator
+def token_objective(hidden, weight, targets, objective, temperature=1.0, entropy=False):
+    """A sum over N tokens of a function of each one's own log-prob, its gradients made on the way.
+
+    hidden, weight, targets, temperature, entropy: as in `token_logprobs`. objective(logprob, rows)
+    returns the sum over the tokens targets[rows], from their logprob [n]; it is called a chunk of
+    tokens at a time, so that no token's part may depend on another's log-prob. Returns (loss,
+    logprob [N], entropy [N] or None); only the loss has a gradient, and backward may run once.
+    """
+    loss, logprob, h = _TokenObjective.apply(hidden, weight, targets, objective, temperature,
+                                             entropy)
+    return loss, logprob, (h if entropy else None)

@@ -15,7 +15,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import attention, decode_attention, gemm, linear, token_logprobs
+from kernels import (LOG2E, attention, decode_attention, gemm, linear, token_logprobs,
+                     token_objective)
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Attention(nn.Module):
     def forward(self, x, cache=None, tree=None):
         """x: [B, T, C] -> [B, T, C]; with a tree, x: [N, C] -> [N, C], its nodes (see PrefixTree).
 
-        A cache (k, v: [B, H, Tmax, D]) is filled from position 0.
+        A cache (k, v) [2, B, H, Tmax, D] is filled from its start.
         """
         qkv = self.c_attn(x)
         if tree is not None:
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         B, T, C = *qkv.shape[:2], x.size(-1)
         q, k, v = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if cache is not None:
-            cache[0][:, :, :T], cache[1][:, :, :T] = k, v
+            cache[0, :, :, :T], cache[1, :, :, :T] = k, v
         y = attention(q, k, v).transpose(1, 2).reshape(B, T, C)
         if tree is not None:
             y = F.embedding(tree.places, y.view(B * T, C))
@@ -60,11 +61,10 @@ class Attention(nn.Module):
     def step(self, x, cache, position, longest):
         """One token a row, x: [B, C], written at position[b] of a cache filled up to there."""
         B, C = x.shape
-        q, k, v = self.c_attn(x).view(B, 3, self.n_head, -1).unbind(1)  # each [B, H, D]
-        rows = torch.arange(B, device=x.device)
-        cache[0][rows, :, position], cache[1][rows, :, position] = k, v
-        keys, values = cache[0][:, :, :longest], cache[1][:, :, :longest]
-        return self.c_proj(decode_attention(q, keys, values, position + 1).reshape(B, C))
+        qkv = self.c_attn(x).view(B, 3, self.n_head, -1)  # three of [B, H, D]
+        cache[:, torch.arange(B, device=x.device), :, position] = qkv[:, 1:]
+        keys, values = cache[:, :, :, :longest]
+        return self.c_proj(decode_attention(qkv[:, 0], keys, values, position + 1).reshape(B, C))
 
 
 class MLP(nn.Module):
@@ -174,20 +174,33 @@ class GPT(nn.Module):
         self.config = config
         self.transformer = Body(config)
 
-    def forward(self, ids, mask, temperature=1.0, entropy=False):
+    def forward(self, ids, mask, temperature=1.0, entropy=False, objective=None):
         """Log-probabilities of the tokens that `mask` marks, each given the tokens before it.
 
         ids, mask: [B, T]; the first token has nothing before it and never counts. Returns
         (logprob, entropy), each [B, T], 0 where the mask is off; entropy is None unless asked for.
         Only marked tokens reach the output embedding: prompts and pads cost nothing there.
+
+        objective(logprob, mask), [B, T] both, a sum over marked tokens of a function of each one's
+        own log-prob: returns (loss, logprob, entropy) and makes the gradients of the loss on the
+        way, with the logits computed once instead of twice (`kernels.token_objective`). It is
+        called with a part of the marks at a time, and then only the loss has a gradient.
         """
         mask = mask.bool() & (torch.arange(ids.size(1), device=ids.device) > 0)
         before = self.transformer(ids)[:, :-1][mask[:, 1:]]  # [N, C]: the state before each token
-        logprob, h = token_logprobs(before, self.transformer.wte.weight, ids[mask], temperature,
-                                    entropy)
-        blank = torch.zeros(ids.shape, device=ids.device)
-        logprob = blank.masked_scatter(mask, logprob)
-        return logprob, (blank.masked_scatter(mask, h) if entropy else None)
+        head = before, self.transformer.wte.weight, ids[mask]
+        grid = lambda x, marks=mask: x.new_zeros(ids.shape).masked_scatter(marks, x)
+        if objective is None:
+            logprob, h = token_logprobs(*head, temperature, entropy)
+            return grid(logprob), (grid(h) if entropy else None)
+        places = mask.flatten().nonzero().squeeze(1)
+
+        def part(logprob, rows):  # some of the N tokens, put back where they came from
+            marks = torch.zeros_like(mask).flatten().index_fill_(0, places[rows], True)
+            return objective(grid(logprob, marks.view_as(mask)), marks.view_as(mask))
+
+        loss, logprob, h = token_objective(*head, part, temperature, entropy)
+        return loss, grid(logprob), (grid(h) if entropy else None)
 
     def logits(self, hidden):
         return gemm(hidden, self.transformer.wte.weight)
@@ -263,14 +276,27 @@ def choose(logits, temperature, noise):
 
     The token is where the cumulative distribution passes the noise; temperature 0 is greedy.
     """
-    logp = (logits.float() / (temperature or 1.0)).log_softmax(-1)
+    z = logits.float() / (temperature or 1.0)
+    top = z.amax(-1, keepdim=True)
+    # One pass of exponentials, of differences and to base 2, serves the choice and its log-prob.
+    cumulative = ((z - top) * LOG2E).exp2_().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
     if temperature == 0:
-        token = logp.argmax(-1)
+        token = z.argmax(-1, keepdim=True)
     else:
-        cumulative = logp.double().exp().cumsum(-1)
-        token = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
-        token = token.squeeze(-1).clamp(max=logits.size(-1) - 1)
-    return token, logp.gather(-1, token[:, None]).squeeze(-1)
+        token = torch.searchsorted(cumulative, noise[:, None] * total, right=True)
+        token = token.clamp(max=logits.size(-1) - 1)
+    return token.squeeze(-1), ((z.gather(-1, token) - top) - total.log()).float().squeeze(-1)
+
+
+PROMPTS = 64  # of similar lengths, read together
+
+
+def read_prompts(model, prompts, caches):
+    """Fill the caches with prompts, lists of ids; the state after each, [B, C]. Prompts that begin
+    alike, as those of one user or the K copies of one prompt, are computed once."""
+    tree = PrefixTree(prompts, caches[0].device)
+    return model.transformer(tree, caches)[tree.ends]
 
 
 @torch.no_grad()
@@ -278,7 +304,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     """Sample one response to each prompt, until EOS or max_new_tokens.
 
     prompts: lists of token ids, of any lengths. episodes: [B] numbers that own the sampling noise
-    (default 0..B-1). Ended rows leave the batch; their tokens never change again. Returns
+    (default 0..B-1). Ended rows leave the batch; their tokens never change again. Nothing is
+    padded on the left: each row decodes at its own position, against its own length. Returns
     Samples on the model's device. Dropout is off while sampling, and as it was afterwards.
     """
     device, config, was_training = next(model.parameters()).device, model.config, model.training
@@ -297,13 +324,14 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     episodes = torch.arange(B) if episodes is None else torch.as_tensor(episodes)
     episodes = episodes.to(device)
 
-    shape = (B, config.n_head, T, config.n_embd // config.n_head)
+    # The rows that the caches hold, shortest first: neighbours have little between them to waste.
+    live = starts.argsort(stable=True)
+    shape = (2, B, config.n_head, T, config.n_embd // config.n_head)
     dtype = model.transformer.wte.weight.dtype
-    caches = [[torch.empty(shape, device=device, dtype=dtype) for _ in "kv"]
-              for _ in range(config.n_layer)]
-    tree = PrefixTree(prompts, device)  # all prompts at once, equal beginnings once
-    hidden = model.transformer(tree, caches)[tree.ends]
-    live = torch.arange(B, device=device)  # the rows that the caches hold, in their order
+    caches = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+    hidden = torch.cat([
+        read_prompts(model, [prompts[i] for i in rows.tolist()], part) for rows, part in
+        zip(live.split(PROMPTS), zip(*(cache.split(PROMPTS, 1) for cache in caches)))])
     running = torch.ones(B, dtype=torch.bool, device=device)  # which of them have not ended
     for step in range(max_new_tokens):
         token, logp = choose(model.logits(hidden), temperature, uniform(seed, episodes[live], step))
@@ -318,7 +346,7 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
             break
         if left < 0.75 * len(live):  # copying the caches costs, so ended rows leave in groups
             live, token = live[running], token[running]
-            caches = [[x[running] for x in cache] for cache in caches]
+            caches = [cache[:, running] for cache in caches]
             running = torch.ones_like(live, dtype=torch.bool)
         position = starts[live] + step
         hidden = model.transformer.step(token, caches, position, int(position.max()) + 1)

@@ -212,8 +212,10 @@ def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
         T = int(e.samples.lengths[g].max())
         mask, old, advantage = (x[g, :T] for x in (e.mask, e.logprob, e.advantage))
         with sync(policy, last=n == len(groups) - 1 and not texts):
-            logprob, entropy = policy(e.samples.ids[g, :T], mask, s.temperature, True)
-            loss = clipped_policy_loss(logprob, old, advantage, mask, s.clip_ratio, tokens)
+            objective = lambda logprob, mask: clipped_policy_loss(logprob, old, advantage, mask,
+                                                                  s.clip_ratio, tokens)
+            loss, logprob, entropy = policy(e.samples.ids[g, :T], mask, s.temperature, True,
+                                            objective)
             (loss * world.size).backward()
         with torch.no_grad():
             ratio = (logprob - old).masked_fill(~mask, 0.0).exp()[mask]
@@ -222,8 +224,9 @@ def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
                                      ((ratio - 1).abs() > s.clip_ratio).sum(), ratio.sum()]).cpu()
     for n, ids in enumerate(texts):
         with sync(policy, last=n == len(texts) - 1):
-            logprob, _ = policy(ids, torch.ones_like(ids, dtype=torch.bool))
-            loss = -logprob.sum() / (s.ptx_rows * (ids.size(1) - 1))
+            count = s.ptx_rows * (ids.size(1) - 1)  # text tokens of the whole minibatch
+            objective = lambda logprob, mask: -logprob.sum() / count
+            loss = policy(ids, torch.ones_like(ids), objective=objective)[0]
             (s.ptx * loss * world.size).backward()
         sums[5] += float(loss.detach()) * tokens
     return sums, take_step(policy, optimizer, lr, s.clip)

@@ -110,7 +110,8 @@ def train_step(model, optimizer, rows, lr, s, world):
     for i, group in enumerate(groups):
         ids, mask = collate([mine[j] for j in group], world.device)
         with sync(model, last=i == len(groups) - 1):
-            loss = sft_loss(model(ids, mask)[0], mask, tokens)
+            objective = lambda logprob, mask: sft_loss(logprob, mask, tokens)
+            loss = model(ids, mask, objective=objective)[0]
             (loss * world.size).backward()  # torchrun's ranks average gradients: we want the sum
         total += float(loss.detach())
     return float(world.sum(total)), take_step(model, optimizer, lr, s.clip)

@@ -1,0 +1,452 @@
+"""Attention and the losses of tokens against plain twins of a few lines, in float64.
+
+The Triton kernels run here too, without a GPU: interpreted on the CPU, and compiled ahead of time.
+"""
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import kernels
+from helpers import close, same, slopes, tiny
+from kernels import attention, decode_attention, token_logprobs, token_objective
+
+HERE = Path(__file__).resolve().parent
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton: make install-dev on Linux")
+
+
+# ------------------------------------------------------------------------------- the plain twins
+
+def plain_attention(q, k, v):
+    s = (q @ k.mT) * q.size(-1) ** -0.5
+    future = torch.ones(s.shape[-2:], dtype=torch.bool).triu(1)
+    return s.masked_fill(future, float("-inf")).softmax(-1) @ v
+
+
+def plain_decode(q, k, v, lengths):
+    rows = []
+    for b, n in enumerate(lengths.tolist()):
+        s = q[b, :, None] @ k[b, :, :n].mT * q.size(-1) ** -0.5
+        rows.append((s.softmax(-1) @ v[b, :, :n]).squeeze(1))
+    return torch.stack(rows)
+
+
+def plain_logprobs(x, weight, y, temperature=1.0):
+    logp = (x @ weight.T / temperature).log_softmax(-1)
+    return logp.gather(-1, y[:, None]).squeeze(-1), -(logp.exp() * logp).sum(-1)
+
+
+def heads(B, H, T, D, dtype=torch.float32, seed=0, packed=True):
+    """q, k, v as a model has them: views of one packed [B, T, 3, H, D]."""
+    torch.manual_seed(seed)
+    x = 2 * torch.randn(B, T, 3, H, D, dtype=dtype)
+    views = x.permute(2, 0, 3, 1, 4).unbind(0)
+    return [y.detach().requires_grad_() if packed else y.contiguous().requires_grad_()
+            for y in views]
+
+
+def with_gradients(function, inputs, grad):
+    """function(*inputs) and the gradients of (its output * grad).sum(), as float64."""
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*inputs)
+    (out * grad.to(out.dtype)).sum().backward()
+    return [x.double() for x in (out.detach(), *(x.grad for x in inputs))]
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements that any tensor made within has."""
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.untyped_storage().nbytes() // x.itemsize)
+        return out
+
+
+# ------------------------------------------------------------------------------------- attention
+
+SHAPES = [(1, 1, 1, 16), (2, 3, 5, 16), (1, 2, 63, 32), (2, 1, 64, 80), (1, 2, 65, 64),
+          (1, 1, 200, 128), (9, 2, 70, 16)]  # the last: more sequences than heads
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("keys", [1024, 64])  # all keys in one tile; several, joined online
+def test_attention_and_its_gradients(shape, keys, monkeypatch):
+    monkeypatch.setattr(kernels, "KEYS", keys)
+    q, k, v = heads(*shape)
+    grad = torch.randn(shape, dtype=torch.float64)
+    expected = with_gradients(plain_attention, [x.double() for x in (q, k, v)], grad)
+    same(with_gradients(attention, [q, k, v], grad), expected, 1e-5)
+
+
+def test_attention_takes_any_strides():
+    """A model's q, k, v are views of one tensor, and gradients may come transposed or expanded."""
+    q, k, v = heads(2, 3, 70, 16)
+    assert not q.is_contiguous()
+    dense = [x.detach().contiguous().requires_grad_() for x in (q, k, v)]
+    for inputs in ((q, k, v), dense):
+        attention(*inputs).sum().backward()  # sum's gradient is one number, expanded
+    same([x.grad for x in (q, k, v)], [x.grad for x in dense], 1e-6)
+
+
+def test_attention_gradients_by_finite_differences(monkeypatch):
+    monkeypatch.setattr(kernels, "KEYS", 2)
+    monkeypatch.setattr(kernels, "QUERIES", 2)
+    inputs = [x.detach().double().requires_grad_() for x in heads(1, 2, 5, 4)]
+    assert torch.autograd.gradcheck(attention, inputs)
+
+
+def test_huge_scores_stay_finite():
+    """exp(1000) is no float: the largest score is taken out first; the diagonal always counts."""
+    q, k, v = (x.detach() for x in heads(1, 1, 130, 16, torch.float64))
+    q, k = 100 * q, 100 * k
+    got = with_gradients(attention, [q.float(), k.float(), v.float()], torch.ones(1, 1, 130, 16))
+    assert all(x.isfinite().all() for x in got)
+    same(got[:1], [plain_attention(q, k, v)], 2e-2)  # scores of 1e5 have float32 errors of 1e-2
+
+
+def test_attention_in_bfloat16_adds_up_in_float32():
+    """Its error against float64 is no larger than twice that of PyTorch's own attention."""
+    q, k, v = heads(2, 2, 300, 64, torch.bfloat16)
+    grad = torch.randn(2, 2, 300, 64).bfloat16().double()
+    exact = with_gradients(plain_attention, [x.double() for x in (q, k, v)], grad)
+    theirs = with_gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+                            [q, k, v], grad)
+    for a, b, c in zip(with_gradients(attention, [q, k, v], grad), theirs, exact):
+        assert (a - c).abs().max() <= 2 * (b - c).abs().max()
+
+
+def test_no_matrix_of_all_queries_by_all_keys():
+    q, k, v = heads(1, 1, 2000, 16)
+    with torch.no_grad(), Largest() as seen:
+        out, lse = kernels.tiled_attention(q, k, v)
+        kernels.tiled_attention_backward(torch.ones_like(out), q, k, v, out, lse)
+    assert 2000 * 16 <= seen.elements <= 3 * 2000 * 48, seen.elements  # T x T would be 4,000,000
+
+
+def test_the_environment_can_ask_for_pytorchs_attention(monkeypatch):
+    q, k, v = heads(1, 2, 70, 16)
+    ours = attention(q, k, v)
+    monkeypatch.setenv("ATTENTION", "sdpa")
+    calls = []
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention",
+                        lambda *a, **k: calls.append(1) or real(*a, **k))
+    same([attention(q, k, v)], [ours], 1e-5)
+    assert calls
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), 0.0])
+def test_decode_attention(junk):
+    q, (k, v) = torch.randn(4, 3, 16), torch.randn(2, 4, 3, 9, 16)
+    lengths = torch.tensor([9, 1, 4, 8])
+    for b, n in enumerate(lengths):
+        k[b, :, n:] = v[b, :, n:] = junk
+    expected = plain_decode(q.double(), k.double(), v.double(), lengths)
+    same([decode_attention(q, k, v, lengths).double()], [expected], 1e-5)
+    longest = decode_attention(q[:1], k[:1, :, :9], v[:1, :, :9], lengths[:1])
+    same([longest.double()], [expected[:1]], 1e-5)
+
+
+# ------------------------------------------------------------------------------ losses of tokens
+
+def tokens(n, C, V, seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    return (torch.randn(n, C, dtype=dtype, requires_grad=True),
+            torch.randn(V, C, dtype=dtype, requires_grad=True), torch.randint(V, (n,)))
+
+
+@pytest.fixture(params=[(2**24, 2048), (64 * 300, 64)], ids=["whole", "pieces"])
+def pieces(request, monkeypatch):
+    """Once all tokens and the whole vocabulary at a time, once both in several pieces."""
+    monkeypatch.setattr(kernels, "CHUNK", request.param[0])
+    monkeypatch.setattr(kernels, "TILE", request.param[1])
+
+
+@pytest.mark.parametrize("n, V", [(1, 2), (5, 64), (64, 65), (130, 300)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_log_probs_entropies_and_any_gradient(n, V, temperature, entropy, pieces):
+    x, w, y = tokens(n, 8, V)
+    g, h = torch.randn(2, n, dtype=torch.float64)
+
+    def ours(x, w):
+        logprob, more = token_logprobs(x, w, y, temperature, entropy)
+        return torch.stack([logprob, more]) if entropy else logprob[None]
+
+    plain = lambda x, w: torch.stack(plain_logprobs(x, w, y, temperature)[: 2 if entropy else 1])
+    grad = torch.stack([g, h][: 2 if entropy else 1])
+    expected = with_gradients(plain, [x.double(), w.double()], grad)
+    for mine, theirs in zip(with_gradients(ours, [x, w], grad), expected):
+        same([mine], [theirs], 2e-5)
+
+
+def test_log_prob_gradients_by_finite_differences(pieces):
+    x, w, y = tokens(6, 4, 70, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x, w: token_logprobs(x, w, y, 0.8, True), (x, w))
+    weights = torch.randn(6, dtype=torch.float64)
+    objective = lambda logprob, rows: (weights[rows] * (logprob + 0.1 * logprob**2)).sum()
+    value = lambda x, w: token_objective(x, w, y, objective, 0.8)[0]
+    value(x, w).backward()
+    close(x.grad, slopes(lambda x: value(x, w), x).tolist(), 1e-8)
+    close(w.grad, slopes(lambda w: value(x, w), w).tolist(), 1e-8)
+
+
+def ppo_objective(n, dtype=torch.float32):
+    torch.manual_seed(7)
+    old, advantage = (torch.randn(2, n) - torch.tensor([[2.0], [0.0]])).to(dtype)
+
+    def objective(logprob, rows):
+        ratio, a = (logprob - old[rows]).exp(), advantage[rows]
+        return -torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a).sum() / n
+
+    return objective
+
+
+@pytest.mark.parametrize("n, V", [(1, 2), (64, 65), (130, 300)])
+@pytest.mark.parametrize("name", ["cross-entropy", "ppo"])
+def test_an_objective_and_its_gradients_in_one_go(n, V, name, pieces):
+    """= log-probs first, the objective on all of them and autograd, in float64; times the gradient
+    that comes from above."""
+    x, w, y = tokens(n, 8, V)
+    make = {"cross-entropy": lambda n, dtype=None: lambda logprob, rows: -logprob.sum() / n,
+            "ppo": ppo_objective}[name]
+    plain = lambda x, w: make(n, torch.float64)(plain_logprobs(x, w, y, 0.9)[0], slice(None))
+    expected = with_gradients(plain, [x.double(), w.double()], torch.tensor(3.0))
+    ours = lambda x, w: token_objective(x, w, y, make(n), 0.9)[0]
+    for mine, theirs in zip(with_gradients(ours, [x, w], torch.tensor(3.0)), expected):
+        same([mine], [theirs], 2e-5)
+    _, logprob, entropy = token_objective(x, w, y, make(n), 0.9, True)
+    exact = plain_logprobs(x.double(), w.double(), y, 0.9)
+    same([logprob.double(), entropy.double()], [z.detach() for z in exact], 1e-5)
+
+
+def test_an_objective_computes_logits_once(monkeypatch):
+    """One product of the states with the embedding a chunk; log-probs with a gradient need two."""
+    calls = []
+    head = kernels.tiled_head
+    monkeypatch.setattr(kernels, "tiled_head", lambda *a: calls.append(1) or head(*a))
+    x, w, y = tokens(10, 4, 20)
+    token_objective(x, w, y, lambda logprob, rows: logprob.sum())[0].backward()
+    assert len(calls) == 1
+    token_logprobs(x, w, y)[0].sum().backward()
+    assert len(calls) == 3
+
+
+def test_an_objectives_gradients_are_handed_out_once():
+    x, w, y = tokens(3, 4, 5)
+    loss, logprob, _ = token_objective(x, w, y, lambda logprob, rows: logprob.sum())
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="hands out its gradients once"):
+        loss.backward()
+    assert not logprob.requires_grad
+
+
+def test_without_gradients_an_objective_is_only_its_value():
+    x, w, y = tokens(3, 4, 5)
+    with torch.no_grad():
+        loss, logprob, _ = token_objective(x, w, y, lambda logprob, rows: logprob.sum())
+    same([loss], [logprob.sum()])
+    same([logprob], [plain_logprobs(x, w, y)[0].detach()])
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-3), (torch.bfloat16, 1e-2)])
+def test_a_sure_model_has_accurate_gradients(dtype, error):
+    """At the token itself the gradient is 1 - p, a difference of like numbers where p is near 1:
+    here 1 - p is 0.0003, and a bfloat16 p would be 1."""
+    x, w, y = (torch.eye(2)[:1] * 8).to(dtype), torch.eye(2), torch.tensor([0])
+    expected = with_gradients(lambda x, w: plain_logprobs(x, w, y)[0],
+                              [x.double(), w.double()], torch.ones(1))
+    got = with_gradients(lambda x, w: token_logprobs(x, w, y)[0], [x, w], torch.ones(1))
+    for mine, theirs in zip(got[1:], expected[1:]):
+        same([mine], [theirs], error)
+
+
+def test_tiles_far_below_the_largest_logit_do_no_harm(monkeypatch):
+    """exp underflows there, and 0 times an overflow would be NaN: also in entropies' gradients."""
+    monkeypatch.setattr(kernels, "TILE", 2)
+    x, w = torch.tensor([[1.0]]), torch.tensor([[-900.0], [-901.0], [500.0], [499.0]])
+    for y in (0, 2):
+        y = torch.tensor([y])
+        plain = lambda x, w: torch.stack(plain_logprobs(x, w, y))
+        ours = lambda x, w: torch.stack(token_logprobs(x, w, y, 1.0, True))
+        expected = with_gradients(plain, [x.double(), w.double()], torch.ones(2, 1))
+        for mine, theirs in zip(with_gradients(ours, [x, w], torch.ones(2, 1)), expected):
+            same([mine], [theirs], 1e-3)  # numbers of 500 cancel to 0.07
+
+
+def test_logits_of_all_tokens_are_never_there(monkeypatch):
+    monkeypatch.setattr(kernels, "CHUNK", 64 * 500)
+    monkeypatch.setattr(kernels, "TILE", 50)
+    x, w, y = tokens(1000, 4, 500)
+    with Largest() as seen:  # all logits: 500,000 numbers
+        token_objective(x, w, y, lambda logprob, rows: logprob.sum(), 1.0, True)
+    assert seen.elements <= 64 * 500
+
+
+def test_bfloat16_states_keep_float32_log_probs():
+    """Rounded logits would be off by 1 part in 256: at -100, far more than a PPO clip range."""
+    x, w, y = tokens(50, 64, 200)
+    narrow = (x / 8).bfloat16().detach().requires_grad_()
+    exact = with_gradients(lambda x, w: plain_logprobs(x, w - 100 / 8, y)[0],
+                           [narrow.double(), w.double()], torch.ones(50))
+    got = with_gradients(lambda x, w: token_logprobs(x, w - 100 / 8, y)[0],
+                         [narrow, w], torch.ones(50))
+    assert (got[0] - exact[0]).abs().max() < 1e-3
+    same(got[1:], exact[1:], 2e-2)
+
+
+# ---------------------------------------------------------------------------------- torch.compile
+
+def test_the_operators_declare_what_they_do():
+    """PyTorch's own check of a custom operator: schema, fake version and gradients agree."""
+    q, k, v = heads(1, 2, 5, 16)
+    torch.library.opcheck(kernels._attention, (q, k, v))
+    q, k, v = (x.detach() for x in (q, k, v))
+    torch.library.opcheck(kernels._decode_attention, (q[:, :, 0], k, v, torch.tensor([3])))
+    x, w, y = tokens(5, 4, 9)
+    torch.library.opcheck(kernels._token_logprobs, (x, w, y, 0.7, True))
+
+
+def test_compiled_code_runs_through_the_kernels():
+    """No break in the graph (fullgraph), the same numbers forward and backward."""
+    model, ids = tiny(), torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    y = ids.flatten()
+
+    def step(ids):
+        states = model.transformer(ids).flatten(0, 1)
+        logprob, entropy = token_logprobs(states, model.transformer.wte.weight, y, 0.9, True)
+        return logprob.sum() + (entropy**2).sum()
+
+    results = []
+    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        loss = run(ids)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    same(results[1], results[0], 1e-5)
+
+
+def test_a_compiled_model_takes_an_objective():
+    """Its Python function breaks the graph at the head and nothing else."""
+    model, ids = tiny(), torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    objective = lambda logprob, mask: -logprob.masked_fill(~mask, 0.0).sum() / 10
+    results = []
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        loss, *_ = run(ids, torch.ones_like(ids), objective=objective)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    same(results[1], results[0], 1e-5)
+
+
+# -------------------------------------------------------------------------- Triton without a GPU
+
+@pytest.fixture
+def kernels_triton():
+    """The kernels on a GPU; without one, interpreted line by line, one program after another."""
+    if not HAS_TRITON:
+        pytest.skip("needs triton: make install-dev on Linux")
+    import kernels_triton
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+    yield kernels_triton
+    torch.set_default_device(None)
+
+
+def attention_of(module, q, k, v, grad):
+    out, lse = module.attention(q, k, v)
+    return [x.double() for x in (out, *module.attention_backward(grad, q, k, v, out, lse))]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 2, 65, 16), (1, 2, 99, 80), (1, 1, 200, 128)])
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.float16, 4e-3)])
+def test_triton_attention(kernels_triton, shape, dtype, error):
+    q, k, v = (x.detach() for x in heads(*shape, dtype))
+    grad = torch.randn(shape, dtype=dtype)
+    expected = with_gradients(plain_attention, [x.double() for x in (q, k, v)], grad.double())
+    same(attention_of(kernels_triton, q, k, v, grad), expected, error)
+
+
+@pytest.mark.parametrize("M, N", [(16, 64), (64, 16), (32, 32)])
+def test_triton_attention_with_blocks_of_any_shape(kernels_triton, monkeypatch, M, N):
+    for table in ("FORWARD", "DQ", "DKDV"):
+        monkeypatch.setattr(kernels_triton, table, {64: [(M, N, 4, 1)]})
+    monkeypatch.setattr(kernels_triton, "_chosen", {})
+    q, k, v = (x.detach() for x in heads(1, 2, 75, 16))
+    grad = torch.randn(1, 2, 75, 16)
+    expected = with_gradients(plain_attention, [x.double() for x in (q, k, v)], grad.double())
+    same(attention_of(kernels_triton, q, k, v, grad), expected, 1e-5)
+
+
+@pytest.mark.parametrize("batch, step", [(2**31 + 48, 48), (2**31 // 64 * 80, 2**31 // 64)],
+                         ids=["sequences", "tokens"])
+def test_triton_offsets_have_64_bits(kernels_triton, batch, step):
+    """The second sequence, or the last tokens, lie further than 2^31 numbers into the memory. It is
+    reserved, not filled: only the pages that are written to exist."""
+    B, T = (2, 3) if step == 48 else (1, 80)
+    try:
+        far = torch.empty(batch * (B - 1) + step * T, dtype=torch.float16)
+    except RuntimeError as error:
+        pytest.skip(f"cannot reserve the address space: {error}")
+    q, k, v = (far.as_strided((B, 1, T, 16), (batch, 16, step, 1), i * 16) for i in range(3))
+    near = heads(B, 1, T, 16, torch.float16)
+    for x, y in zip((q, k, v), near):
+        x.copy_(y.detach())
+    grad = torch.randn(B, 1, T, 16, dtype=torch.float16)
+    expected = with_gradients(plain_attention, [x.double() for x in near], grad.double())
+    same(attention_of(kernels_triton, q, k, v, grad), expected, 4e-3)
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("D", [16, 80])
+def test_triton_decode_attention(kernels_triton, dtype, error, D):
+    q, (k, v) = torch.randn(3, 2, D).to(dtype), torch.randn(2, 3, 2, 150, D).to(dtype)
+    lengths = torch.tensor([150, 1, 65])
+    for b, n in enumerate(lengths):
+        k[b, :, n:] = v[b, :, n:] = float("nan")
+    expected = plain_decode(q.double(), k.double(), v.double(), lengths)
+    same([kernels_triton.decode_attention(q, k, v, lengths).double()], [expected], error)
+
+
+@pytest.mark.parametrize("n, V", [(1, 2), (5, 4096), (3, 5000)])
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 2e-5), (torch.float16, 4e-3)])
+def test_triton_head(kernels_triton, n, V, entropy, dtype, error):
+    """The same contract as the tiled head: log-probs, entropies, and gradients that add up."""
+    x, w, y = tokens(n, 8, V)
+    x = x.detach().to(dtype)
+    g, h = torch.randn(2, n)
+    exact = lambda x, w: torch.stack(plain_logprobs(x, w, y, 0.7)[: 2 if entropy else 1])
+    grad = torch.stack([g, h][: 2 if entropy else 1])
+    rounded = w.detach().to(dtype)
+    expected = with_gradients(exact, [x.double(), rounded.double()], grad)
+    logprob, H, gradients = kernels_triton.head(x, w.detach(), y, 0.7, entropy, True)
+    dw = torch.ones_like(w)
+    dx = gradients(g, h if entropy else None, dw)
+    same([logprob.double()], [expected[0][0]], 1e-5)
+    if entropy:
+        assert (H.double() - expected[0][1]).abs().max() < 1e-4
+    same([dx.double()], [expected[1]], error)
+    same([(dw - 1).double()], [expected[2]], error)
+
+
+@needs_triton
+@pytest.mark.parametrize("arch", [80, 90])
+def test_kernels_compile_for_gpus_that_are_not_here(arch):
+    """No spilled register, tensor cores used, on Ampere and on Hopper: see compile_kernels.py."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, str(HERE / "compile_kernels.py"), str(arch)],
+                         capture_output=True, text=True, env=environment, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "22 kernels, 0 with complaints" in run.stdout
