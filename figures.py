@@ -1,4 +1,4 @@
-"""Pictures of a finished demo: `make figures`, or `python figures.py` where matplotlib is installed.
+"""Pictures of a finished demo: `make figures`, or `python figures.py` with matplotlib installed.
 
 Six panels from the JSON that the other scripts wrote; nothing is computed here but a running mean.
 """

@@ -39,8 +39,8 @@ class Settings:
     minibatch: int = 32  # episodes an optimiser step (paper: 64, so 8 steps an iteration)
     micro_batch: int = 32  # episodes a forward pass; smaller needs less memory, changes nothing
     inner_epochs: int = 1  # passes over the episodes of an iteration (paper: 1)
-    lr: float = 3e-4  # policy, constant after the warm-up (paper: 2.55e-6 to 2.55e-5)
-    value_lr: float = 5e-4  # value function (paper: 9e-6)
+    lr: float = 6e-4  # policy, constant after the warm-up (paper: 2.55e-6 to 2.55e-5)
+    value_lr: float = 1e-3  # value function (paper: 9e-6)
     warmup: int = 10  # iterations over which lr rises from a tenth (App. C.4)
     beta: float = 0.1  # KL coefficient (paper: 0.02)
     ptx: float = 0.3  # gamma of PPO-ptx on the mean text loss; 0: PPO (paper: 27.8)

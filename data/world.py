@@ -31,7 +31,7 @@ class Settings:
     documents: int = 100000  # of pretraining text
     vocab: int = 700  # tokens of the tokenizer, at most
     demonstrations: int = 200  # of the training split
-    prompts: int = 12000  # of the training split
+    prompts: int = 9000  # of the training split
     heldout: int = 600  # prompts of the valid and of the test split, each
     cap: int = 30  # prompts of one author at most (the paper: 200 a user)
     prefix: int = 72  # characters: of two prompts that share this long a beginning one is dropped
