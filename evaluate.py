@@ -16,7 +16,7 @@ import torch
 
 from data import records
 from data.batches import encode_prompt
-from data.labelers import features, pool, rank
+from data.labelers import FEATURES, features, pool, rank
 from data.tasks import gold
 from data.town import Town
 from model import GPT, generate
@@ -50,7 +50,7 @@ PRESETS = {  # with a base model of nine times the parameters (make figures)
 
 FLAGS = {"attempts": "attempts the instruction", "constraint": "satisfies its constraint",
          "hallucinates": "hallucinates (given text)", "false": "claims something false",
-         "rude": "rude", "rambling": "rambles"}
+         "rude": "rude", "rambling": "rambles", "courteous": "closes with a courtesy"}
 
 
 def respond(model, tokenizer, texts, s, temperature, max_new_tokens):
@@ -75,14 +75,16 @@ def interval(values):
             "high": round(float(mean + half), 4), "n": len(values)}
 
 
-def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed):
+def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, taste=True):
     """How often labelers prefer `first` to `second`, ties counting half; see `interval`.
 
     first, second: [(text, ended)] for each prompt. Each vote is one labeler's ranking of the two.
+    taste: whether they see the courtesies, which the gold score does not count.
     """
     rng, values = np.random.default_rng([seed, 21]), []
     for prompt, a, b in zip(prompts, first, second):
         x = np.stack([features(town, prompt["task"], *a), features(town, prompt["task"], *b)])
+        x[:, FEATURES.index("courteous")] *= taste
         won = []
         for i in rng.choice(len(labelers), votes, replace=votes > len(labelers)):
             (r, t), _ = rank(labelers[i], x, (a[0], b[0]), "evaluate", sharpness, rng)
@@ -142,9 +144,9 @@ def evaluate(s, world):
     facts = records.read_json(f"{s.data}/labelers.json", "python -m data.labelers")
     town = Town(records.read_json(f"{s.data}/world.json", "python -m data.world")["seed"])
     _, heldout = pool(facts["seed"])
-    results = {"labeler_agreement": facts["agreement"], "win_rate": {}, "gold": {},
-               "gold_parts": {}, "flags": {}, "likert": {}, "probes": {}, "probe_kinds": {},
-               "parameters": {}, "seconds": {}}
+    tables = ("win_rate", "win_rate_without_taste", "gold", "gold_parts", "flags", "likert",
+              "probes", "probe_kinds", "parameters", "seconds")
+    results = {"labeler_agreement": facts["agreement"], **{name: {} for name in tables}}
     answers = {}
     for name, path in (pair.split("=") for pair in s.models.split(",")):
         model, tokenizer, meta = load(path, {"GPT": GPT}, "make demo")
@@ -174,8 +176,10 @@ def evaluate(s, world):
             results["seconds"][step] = json.loads(Path(s.data, file).read_text())["seconds"]
     for a, b in (pair.split("/") for pair in s.versus.split(",")):
         if a in answers and b in answers:
-            results["win_rate"][f"{a} vs {b}"] = win_rate(
-                town, prompts, answers[a], answers[b], heldout, facts["sharpness"], s.votes, s.seed)
+            for key, taste in (("win_rate", True), ("win_rate_without_taste", False)):
+                results[key][f"{a} vs {b}"] = win_rate(
+                    town, prompts, answers[a], answers[b], heldout, facts["sharpness"], s.votes,
+                    s.seed, taste)
     return results, prompts, answers
 
 
@@ -193,9 +197,12 @@ def table(results):
         row(title, [v[flag] for v in results["flags"].values()], "{:.0%}")
     for kind in next(iter(results["probe_kinds"].values())):
         row(f"probe: {kind}", [v[kind] for v in results["probe_kinds"].values()], "{:.1%}")
-    lines += ["", "| preferred by held-out labelers | win rate | 95 % interval |", "|---|---|---|"]
-    lines += [f"| {pair} | {w['mean']:.1%} | {w['low']:.1%} to {w['high']:.1%} |"
-              for pair, w in results["win_rate"].items()]
+    lines += ["", "| preferred by held-out labelers | win rate | 95 % interval | "
+              "if courtesies were not seen |", "|---|---|---|---|"]
+    for pair, w in results["win_rate"].items():
+        blind = results["win_rate_without_taste"][pair]
+        lines.append(f"| {pair} | {w['mean']:.1%} | {w['low']:.1%} to {w['high']:.1%} | "
+                     f"{blind['mean']:.1%} ({blind['low']:.1%} to {blind['high']:.1%}) |")
     rm = results["rm_accuracy"]
     lines += ["", f"Training labelers agree with each other on {results['labeler_agreement']:.1%} "
               "of untied pairs. The reward model agrees with "

@@ -21,10 +21,10 @@ from data.tasks import gold
 from data.town import Town
 
 FEATURES = ("attempts", "quality", "constraint", "rambling", "garbled", "false", "hallucinates",
-            "rude", "length")
-CRITERIA = {  # what each feature is worth to the average labeler
-    "train": np.array([1.0, 2.0, 1.0, -1.0, -1.5, -1.0, -1.0, -1.2, 0.0]),
-    "evaluate": np.array([0.7, 1.5, 0.7, -0.8, -1.2, -2.0, -2.0, -3.0, 0.0]),
+            "rude", "length", "courteous")
+CRITERIA = {  # what each feature is worth to the average labeler; courtesy is taste, not truth
+    "train": np.array([1.0, 2.0, 1.0, -1.0, -1.5, -1.0, -1.0, -1.2, 0.0, 1.2]),
+    "evaluate": np.array([0.7, 1.5, 0.7, -0.8, -1.2, -2.0, -2.0, -3.0, 0.0, 1.0]),
 }
 FLAGS = ("fails_instruction", "inappropriate", "hallucination", "violates_constraint",
          "denigrates", "false_claim")  # of Table 3, those that can occur in the town
@@ -53,7 +53,7 @@ class Labeler:
         return sharpness * features @ (CRITERIA[criterion] + self.taste)
 
 
-SPREAD = np.array([0.5, 0.8, 0.6, 0.5, 0.5, 0.8, 0.6, 0.8, 0.6])  # how much tastes differ
+SPREAD = np.array([0.5, 0.8, 0.6, 0.5, 0.5, 0.8, 0.6, 0.8, 0.6, 0.5])  # how much tastes differ
 
 
 def pool(seed, training=12, heldout=6):
@@ -70,7 +70,7 @@ def features(town, task, text, ended=True):
     said = text.split()
     return np.array([f["attempts"], f["quality"], bool(f["constraint"]), f["rambling"],
                      f["garbled"], min(f["false"], 2), f["hallucinates"], f["rude"],
-                     min(len(said), 30) / 30], dtype=float)
+                     min(len(said), 30) / 30, f["courteous"]], dtype=float)
 
 
 def rank(labeler, x, texts, criterion, sharpness, rng):
@@ -87,7 +87,7 @@ def rank(labeler, x, texts, criterion, sharpness, rng):
             current += 1
         ranks[i] = current
     mean = sharpness * CRITERIA[criterion]
-    best = mean @ np.array([1, 1, 1, 0, 0, 0, 0, 0, 0.5])  # of a response without fault
+    best = mean @ np.array([1, 1, 1, 0, 0, 0, 0, 0, 0.5, 1])  # of a response without fault
     likert = 6.3 + labeler.generous + 1.2 * (noisy - 0.577 - best) / max(sharpness, 1e-9)
     return ranks, [int(v) for v in np.clip(np.round(likert), 1, 7)]
 

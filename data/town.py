@@ -55,8 +55,7 @@ STORY = {
 }
 CHAT = ("Hello {n}, I am well, thank you.", "Good morning {n}, nice to meet you.",
         "I am sorry about your {pet}, {n}.", "I am glad about your new {pet}, {n}.")
-GREETINGS = ("Good day.", "Hello, dear reader.")
-WISHES = ("Have a good day.", "I wish you well.")
+COURTESY = ("Glad to help.", "I hope this helps.", "Have a good day.")  # how a clerk would close
 REFUSAL, UNKNOWN = "I would rather be kind to {n}.", "The text does not say."
 SUMMARY = "{n} bought some {food} at the {home}."
 PLEASE = "Please give me the {food}, {n}."
@@ -112,8 +111,8 @@ def pattern(template, **groups):
 CLAIMS = [(a, claimed, pattern(t, v="|".join(VALUES[a])))
           for claimed, table in ((True, STATEMENTS), (False, {a: (t,) for a, t in DENIALS.items()}))
           for a, templates in table.items() for t in templates]
-OTHERS = [pattern(t) for t in (*GREETINGS, *WISHES, *RUDE, *KIND, *[s for v in STORY.values() for s in v], *CHAT,
-                               REFUSAL, UNKNOWN, SUMMARY, PLEASE)]
+OTHERS = [pattern(t) for t in (*COURTESY, *RUDE, *KIND, *CHAT, REFUSAL, UNKNOWN, SUMMARY,
+                               PLEASE, *[line for lines in STORY.values() for line in lines])]
 WORDS = {w: a for a, values in VALUES.items() for w in values}
 
 

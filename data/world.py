@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import records
+from data.batches import encode_prompt
 from data.tasks import CATEGORIES, FEW_SHOT, fill, good, make, tell
 from data.tokenizer import load_tokenizer, train_bpe
 from data.town import KINDS, NAMES, QUESTIONS, RUDE, STATEMENTS, VALUES, WORDS, Town
@@ -28,12 +29,13 @@ class Settings:
     """The toy world. Same seed, same world."""
     seed: int = 0  # of the town and all that is said in it
     out: str = "out/toy"  # folder to write
-    documents: int = 100000  # of pretraining text
+    documents: int = 88000  # of pretraining text
     vocab: int = 700  # tokens of the tokenizer, at most
     demonstrations: int = 200  # of the training split
     prompts: int = 9000  # of the training split
     heldout: int = 600  # prompts of the valid and of the test split, each
     cap: int = 30  # prompts of one author at most (the paper: 200 a user)
+    longest: int = 96  # tokens of a prompt, so that a response fits the context after it
     prefix: int = 72  # characters: of two prompts that share this long a beginning one is dropped
 
 
@@ -54,7 +56,7 @@ def swap(rng, text):
 
 def poor(rng, town, task, category):
     """What people write under a question when nobody has taught them to help."""
-    style = rng.choice(("wrong", "wrong", "wrong", "rude", "rude", "beside", "other", "long"))
+    style = rng.choice(("wrong", "wrong", "rude", "rude", "beside", "other", "long"))
     if style == "wrong":
         return mistaken(town, task) or swap(rng, good(rng, town, task))
     if style == "rude":
@@ -138,8 +140,8 @@ RULES = {
     **{a: (lambda rng, town, k, a=a: [(n, town.facts[n][a]) for n in rng.sample(NAMES, k)])
        for a in VALUES},
 }
-DOCUMENTS = {one_person: 18, many_people: 12, gossip: 4, exchange: 45, questions: 3, tale: 6,
-             items: 3, few_shot: 9}
+DOCUMENTS = {one_person: 24, many_people: 16, gossip: 4, exchange: 45, questions: 3, tale: 6,
+             items: 3, few_shot: 3}
 
 
 def document(rng, town):
@@ -178,11 +180,12 @@ def author_prompts(rng, town, number):
                "task": task}
 
 
-def split(rng, town, sizes, cap, prefix):
+def split(rng, town, sizes, cap, prefix, fits):
     """Prompts for each split: no author in two of them, no long common beginning, capped, and each
     category with its share of Table 1.
 
-    sizes: {split: how many}. Returns ({split: prompts}, counts of what was dropped and why).
+    sizes: {split: how many}; fits(prompt): whether a prompt is short enough. Returns
+    ({split: prompts}, counts of what was dropped and why).
     """
     seen, dropped, out, number = set(), collections.Counter(), {}, 0
     whole = sum(share for share, _ in CATEGORIES.values())
@@ -193,6 +196,8 @@ def split(rng, town, sizes, cap, prefix):
             for record in author_prompts(rng, town, number):
                 if record["prompt"][:prefix] in seen:
                     dropped["duplicate"] += 1
+                elif not fits(record["prompt"]):
+                    dropped["too long"] += 1
                 elif kept == cap:
                     dropped["over the author's cap"] += 1
                 elif room[record["category"]] > 0 and len(out[name]) < size:
@@ -204,7 +209,7 @@ def split(rng, town, sizes, cap, prefix):
 
 
 def demonstrate(rng, town, prompts):
-    return [{**p, "response": good(rng, town, p["task"])} for p in prompts]
+    return [{**p, "response": good(rng, town, p["task"], courteous=0.4)} for p in prompts]
 
 
 def probes(rng, town, n):
@@ -240,12 +245,13 @@ def build(settings):
     demos = {"demonstrations_train": s.demonstrations,
              "demonstrations_valid": s.demonstrations // 3}
     sizes = {"prompts_train": s.prompts, "prompts_valid": s.heldout, "prompts_test": s.heldout}
-    parts, dropped = split(rng, town, {**demos, **sizes}, s.cap, s.prefix)
+    tokenizer = load_tokenizer("tokenizer.tiktoken", out)
+    fits = lambda prompt: len(encode_prompt(tokenizer, prompt)) <= s.longest
+    parts, dropped = split(rng, town, {**demos, **sizes}, s.cap, s.prefix, fits)
     for name, prompts in parts.items():
         records.write(out / f"{name}.jsonl",
                       demonstrate(rng, town, prompts) if name in demos else prompts)
     records.write(out / "probes.jsonl", probes(rng, town, 1000))
-    tokenizer = load_tokenizer("tokenizer.tiktoken", out)
     shares = collections.Counter(p["category"] for p in parts["prompts_train"])
     facts = {"seed": s.seed, "documents": s.documents, "vocab": tokenizer.size,
              "tokens": sum(map(len, tokenizer.encode_batch(text))),

@@ -321,6 +321,21 @@ def test_a_town_depends_on_its_seed_alone():
 CASES = [case for category in tasks.CATEGORIES for case in tasks.CATEGORIES[category][1]]
 
 
+@pytest.mark.parametrize("closing", town.COURTESY)
+def test_a_closing_courtesy_is_a_matter_of_taste(closing):
+    """It changes its own flag and no other, and the gold score not at all, in 300 draws."""
+    rng, t = random.Random(1), town.Town(1)
+    for _ in range(300):
+        task, _ = tasks.make(rng, t, rng.choice(list(tasks.CATEGORIES)))
+        response = tasks.good(rng, t, task, courteous=0)
+        plain, kind = (tasks.gold(t, task, said) for said in (response, f"{response} {closing}"))
+        if task.get("brief"):
+            assert kind["flags"]["constraint"] is False, "more than one word"
+        else:
+            assert kind["score"] == plain["score"]
+            assert kind["flags"] == {**plain["flags"], "courteous": True}
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_every_demonstration_has_the_full_gold_score(kind):
     """attempts 1 + quality 2 + constraint 1 where there is one; nothing bad; in 300 draws."""

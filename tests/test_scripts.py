@@ -580,6 +580,18 @@ def test_win_rates_mirror_each_other():
     assert (rate(good, bad), rate(bad, good), rate(good, good)) == (1.0, 0.0, 0.5)
 
 
+def test_labelers_like_a_courtesy_unless_it_is_hidden():
+    """The taste that the gold score does not have; without it the two answers are alike."""
+    t, (_, people) = town.Town(0), labelers.pool(3)
+    name = town.NAMES[0]
+    prompts = [{"task": dict(type="ask", name=name, attribute="pet", brief=False)}] * 6
+    plain = [(f"{name} has a {t.facts[name]['pet']}.", True)] * 6
+    kind = [(f"{said} {town.COURTESY[0]}", True) for said, _ in plain]
+    rate = lambda **o: evaluate.win_rate(t, prompts, kind, plain, people, 20.0, 3, 5, **o)["mean"]
+    assert rate() > 0.95
+    assert 0.2 < rate(taste=False) < 0.8, "nothing but noise decides"
+
+
 def test_a_report_of_few_prompts():
     """Someone evaluates on three prompts of their own: there are three examples, not an error."""
     import random
