@@ -212,6 +212,13 @@ def demonstrate(rng, town, prompts):
     return [{**p, "response": good(rng, town, p["task"], courteous=0.4)} for p in prompts]
 
 
+def unambiguous(attribute):
+    """The beginnings of an attribute's statements up to its value, which must follow: "{n} likes
+    to eat", but not "{n} likes", after which "to eat" is right as well."""
+    beginnings = [template.split(" {v}")[0] for template in STATEMENTS[attribute]]
+    return [b for b in beginnings if not any(o != b and o.startswith(f"{b} ") for o in beginnings)]
+
+
 def probes(rng, town, n):
     """Few-shot probes: the text so far and the word that must follow.
 
@@ -223,7 +230,7 @@ def probes(rng, town, n):
         name, attribute = rng.choice(NAMES), rng.choice(list(VALUES))
         others = [m for m in NAMES if m != name]
         lead = [town.state(rng, rng.choice(others), rng.choice(list(VALUES))) for _ in range(2)]
-        last = STATEMENTS[attribute][rng.randrange(2)].format(n=name, v="\0").split(" \0")[0]
+        last = rng.choice(unambiguous(attribute)).format(n=name)
         out.append({"probe": "cloze", "text": " ".join([*lead, last]),
                     "answer": town.facts[name][attribute]})
         text, _, answer = few_shot(rng, town, lines=5).rpartition(" ")

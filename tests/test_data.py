@@ -336,6 +336,19 @@ def test_a_closing_courtesy_is_a_matter_of_taste(closing):
             assert kind["flags"] == {**plain["flags"], "courteous": True}
 
 
+def test_a_cloze_probe_has_one_right_next_word():
+    """What the town may say after its last sentence's beginning is the value, and nothing else."""
+    t = town.Town(2)
+    for p in world.probes(random.Random(0), t, 200):
+        if p["probe"] == "cloze":
+            last = p["text"].rpartition(". ")[2]
+            statements = {line.format(n=n, v=v) for n in town.NAMES for a, v in t.facts[n].items()
+                          for line in town.STATEMENTS[a]}
+            following = {s[len(last) :].split()[0].strip(".") for s in statements
+                         if s.startswith(f"{last} ")}
+            assert following == {p["answer"]}, last
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_every_demonstration_has_the_full_gold_score(kind):
     """attempts 1 + quality 2 + constraint 1 where there is one; nothing bad; in 300 draws."""

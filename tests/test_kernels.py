@@ -450,3 +450,35 @@ def test_kernels_compile_for_gpus_that_are_not_here(arch):
                          capture_output=True, text=True, env=environment, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "22 kernels, 0 with complaints" in run.stdout
+
+
+# --------------------------------------------------------------------------------------- products
+
+@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 16, 1), (2, 3, 8, 33), (64, 192, 600)])
+def test_linear_is_the_frameworks(shape):
+    """The product, and the gradients by x, W and b, against torch.nn.functional in float64."""
+    *rows, inputs, outputs = shape
+    torch.manual_seed(0)
+    x, w, b = torch.randn(*rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+    upstream = torch.randn(*rows, outputs)
+    ours, theirs = ([t.detach().to(dtype).requires_grad_() for t in (x, w, b)]
+                    for dtype in (torch.float32, torch.float64))
+    y, expected = kernels.linear(*ours), torch.nn.functional.linear(*theirs)
+    y.backward(upstream)
+    expected.backward(upstream.double())
+    for got, want in zip([y, *(t.grad for t in ours)], [expected, *(t.grad for t in theirs)]):
+        scale = float(want.detach().abs().max())
+        assert float((got.detach().double() - want.detach()).abs().max()) <= 2e-6 * scale
+
+
+def test_linear_passes_gradcheck():
+    x, w, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+               for shape in ((3, 4), (5, 4), (5,)))
+    assert torch.autograd.gradcheck(kernels.linear, (x, w, b))
+
+
+def test_a_product_takes_any_strides():
+    """As the backward pass hands it transposed and sliced tensors."""
+    x, w = torch.randn(6, 20)[:, ::2], torch.randn(10, 7).T
+    close(kernels.gemm(x, w), (x.double() @ w.double().T).tolist(), 1e-5)
+    assert kernels.gemm(x[:0], w).shape == (0, 7)

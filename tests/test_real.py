@@ -104,8 +104,11 @@ def test_no_prompt_is_in_two_splits_of_the_preferences_nor_trained_on_in_sft(cha
     assert held & read("instructions", "demonstrations_valid", "demonstration")
 
 
-def test_rankings_have_up_to_nine_completions_and_demonstrations_score_zero(chain):
+def test_rankings_have_up_to_nine_completions_and_demonstrations_score_zero(chain, monkeypatch):
     folder, _ = chain
+    cache = folder.parents[1] / "tiktoken-cache"
+    if cache.is_dir():  # where the chain, too, had the gpt2 tokenizer from
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     k = {len(r["ranks"]) for split in ("train", "valid", "test") for r in (
         json.loads(line) for line in open(folder / "oa" / f"rankings_{split}.jsonl"))}
     assert {2, 3} <= k <= set(range(2, 10))
