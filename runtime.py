@@ -2,7 +2,7 @@
 
     parse        settings: one dataclass a script, overridden by presets and --name=value
     World        one process, or the ranks that torchrun started
-    lr_at        learning-rate schedules
+    cosine       the learning-rate schedule
     micro_batches, scoring_groups: ragged rows in pieces that fit
     save, load   checkpoints: folders of plain files, never half-visible
     Log          a JSONL line a step, and the same numbers on a tqdm bar
