@@ -53,15 +53,17 @@ def preferences(ax, results):
 
 
 def bars(ax, groups, title, percent=False, limits=None):
-    """groups: {name of a bar's colour: {place: height}}; one cluster of bars a place."""
+    """groups: {name of a bar's colour: {place: length}}; one cluster of bars a place, lying on
+    their sides so that a place's name has room."""
     places = list(next(iter(groups.values())))
     width = 0.8 / len(groups)
-    for k, (name, heights) in enumerate(groups.items()):
-        ax.bar([i + (k - (len(groups) - 1) / 2) * width for i in range(len(places))],
-               [heights[p] * (100 if percent else 1) for p in places], width, label=name)
-    ax.axhline(0, color="black", linewidth=0.5)
-    ax.set(title=title, xticks=range(len(places)), ylim=limits)
-    ax.set_xticklabels([textwrap.fill(p, 12) for p in places], fontsize=8)
+    for k, (name, lengths) in enumerate(groups.items()):
+        ax.barh([i + (k - (len(groups) - 1) / 2) * width for i in range(len(places))],
+                [lengths[p] * (100 if percent else 1) for p in places], width, label=name)
+    ax.axvline(0, color="black", linewidth=0.5)
+    ax.set(title=title, yticks=range(len(places)), xlim=limits)
+    ax.set_yticklabels([textwrap.fill(p, 14) for p in places], fontsize=8)
+    ax.invert_yaxis()  # the first place and the first name on top
     ax.legend(fontsize=7)
 
 

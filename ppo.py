@@ -289,13 +289,13 @@ def rollout_metrics(e, s, world):
         returns.sum(), returns.square().sum(), error.sum(), error.square().sum(),
         value.sum()])).tolist()
     n, score, kl, objective, length, ended, square, tokens, ret, ret2, err, err2, value = sums
-    variance = max(ret2 / tokens - (ret / tokens) ** 2, 1e-12)
+    variance = ret2 / tokens - (ret / tokens) ** 2
     return {"score": score / n, "kl": kl / n, "objective": objective / n,
             "score_std": max(square / n - (score / n) ** 2, 0.0) ** 0.5,
             "response_length": length / n, "ended": ended / n, "tokens": tokens,
             "value/mean": value / tokens, "return/mean": ret / tokens,
-            "value/explained_variance":
-                1 - max(err2 / tokens - (err / tokens) ** 2, 0.0) / variance}
+            "value/explained_variance":  # 0 where all returns are equal: nothing to explain
+                1 - (err2 / tokens - (err / tokens) ** 2) / variance if variance > 1e-8 else 0.0}
 
 
 def episode_prompts(prompts, iteration, s, world):

@@ -196,7 +196,7 @@ def main():
                 f"{len(text) * config.block_size if text else 0:,} tokens of text, {steps} steps")
     log = Log(world, s.out, steps, s.out, shown=("loss", "valid"))
     model.train()
-    history, best, step, valid_loss = [], None, 0, {}
+    history, best, step, valid_loss = [], (None, 0, None), 0, {}
     for epoch in range(s.epochs):
         for rows in batches(s, demos, text, epoch):
             lr = cosine(step, steps, s.lr, warmup=s.warmup)
@@ -207,16 +207,17 @@ def main():
         history.append({"epoch": epoch + 1, **valid_loss})
         if reward is not None:
             history[-1]["reward"] = mean_reward(model, reward, prompts, s, world, tokenizer.eos)
-        if best is None or reward is None or history[-1]["reward"] > best[0]:
+        if epoch == 0 or reward is None or history[-1]["reward"] > best[0]:
             best = (history[-1].get("reward"), epoch + 1,
                     {k: v.clone() for k, v in bare(model).state_dict().items()})
     log.close()
-    bare(model).load_state_dict(best[2])
+    if s.epochs:  # else the model stays as it was: from scratch, fresh
+        bare(model).load_state_dict(best[2])
     if world.main:
         save(s.out, bare(model), tokenizer, s, parameters=parameters, epoch=best[1],
              history=history, seconds=world.seconds())
     world.print(f"{s.out}: validation loss by epoch "
-                + " ".join(f"{h['valid']:.3f}" for h in history)
+                + (" ".join(f"{h['valid']:.3f}" for h in history) or "not measured, as it began")
                 + (f"; epoch {best[1]} has the best reward, {best[0]:.2f}" if s.reward else "")
                 + f" ({world.seconds():.0f} s)")
     world.close()

@@ -262,6 +262,17 @@ def test_the_reward_model_can_choose_the_sft_epoch(demo):
     assert len(facts["history"]) == 2 and facts["epoch"] == best["epoch"]
 
 
+def test_no_epoch_leaves_the_model_as_it_began(demo):
+    """--epochs=0 makes a model that has read nothing, for a reward model from scratch."""
+    flags = ["--tokenizer=tokenizer.tiktoken", *FLAGS["base"][2:], "--epochs=0"]
+    python(demo.folder, "sft.py", "--init=scratch", "--out=out/fresh", *flags)
+    python(demo.folder, "sft.py", "--init=out/fresh", "--out=out/still", "--epochs=0")
+    fresh, still = demo.weights("fresh"), demo.weights("still")
+    assert all(torch.equal(fresh[name], still[name]) for name in fresh)
+    assert demo.checkpoint("fresh")["history"] == []
+    python(demo.folder, *FLAGS["reward"], "--init=out/fresh", "--out=out/rm-fresh")
+
+
 # ------------------------------------------------------------------------------------- two ranks
 
 def assert_same_model(demo, one, two):

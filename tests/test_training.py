@@ -793,6 +793,14 @@ def test_rollout_metrics_by_loops():
         assert got[name] == pytest.approx(number, rel=1e-4), name
 
 
+def test_equal_returns_leave_nothing_to_explain():
+    """A share of a variance of nothing is 0, not minus a million."""
+    x = scene()
+    e = roll(x)
+    e.returns = e.mask.float()
+    assert ppo.rollout_metrics(e, x.s, x.world)["value/explained_variance"] == 0.0
+
+
 def test_prompts_come_in_shuffled_rounds():
     """Trap 24: ranks share an iteration's episodes; each prompt comes once before any comes twice;
     episodes have numbers of their own, so that no two draw the same noise."""
