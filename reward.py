@@ -27,7 +27,7 @@ from runtime import (Log, World, bare, cosine, load, make_optimizer, micro_batch
 @dataclass
 class Settings:
     """Step 2. Every setting is --name=value; the defaults are the toy's."""
-    init: str = "out/sft"  # the SFT model whose body the reward model starts from
+    init: str = "out/init"  # whose body it starts from: 2 epochs judge better than 16 (README)
     out: str = "out/rm"  # folder to write
     data: str = "out/toy"  # folder with rankings_*.jsonl and demonstrations_train.jsonl
     epochs: int = 1  # more than one overfits at once (App. C.2)
