@@ -180,7 +180,8 @@ def center(model, rows, world):
 def main():
     s = parse(Settings, PRESETS)
     world = World(s.seed, s.device)
-    sft, tokenizer, _ = load(s.init, {"GPT": GPT, "ScalarGPT": ScalarGPT}, "python sft.py")
+    sft, tokenizer, _ = load(s.init, {"GPT": GPT, "ScalarGPT": ScalarGPT},
+                             "python sft.py --preset=init")
     config = sft.config
     config.dropout = 0.0
     torch.manual_seed(s.seed)
