@@ -2,7 +2,7 @@
 
     linear(x, weight, bias)                     x W^T + b
     attention(q, k, v)                          causal self-attention             [B, H, T, D]
-    decode_attention(q, k, v, lengths)          one new token against a cache     [B, H, D]
+    decode_attention(q, cache, slots)           one new token against a cache     [B, H, D]
     token_logprobs(hidden, weight, targets)     log-probs (and entropy), any gradient     [N]
     token_objective(hidden, weight, targets, objective)    a loss and its gradients at once
 
@@ -46,15 +46,26 @@ def _accumulator(x):
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def gemm(x, weight, bias=None):
-    """x W^T + b without a gradient. x: [..., I]; weight: [O, I]; bias: [O]. Any strides.
+def gemm(x, weight, bias=None, gelu=False):
+    """x W^T + b, or gelu of it, without a gradient. x: [..., I]; weight: [O, I]; bias: [O]. Any
+    strides.
 
     On a CPU through oneDNN, which uses the widest vector units of any maker's chip; the default
     library keeps to half their width on some (2.3 times slower on a Zen 5). Both are exact float32.
+    It also applies gelu while the sums are still in registers, for a third of a second pass's time.
     """
     if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+        after = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+    y = F.linear(x, weight, bias)
+    return F.gelu(y, approximate="tanh") if gelu else y
+
+
+def packed(weight):
+    """A copy of a weight that gemm takes in its place, a tenth quicker on few rows of x; None where
+    there is no such thing. It has no gradient and does not follow the weight."""
+    if ONEDNN and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)  # x of about 64 rows
 
 
 class _Linear(torch.autograd.Function):
@@ -227,57 +238,100 @@ def attention(q, k, v):
 
 # ------------------------------------------------------------------------------ decode attention
 
-ROWS = 16  # of different lengths that are worked on together, up to the longest of them
+class Slots:
+    """What a batch of B rows sees of a layer's cache: the first lengths[b] slots of row rows[b].
 
+    shape: R, H, T, D of the cache; lengths: [B], at least 1; rows: [B], default 0..B-1. Rows can
+    leave the batch without any cache being copied. One object serves all layers of a step.
 
-def plain_decode_attention(q, k, v, lengths):
-    """`decode_attention` in PyTorch: quickest if rows of similar lengths are neighbours.
-
-    Unused slots weigh 0. What they hold is undefined, and 0 * NaN is NaN: that shows in the output,
-    and only then are they blanked, which takes a copy.
+    A cache is a tensor [2, R, H * T * D]: keys, then values [R, H, T, D]. On a GPU keys are laid
+    out like values, on a CPU [R, H, D, T], so that a head's scores are a sum of D rows.
     """
-    B, H, T, D = k.shape
-    out, ends = torch.empty_like(q), lengths.tolist()
-    n = B if min(ends) == max(ends) else ROWS
-    for i in range(0, B, n):
-        first, last = min(ends[i : i + n]), max(ends[i : i + n])
-        ks, vs = (x[i : i + n, :, :last].flatten(0, 1) for x in (k, v))  # [rows * H, last, D]
-        qs = (q[i : i + n] * D**-0.5).view(-1, 1, D)
-        score = torch.bmm(qs, ks.mT)
-        if first < last:
-            unused = torch.arange(first, last, device=q.device) >= lengths[i : i + n, None]
-            unused = unused.repeat_interleave(H, 0).unsqueeze(1)  # [rows * H, 1, last - first]
-            score[..., first:].masked_fill_(unused, float("-inf"))
-        o = torch.bmm(score.softmax(-1), vs)
-        if first < last and not o.isfinite().all():
-            blanked = torch.cat([vs[:, :first], vs[:, first:].masked_fill(unused.mT, 0)], 1)
-            o = torch.bmm(score.softmax(-1), blanked)
-        out[i : i + n] = o.view(-1, H, D)
-    return out
+
+    def __init__(self, shape, lengths, rows=None):
+        self.lengths, device = lengths, lengths.device
+        R, H, T, D = self.shape = shape
+        self.rows = torch.arange(len(lengths), device=device) if rows is None else rows
+        heads = self.rows[:, None, None] * H + torch.arange(H, device=device)[:, None]  # of R * H
+        t, d = lengths[:, None, None] - 1, torch.arange(D, device=device)
+        self.starts, self.columns = heads * T, heads * D + d  # [B, H, 1], [B, H, D]
+        value = (self.starts + t) * D + d
+        key = self.columns * T + t if device.type == "cpu" else value
+        self.newest = torch.stack((key, value + R * H * T * D), 1).flatten()  # of [B, 2, H, D]
+
+    @functools.cached_property
+    def bags(self):
+        """Used slots for `plain_decode_attention`: which of [B * H, longest] are not, the places of
+        those that are, their rows among the values [R * H * T], and where each head's begin. The
+        first two are None if all lengths are the same."""
+        longest, H = int(self.lengths.max()), self.shape[1]
+        t = torch.arange(longest, device=self.lengths.device)
+        tokens = (self.starts + t).flatten()
+        if bool((self.lengths == longest).all()):
+            return None, None, tokens, torch.arange(0, len(tokens) + 1, longest, device=t.device)
+        unused = (t >= self.lengths[:, None]).repeat_interleave(H, 0)
+        places = (~unused).flatten().nonzero().squeeze(1)
+        ends = F.pad(self.lengths.repeat_interleave(H).cumsum(0), (1, 0))
+        return unused, places, tokens.index_select(0, places), ends
+
+
+def fill(cache, k, v):
+    """Put keys and values [R, H, T, D] into the first slots of a cache [2, R, H * Tmax * D]."""
+    R, H, T, D = k.shape
+    keys, values = cache.view(2, R, H, -1, D)
+    keys = keys.view(R, H, D, -1).mT if k.device.type == "cpu" else keys
+    keys[:, :, :T], values[:, :, :T] = k, v
+
+
+def _weighted_sums(weights, rows, table, ends):
+    """sum of weights[i] table[rows[i]] over the i from ends[j] to ends[j + 1], for each j."""
+    return torch.embedding_bag(table, rows, ends, False, 0, False, weights, True)[0]
+
+
+def plain_decode_attention(q, cache, slots):
+    """`decode_attention` in PyTorch. Both products are weighted sums of rows of a table,
+
+        scores [T] = sum over d of q[d] k^T[d]        o [D] = sum over the used t of p[t] v[t]
+
+    and that is what PyTorch's embedding bag is. It asks memory for rows ahead of their turn and
+    takes sums of any lengths, so that from caches larger than the CPU's it is three times as fast
+    as bmm. Of an unused slot no value is read and the score is dropped: both may be NaN.
+    """
+    (B, H, D), (R, _, T, _) = q.shape, slots.shape
+    keys = cache[0].view(R, H, -1) if q.device.type == "cpu" else cache[0].view(R, H, T, D).mT
+    unused, places, tokens, ends = slots.bags
+    scores = _weighted_sums((q * D**-0.5).flatten(), slots.columns.flatten(), keys.reshape(-1, T),
+                            torch.arange(0, q.numel() + 1, D, device=q.device))
+    if unused is None:
+        p = scores[:, : len(tokens) // len(scores)].softmax(-1).flatten()
+    else:
+        p = scores[:, : unused.size(1)].masked_fill_(unused, float("-inf")).softmax(-1)
+        p = p.flatten().index_select(0, places)
+    return _weighted_sums(p, tokens, cache[1].view(-1, D), ends).view(B, H, D)
 
 
 @torch.library.custom_op("nanoinstructgpt::decode_attention", mutates_args=())
-def _decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-                      lengths: torch.Tensor) -> torch.Tensor:
-    triton = _triton(q)
-    decode = triton.decode_attention if triton else plain_decode_attention
-    return decode(q, k, v, lengths)
+def _decode_attention(q: torch.Tensor, cache: torch.Tensor, lengths: torch.Tensor,
+                      rows: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    return decode_attention(q, cache, Slots(shape, lengths, rows))
 
 
 @_decode_attention.register_fake
-def _(q, k, v, lengths):
+def _(q, cache, lengths, rows, shape):
     return q.new_empty(q.shape)
 
 
-def decode_attention(q, k, v, lengths):
-    """Attention of one new token a row over that row's first `lengths[b]` cached keys.
+def decode_attention(q, cache, slots):
+    """Attention of one new token a row over the cached keys and values that `slots` names.
 
-    q: [B, H, D]; k, v: [B, H, T, D] caches, filled up to lengths; lengths: [B], at least 1. Slots
-    past a row's length may hold anything. Returns [B, H, D]; no gradient.
+    q: [B, H, D]. Slots past a row's length may hold anything. Returns [B, H, D]; no gradient.
     """
-    if torch.compiler.is_compiling() or _triton(q):
-        return _decode_attention(q, k, v, lengths)
-    return plain_decode_attention(q, k, v, lengths)  # an operator's call costs a CPU 40 us
+    if torch.compiler.is_compiling():
+        return _decode_attention(q, cache, slots.lengths, slots.rows, list(slots.shape))
+    triton = _triton(q)  # called as it is: an operator around it would cost 40 us
+    if triton is None:
+        return plain_decode_attention(q, cache, slots)
+    return triton.decode_attention(q, *cache.view(2, *slots.shape), slots.lengths, slots.rows)
 
 
 # ---------------------------------------------------------------------- log-probabilities, losses

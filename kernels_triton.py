@@ -134,16 +134,17 @@ def dkdv_kernel(q, k, v, grad, lse, expected, dk, dv, q_b, q_h, q_t, k_b, k_h, k
 
 
 @triton.jit
-def decode_kernel(q, k, v, lengths, out, k_b, k_h, k_t, v_b, v_h, v_t, H, scale, D: tl.constexpr,
-                  DP: tl.constexpr, N: tl.constexpr):
-    """One query against the first lengths[b] slots of its cache. q and o: [B, H, D], dense.
+def decode_kernel(q, k, v, lengths, rows, out, k_b, k_h, k_t, v_b, v_h, v_t, H, scale,
+                  D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr):
+    """One query against the first lengths[b] slots of row rows[b] of the cache. q and o: [B, H, D].
 
     One query has no matrix product to feed to the tensor cores: this reads the cache once, and
     memory sets its speed. Slots past the length are never read.
     """
     pair = tl.program_id(1)
     length = tl.load(lengths + pair // H)
-    k, v = _head_of(k, k_b, k_h, H), _head_of(v, v_b, v_h, H)
+    row, head = tl.load(rows + pair // H).to(tl.int64), (pair % H).to(tl.int64)
+    k, v = k + row * k_b + head * k_h, v + row * v_b + head * v_h
     columns = tl.arange(0, DP)
     at = pair.to(tl.int64) * D + columns
     query = tl.load(q + at, mask=columns < D, other=0.0).to(tl.float32) * scale
@@ -274,14 +275,15 @@ def attention_backward(grad, q, k, v, out, lse):
     return dq, dk, dv
 
 
-def decode_attention(q, k, v, lengths):
-    """q [B, H, D], caches [B, H, T, D], lengths [B] -> [B, H, D]."""
+def decode_attention(q, k, v, lengths, rows):
+    """q [B, H, D], caches [R, H, T, D], lengths [B], rows [B] of the caches -> [B, H, D]."""
     B, H, D = q.shape
     q, out = q.contiguous(), q.new_empty(q.shape)
     k, v = _dense_last(k, v)
     DP = max(16, triton.next_power_of_2(D))
-    decode_kernel[(1, B * H)](q, k, v, lengths, out, *_strides(k, v), H, D**-0.5 * LOG2E.value,
-                              D=D, DP=DP, N=DECODE[64 if DP <= 64 else 128], num_warps=4)
+    decode_kernel[(1, B * H)](
+        q, k, v, lengths, rows, out, *_strides(k, v), H, D**-0.5 * LOG2E.value, D=D, DP=DP,
+        N=DECODE[64 if DP <= 64 else 128], num_warps=4)
     return out
 
 

@@ -8,6 +8,7 @@ Sequences are always `prompt, response, EOS, pad`: padded on the right, with the
 beside them. Under causal attention no real token ever sees a pad, positions are 0..T-1 in every
 row, and the batch that was sampled is the batch that is trained on, token for token.
 """
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -15,8 +16,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import (LOG2E, attention, decode_attention, gemm, linear, token_logprobs,
-                     token_objective)
+from kernels import (LOG2E, Slots, attention, decode_attention, fill, gemm, linear, packed,
+                     token_logprobs, token_objective)
 
 
 @dataclass
@@ -30,8 +31,15 @@ class GPTConfig:
 
 
 class Linear(nn.Linear):
-    def forward(self, x):
-        return linear(x, self.weight, self.bias)
+    packed = None  # a copy of the weight that is quick on few rows, while sampling
+
+    def forward(self, x, gelu=False):
+        """x W^T + b, or gelu of it, which costs next to nothing if no gradient is asked for."""
+        if torch.is_grad_enabled():
+            y = linear(x, self.weight, self.bias)
+            return F.gelu(y, approximate="tanh") if gelu else y
+        weight = self.packed
+        return gemm(x, self.weight if weight is None else weight, self.bias, gelu)
 
 
 class Attention(nn.Module):
@@ -44,7 +52,7 @@ class Attention(nn.Module):
     def forward(self, x, cache=None, tree=None):
         """x: [B, T, C] -> [B, T, C]; with a tree, x: [N, C] -> [N, C], its nodes (see PrefixTree).
 
-        A cache (k, v) [2, B, H, Tmax, D] is filled from its start.
+        A cache [2, B, H * Tmax * D] is filled from its start.
         """
         qkv = self.c_attn(x)
         if tree is not None:
@@ -52,19 +60,18 @@ class Attention(nn.Module):
         B, T, C = *qkv.shape[:2], x.size(-1)
         q, k, v = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if cache is not None:
-            cache[0, :, :, :T], cache[1, :, :, :T] = k, v
+            fill(cache, k, v)
         y = attention(q, k, v).transpose(1, 2).reshape(B, T, C)
         if tree is not None:
             y = F.embedding(tree.places, y.view(B * T, C))
         return self.c_proj(y)
 
-    def step(self, x, cache, position, longest):
-        """One token a row, x: [B, C], written at position[b] of a cache filled up to there."""
+    def step(self, x, cache, slots):
+        """One token a row, x: [B, C], written to the last of the slots that its row will see."""
         B, C = x.shape
         qkv = self.c_attn(x).view(B, 3, self.n_head, -1)  # three of [B, H, D]
-        cache[:, torch.arange(B, device=x.device), :, position] = qkv[:, 1:]
-        keys, values = cache[:, :, :, :longest]
-        return self.c_proj(decode_attention(qkv[:, 0], keys, values, position + 1).reshape(B, C))
+        cache.view(-1).scatter_(0, slots.newest, qkv[:, 1:].flatten())
+        return self.c_proj(decode_attention(qkv[:, 0], cache, slots).view(B, C))
 
 
 class MLP(nn.Module):
@@ -74,7 +81,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.c_proj(self.c_fc(x, gelu=True))
 
 
 class Block(nn.Module):
@@ -88,8 +95,8 @@ class Block(nn.Module):
         x = x + self.drop(self.attn(self.ln_1(x), cache, tree))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
-    def step(self, x, cache, position, longest):
-        x = x + self.attn.step(self.ln_1(x), cache, position, longest)
+    def step(self, x, cache, slots):
+        x = x + self.attn.step(self.ln_1(x), cache, slots)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -157,11 +164,11 @@ class Body(nn.Module):
             x = block(x, caches[i] if caches is not None else None, tree)
         return self.ln_f(x)
 
-    def step(self, ids, caches, position, longest):
-        """One token a row: ids [B] at position [B] -> hidden states [B, C]."""
-        x = self.wte(ids) + self.wpe(position)
+    def step(self, ids, caches, slots):
+        """One token a row: ids [B], the last that its slots will hold -> hidden states [B, C]."""
+        x = self.wte(ids) + self.wpe(slots.lengths - 1)
         for block, cache in zip(self.h, caches):
-            x = block.step(x, cache, position, longest)
+            x = block.step(x, cache, slots)
         return self.ln_f(x)
 
 
@@ -276,27 +283,51 @@ def choose(logits, temperature, noise):
 
     The token is where the cumulative distribution passes the noise; temperature 0 is greedy.
     """
-    z = logits.float() / (temperature or 1.0)
+    z, coolness = logits.float(), 1 / (temperature or 1.0)
     top = z.amax(-1, keepdim=True)
     # One pass of exponentials, of differences and to base 2, serves the choice and its log-prob.
-    cumulative = ((z - top) * LOG2E).exp2_().cumsum(-1, dtype=torch.float64)
+    cumulative = (z - top).mul_(LOG2E * coolness).exp2_().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     if temperature == 0:
         token = z.argmax(-1, keepdim=True)
     else:
         token = torch.searchsorted(cumulative, noise[:, None] * total, right=True)
         token = token.clamp(max=logits.size(-1) - 1)
-    return token.squeeze(-1), ((z.gather(-1, token) - top) - total.log()).float().squeeze(-1)
+    logp = (z.gather(-1, token) - top) * coolness - total.log()
+    return token.squeeze(-1), logp.float().squeeze(-1)
 
 
-PROMPTS = 64  # of similar lengths, read together
+PROMPTS = 64  # at most, read together
 
 
 def read_prompts(model, prompts, caches):
-    """Fill the caches with prompts, lists of ids; the state after each, [B, C]. Prompts that begin
-    alike, as those of one user or the K copies of one prompt, are computed once."""
-    tree = PrefixTree(prompts, caches[0].device)
-    return model.transformer(tree, caches)[tree.ends]
+    """Fill the caches [L, 2, B, H * T * D] with prompts, lists of ids, shortest first; the state
+    after each, [B, C]. Those of similar lengths are read together, as pads cost attention; what is
+    read together and begins alike, as the K copies of one prompt, is computed once."""
+    hidden, i = [], 0
+    while i < len(prompts):
+        longest = 1.25 * len(prompts[i]) + 16
+        stop = i + sum(len(p) <= longest for p in prompts[i : i + PROMPTS])
+        tree = PrefixTree(prompts[i:stop], caches.device)
+        hidden.append(model.transformer(tree, caches[:, :, i:stop])[tree.ends])
+        i = stop
+    return torch.cat(hidden)
+
+
+@contextlib.contextmanager
+def sampling(model):
+    """Dropout off, no gradients, weights packed for the few rows of a step; and all as before."""
+    layers, was_training = [x for x in model.modules() if isinstance(x, Linear)], model.training
+    model.eval()
+    for layer in layers:
+        layer.packed = packed(layer.weight)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+        for layer in layers:
+            layer.packed = None
 
 
 @torch.no_grad()
@@ -308,48 +339,45 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     padded on the left: each row decodes at its own position, against its own length. Returns
     Samples on the model's device. Dropout is off while sampling, and as it was afterwards.
     """
-    device, config, was_training = next(model.parameters()).device, model.config, model.training
-    B, starts = len(prompts), torch.tensor([len(p) for p in prompts])
-    if starts.min() < 1 or starts.max() + max_new_tokens > config.block_size:
-        raise ValueError(f"prompts of {int(starts.min())} to {int(starts.max())} tokens and "
+    device, config = next(model.parameters()).device, model.config
+    B, lengths = len(prompts), [len(p) for p in prompts]
+    if min(lengths) < 1 or max(lengths) + max_new_tokens > config.block_size:
+        raise ValueError(f"prompts of {min(lengths)} to {max(lengths)} tokens and "
                          f"{max_new_tokens} new ones do not fit a context of {config.block_size}")
-    model.eval()
-    T = int(starts.max()) + max_new_tokens
-    starts = starts.to(device)
-    ids = torch.full((B, T), eos, dtype=torch.long)
+    # From here on rows are in the order of their prompts' lengths, until the end.
+    order = torch.tensor(lengths, device=device).argsort(stable=True)
+    prompts = [prompts[i] for i in order.tolist()]
+    starts = torch.tensor(lengths, device=device)[order]
+    episodes = torch.arange(B) if episodes is None else torch.as_tensor(episodes)
+    steps = torch.arange(max_new_tokens, device=device)
+    noise = uniform(seed, episodes.to(device)[order, None], steps)
+    said = torch.full((B, max_new_tokens), eos, device=device)
+    worth = torch.zeros(B, max_new_tokens, device=device)
+
+    T = max(lengths) + max_new_tokens
+    shape = (B, config.n_head, T, config.n_embd // config.n_head)
+    caches = torch.empty(config.n_layer, 2, B, math.prod(shape[1:]), device=device,
+                         dtype=model.transformer.wte.weight.dtype)
+    with sampling(model):
+        hidden = read_prompts(model, prompts, caches)
+        live = torch.arange(B, device=device)  # the rows that have not ended
+        for step in range(max_new_tokens):
+            token, logp = choose(model.logits(hidden), temperature, noise[live, step])
+            said[live, step], worth[live, step] = token, logp
+            running = token != eos
+            if not running.all():
+                live, token = live[running], token[running]
+            if len(live) == 0 or step == max_new_tokens - 1:
+                break
+            slots = Slots(shape, starts[live] + step + 1, live)
+            hidden = model.transformer.step(token, caches, slots)
+    n = (said != eos).sum(1)  # what follows an EOS was never said and is still EOS
+    ended = n < max_new_tokens
+    ids, logprobs = torch.full((B, T), eos, device=device), torch.zeros(B, T, device=device)
     for row, prompt in zip(ids, prompts):
         row[: len(prompt)] = torch.tensor(prompt)
-    ids, logprobs = ids.to(device), torch.zeros(B, T, device=device)
-    lengths, ended = starts.clone(), torch.zeros(B, dtype=torch.bool, device=device)
-    episodes = torch.arange(B) if episodes is None else torch.as_tensor(episodes)
-    episodes = episodes.to(device)
-
-    # The rows that the caches hold, shortest first: neighbours have little between them to waste.
-    live = starts.argsort(stable=True)
-    shape = (2, B, config.n_head, T, config.n_embd // config.n_head)
-    dtype = model.transformer.wte.weight.dtype
-    caches = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-    hidden = torch.cat([
-        read_prompts(model, [prompts[i] for i in rows.tolist()], part) for rows, part in
-        zip(live.split(PROMPTS), zip(*(cache.split(PROMPTS, 1) for cache in caches)))])
-    running = torch.ones(B, dtype=torch.bool, device=device)  # which of them have not ended
-    for step in range(max_new_tokens):
-        token, logp = choose(model.logits(hidden), temperature, uniform(seed, episodes[live], step))
-        rows = live[running]
-        position = starts[rows] + step
-        ids[rows, position], logprobs[rows, position] = token[running], logp[running]
-        lengths[rows] += 1
-        ended[rows] = token[running] == eos
-        running &= token != eos
-        left = int(running.sum())
-        if left == 0 or step == max_new_tokens - 1:
-            break
-        if left < 0.75 * len(live):  # copying the caches costs, so ended rows leave in groups
-            live, token = live[running], token[running]
-            caches = [cache[:, running] for cache in caches]
-            running = torch.ones_like(live, dtype=torch.bool)
-        position = starts[live] + step
-        hidden = model.transformer.step(token, caches, position, int(position.max()) + 1)
-    model.train(was_training)
+    ids.scatter_(1, starts[:, None] + steps, said)
+    logprobs.scatter_(1, starts[:, None] + steps, worth)
+    back, lengths = order.argsort(), starts + n + ended
     T = int(lengths.max())
-    return Samples(ids[:, :T], starts, lengths, logprobs[:, :T], ended)
+    return Samples(ids[back, :T], starts[back], lengths[back], logprobs[back, :T], ended[back])

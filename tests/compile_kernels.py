@@ -87,8 +87,9 @@ def kernels(arch):
                 yield (f"{name} D {D} {M}x{N}, {warps} warps, {stages} stages", kernel,
                        arguments + sizes, True, arch >= 90 and M >= 64, dict(
                            D=D, DP=D, M=M, N=N, num_warps=warps, num_stages=stages))
-        yield (f"decode D {D}", K.decode_kernel, [q, k, v, whole, o] + 2 * strides + [12, 0.125],
-               False, False, dict(D=D, DP=D, N=K.DECODE[D], num_warps=4))
+        yield (f"decode D {D}", K.decode_kernel,
+               [q, k, v, whole, whole, o] + 2 * strides + [12, 0.125], False, False,
+               dict(D=D, DP=D, N=K.DECODE[D], num_warps=4))
     yield ("softmax rows", K.softmax_rows_kernel,
            [wide, whole, wide, wide, wide, 50257, 50257, 1.0], False, False,
            dict(BLOCK=4096, num_warps=8))

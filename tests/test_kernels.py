@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from helpers import close, same, slopes, tiny
-from kernels import attention, decode_attention, token_logprobs, token_objective
+from kernels import Slots, attention, decode_attention, token_logprobs, token_objective
 
 HERE = Path(__file__).resolve().parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -146,15 +146,33 @@ def test_the_environment_can_ask_for_pytorchs_attention(monkeypatch):
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), 0.0])
-def test_decode_attention(junk):
-    q, (k, v) = torch.randn(4, 3, 16), torch.randn(2, 4, 3, 9, 16)
-    lengths = torch.tensor([9, 1, 4, 8])
-    for b, n in enumerate(lengths):
+@pytest.mark.parametrize("lengths, rows", [([37, 1, 4, 16], None), ([17, 5], [3, 1]),
+                                           ([16, 16, 16], [2, 0, 1]), ([38], [3])])
+def test_decode_attention(junk, lengths, rows):
+    """Rows of a cache, all or some and in any order, each of its own length; the rest is junk."""
+    lengths, rows = torch.tensor(lengths), None if rows is None else torch.tensor(rows)
+    whole = slice(None) if rows is None else rows
+    q, (k, v) = torch.randn(len(lengths), 3, 16), torch.randn(2, 4, 3, 38, 16)
+    expected = plain_decode(q.double(), k[whole].double(), v[whole].double(), lengths)
+    for b, n in zip(range(4) if rows is None else rows.tolist(), lengths.tolist()):
         k[b, :, n:] = v[b, :, n:] = junk
-    expected = plain_decode(q.double(), k.double(), v.double(), lengths)
-    same([decode_attention(q, k, v, lengths).double()], [expected], 1e-5)
-    longest = decode_attention(q[:1], k[:1, :, :9], v[:1, :, :9], lengths[:1])
-    same([longest.double()], [expected[:1]], 1e-5)
+    cache = torch.full((2, 4, 3 * 48 * 16), junk)
+    kernels.fill(cache, k, v)
+    got = decode_attention(q, cache, Slots((4, 3, 48, 16), lengths, rows))
+    same([got.double()], [expected], 1e-5)
+
+
+@pytest.mark.parametrize("T", [1, 15, 16, 40])
+def test_a_cache_filled_token_by_token_is_one_filled_at_once(T):
+    """`fill` and `Slots.newest` agree on where keys and values lie."""
+    k, v = torch.randn(2, 3, 2, T, 8)
+    whole, steps = torch.zeros(2, 2, 3, 2 * 48 * 8)
+    kernels.fill(whole, k, v)
+    for t in range(T):
+        slots = Slots((3, 2, 48, 8), torch.full((2,), t + 1), torch.tensor([2, 0]))
+        pair = torch.stack((k[slots.rows, :, t], v[slots.rows, :, t]), 1)
+        steps.view(-1).scatter_(0, slots.newest, pair.flatten())
+    assert torch.equal(steps[:, [0, 2]], whole[:, [0, 2]]) and not steps[:, 1].any()
 
 
 # ------------------------------------------------------------------------------ losses of tokens
@@ -313,7 +331,9 @@ def test_the_operators_declare_what_they_do():
     q, k, v = heads(1, 2, 5, 16)
     torch.library.opcheck(kernels._attention, (q, k, v))
     q, k, v = (x.detach() for x in (q, k, v))
-    torch.library.opcheck(kernels._decode_attention, (q[:, :, 0], k, v, torch.tensor([3])))
+    torch.library.opcheck(kernels._decode_attention, (
+        q[:, :, 0], torch.randn(2, 1, 2 * 16 * 16), torch.tensor([3]), torch.tensor([0]),
+        [1, 2, 16, 16]))
     x, w, y = tokens(5, 4, 9)
     torch.library.opcheck(kernels._token_logprobs, (x, w, y, 0.7, True))
 
@@ -411,12 +431,13 @@ def test_triton_offsets_have_64_bits(kernels_triton, batch, step):
 @pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("D", [16, 80])
 def test_triton_decode_attention(kernels_triton, dtype, error, D):
-    q, (k, v) = torch.randn(3, 2, D).to(dtype), torch.randn(2, 3, 2, 150, D).to(dtype)
-    lengths = torch.tensor([150, 1, 65])
-    for b, n in enumerate(lengths):
+    q, (k, v) = torch.randn(3, 2, D).to(dtype), torch.randn(2, 4, 2, 150, D).to(dtype)
+    lengths, rows = torch.tensor([150, 1, 65]), torch.tensor([3, 0, 1])
+    for b, n in zip(rows, lengths):
         k[b, :, n:] = v[b, :, n:] = float("nan")
-    expected = plain_decode(q.double(), k.double(), v.double(), lengths)
-    same([kernels_triton.decode_attention(q, k, v, lengths).double()], [expected], error)
+    expected = plain_decode(q.double(), k[rows].double(), v[rows].double(), lengths)
+    got = kernels_triton.decode_attention(q, k, v, lengths, rows)
+    same([got.double()], [expected], error)
 
 
 @pytest.mark.parametrize("n, V", [(1, 2), (5, 4096), (3, 5000)])

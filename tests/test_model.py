@@ -7,7 +7,7 @@ import torch
 import model as model_module
 from helpers import (EOS, VOCAB, close, log_softmax, same, sequence_logprobs, tiny, tiny_scalar,
                      tree_rows)
-from kernels import attention, decode_attention
+from kernels import Slots, attention, decode_attention, fill
 from model import (GPT, GPTConfig, PrefixTree, Samples, ScalarGPT, choose, generate, last_score,
                    uniform)
 
@@ -50,12 +50,15 @@ def test_decode_attention_sees_each_rows_own_length():
     B, H, T, D = 3, 2, 6, 4
     torch.manual_seed(0)
     q, k, v, lengths = torch.randn(B, H, D), *torch.randn(2, B, H, T, D), torch.tensor([6, 1, 4])
+    slots = Slots((B, H, 16, D), lengths)
     expected = [[attend(q[b, h].tolist(), k[b, h, :n].tolist(), v[b, h, :n].tolist())
                  for h in range(H)] for b, n in enumerate(lengths)]
     for junk in (float("nan"), float("inf"), 0.0):
         for b, n in enumerate(lengths):
             k[b, :, n:] = v[b, :, n:] = junk
-        close(decode_attention(q, k, v, lengths), expected, 1e-5)
+        cache = torch.full((2, B, H * 16 * D), junk)
+        fill(cache, k, v)
+        close(decode_attention(q, cache, slots), expected, 1e-5)
 
 
 # ------------------------------------------------------------------------------------- the models
@@ -323,6 +326,54 @@ def test_what_the_cache_held_before_does_not_matter(monkeypatch):
     close(got.logprobs, expected.logprobs.tolist())
 
 
+def test_sampling_leaves_the_model_as_it_was(monkeypatch):
+    """The packed weights do not outlive the sampling, not even one that fails."""
+    model = tiny().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    monkeypatch.setattr(model_module, "choose", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample(model)
+    monkeypatch.undo()
+    assert model.training and all(m.packed is None for m in model.modules() if hasattr(m, "packed"))
+    first = sample(model)
+    assert model.state_dict().keys() == before.keys()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1 * torch.randn_like(p)
+    second = sample(model)
+    close(second.logprobs, model(second.ids, second.mask)[0].tolist(), 1e-5)
+    first.logprobs.sum() * model.transformer.ln_f.weight.sum()  # no inference tensors come out
+
+
+def test_ended_rows_leave_at_once():
+    """Each step computes the rows that have not ended and no other."""
+    model, seen = tiny(), []
+    step = model.transformer.step
+    model.transformer.step = lambda *x: seen.append(len(x[0])) or step(*x)
+    samples = sample(model)
+    said = samples.lengths - samples.prompt_lengths - samples.ended.long()
+    expected = [int((said > t).sum()) for t in range(10)]
+    assert seen == [n for n in expected[:9] if n]
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.bfloat16, 0.15), (torch.float64, 1e-6)])
+def test_sampling_in_other_types(dtype, error):
+    model = tiny(loud=4.0).to(dtype)
+    samples = sample(model)
+    assert samples.logprobs.dtype == torch.float32
+    close(samples.logprobs, model(samples.ids, samples.mask)[0].tolist(), error)
+
+
+def test_long_and_short_prompts_are_read_in_groups():
+    """Prompts of very different lengths, more than are read at once, each the same as alone."""
+    model = tiny(block_size=120)
+    lengths = [90, 2, 40, 3, 89, 1] * 14
+    prompts = [[(7 * i + j) % 11 for j in range(n)] for i, n in enumerate(lengths)]
+    together = rows_of(sample(model, prompts, seed=2))
+    for i in (0, 1, 2, 40, 83):
+        assert rows_of(sample(model, [prompts[i]], seed=2, episodes=[i])) == [together[i]]
+
+
 def test_prompts_that_leave_no_room_are_refused():
     with pytest.raises(ValueError, match="prompts of 1 to 8 tokens and 17 new ones"):
         sample(tiny(), new=17)
@@ -339,6 +390,8 @@ def test_noise_depends_on_seed_episode_and_step_only():
     assert noise.dtype == torch.float64 and (noise >= 0).all() and (noise < 1).all()
     assert torch.equal(uniform(5, episodes.flip(0), 2), noise.flip(0))
     assert torch.equal(uniform(5, episodes[2:3], 2), noise[2:3])
+    grid = uniform(5, episodes[:, None], torch.arange(4))
+    assert grid.shape == (4, 4) and torch.equal(grid[:, 2], noise)
     others = [uniform(6, episodes, 2), uniform(5, episodes + 1, 2), uniform(5, episodes, 3)]
     assert not any((other == noise).any() for other in others)
 

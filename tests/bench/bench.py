@@ -192,14 +192,15 @@ def sampling_row(ragged):
 
     at, choose, uniform = {}, ours_module.choose, ours_module.uniform
 
-    def noted(seed, episodes, step):
-        at.update(episodes=episodes, step=step)
-        return uniform(seed, episodes, step)
+    def noted(seed, episodes, steps):  # which noise belongs to the last token of an episode
+        noise = uniform(seed, episodes, steps)
+        at["last"] = noise[steps + 1 == ends[episodes]].sort().values
+        return noise
 
     def told(logits, temperature, noise):
         logits = logits.index_fill(1, torch.tensor([eos]), float("-inf"))
         token, logprob = choose(logits, temperature, noise)
-        return token.masked_fill(ends[at["episodes"]] == at["step"] + 1, eos), logprob
+        return token.masked_fill(torch.isin(noise, at["last"]), eos), logprob
 
     def ours():
         if ragged:
