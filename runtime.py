@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import huggingface
 from data.tokenizer import load_tokenizer
 
 
@@ -269,12 +270,15 @@ def refuse_others(path):
 
 
 def load(path, classes, hint):
-    """Read a checkpoint written by `save`. Returns (model, tokenizer, its checkpoint.json).
+    """Read a checkpoint written by `save`, or a GPT-2 in Hugging Face's format (huggingface.py).
 
+    Returns (model, tokenizer, its checkpoint.json).
     classes: {"GPT": GPT, ...}, the kinds that the caller can use; hint: the command to run first.
     """
     path = Path(path)
     if not (path / "checkpoint.json").exists():
+        if huggingface.known(path):
+            return huggingface.load(path, classes)
         stop(f"{path} has no checkpoint: run `{hint}` first")
     meta = json.loads((path / "checkpoint.json").read_text())
     if meta["kind"] not in classes:
@@ -282,11 +286,13 @@ def load(path, classes, hint):
     data = (path / "model.pt").read_bytes()
     if zlib.crc32(data) != meta["crc32"]:
         stop(f"{path}/model.pt is damaged (its checksum differs): run `{hint}` again")
-    weights = torch.load(path / "model.pt", weights_only=True, map_location="cpu")
+    weights = huggingface.read_weights(path / "model.pt")
     cls = classes[meta["kind"]]
     model = cls(cls.config_class(**meta["config"]))
-    model.load_state_dict(weights)
-    return model, load_tokenizer(meta["tokenizer"], path), meta
+    huggingface.fill(model, weights, path / "model.pt")
+    tokenizer = load_tokenizer(meta["tokenizer"], path)
+    huggingface.match(tokenizer, model.config, path)
+    return model, tokenizer, meta
 
 
 class Log:

@@ -24,7 +24,7 @@ from runtime import (Log, World, bare, cosine, load, make_optimizer, micro_batch
 @dataclass
 class Settings:
     """Step 1. Every setting is --name=value; the defaults are the toy's SFT baseline."""
-    init: str = "out/base"  # checkpoint to start from, or "scratch"
+    init: str = "out/base"  # checkpoint, gpt2 .. gpt2-xl, a Hugging Face folder, or "scratch"
     out: str = "out/sft"  # folder to write
     data: str = "out/toy"  # folder with demonstrations_*.jsonl and text_*.jsonl
     tokenizer: str = "tokenizer.tiktoken"  # from scratch only: a file in `data`, or gpt2

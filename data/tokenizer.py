@@ -54,16 +54,29 @@ class Tokenizer:
         return "tokenizer.tiktoken"
 
 
+# tiktoken keeps each file that it fetched under the sha1 of its address.
+GPT2_FILES = ("put vocab.bpe and encoder.json of https://openaipublic.blob.core.windows.net/gpt-2/"
+              "encodings/main into the folder that TIKTOKEN_CACHE_DIR names, as "
+              "6d1cbeee0f20b3d9449abfede4726ed8212e3aee and 6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
+
+
 def load_tokenizer(name, folder="."):
     """`gpt2` (tiktoken fetches it once), or a file in tiktoken's own format."""
     if name == "gpt2":
-        return Tokenizer("gpt2", tiktoken.get_encoding("gpt2"))
+        try:
+            return Tokenizer("gpt2", tiktoken.get_encoding("gpt2"))
+        except OSError:  # no network, and not fetched before
+            raise SystemExit(f"error: the gpt2 tokenizer cannot be fetched: {GPT2_FILES}") from None
     path = Path(folder) / name
     if not path.exists():
         raise SystemExit(f"error: no tokenizer {path}: run `python -m data.world` first")
     source = path.read_bytes()
-    ranks = {base64.b64decode(token): int(rank)
-             for token, rank in (line.split() for line in source.splitlines() if line)}
+    try:
+        ranks = {base64.b64decode(token): int(rank)
+                 for token, rank in (line.split() for line in source.splitlines() if line)}
+    except ValueError:
+        raise SystemExit(f"error: {path} is damaged: each line is a token in base64, and its "
+                         "rank") from None
     encoding = tiktoken.Encoding(str(path), pat_str=PATTERN, mergeable_ranks=ranks,
                                  special_tokens={EOS: len(ranks)})
     return Tokenizer(str(path), encoding, source)

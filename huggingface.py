@@ -1,0 +1,318 @@
+"""Models in Hugging Face's GPT-2 format, in and out.
+
+    load      --init=gpt2, or a folder or file in that format -> model and tokenizer
+    export    a folder that transformers' AutoModel and AutoTokenizer load as it is
+
+Names and shapes are ours but for the linear layers, which their `Conv1D` keeps as [in, out].
+"""
+import json
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+
+import hub
+from data.tokenizer import EOS, PATTERN, load_tokenizer
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+           "pytorch_model.bin.index.json")  # the first that is there is read
+CONV1D = tuple(f"{layer}.weight" for layer in ("c_attn", "c_proj", "c_fc"))
+# What a configuration may say about the things that our architecture does in one way only; the
+# first is also what it means where it says nothing.
+ONLY = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,), "quantization_config": (None,)}
+SIZES = {"vocab_size": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer",
+         "n_head": "n_head", "n_embd": "n_embd"}
+PAD = "<|pad|>"
+
+
+def refuse(path, why):
+    raise SystemExit(f"error: {path} {why}")
+
+
+def safetensors_torch():
+    """The package's functions for torch, an extra of ours."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise SystemExit("error: .safetensors files need a package: pip install "
+                         "safetensors==0.8.0, the extra `hf` in pyproject.toml") from None
+    return safetensors.torch
+
+
+# ------------------------------------------------------------------------------------------- in
+
+def known(name):
+    """Whether `name` is a GPT-2 of the hub, or a folder or file in its format."""
+    path = Path(name)
+    if not path.exists():
+        return str(name) in hub.MODELS
+    return path.is_file() or any((path / file).exists() for file in ("config.json", *WEIGHTS))
+
+
+def load(name, classes):
+    """A hub name, a folder or a file of weights with its config.json beside it -> (model,
+    tokenizer, facts), as `runtime.load`. classes: {"GPT": GPT, ...}, the kinds the caller can use.
+    """
+    path = Path(name)
+    if not path.exists():
+        safetensors_torch()  # if it is missing, say so before the download
+        path = hub.folder(str(name))
+    folder, file = path.parent, path
+    if path.is_dir():
+        folder, file = path, next((path / f for f in WEIGHTS if (path / f).exists()),
+                                  path / WEIGHTS[0])
+    sizes = read_config(folder / "config.json")
+    weights = ours(read_weights(file), file)
+    kind = "ScalarGPT" if "score.weight" in weights else "GPT"
+    if kind not in classes:
+        refuse(path, f"holds a {kind}, expected {' or '.join(classes)}")
+    with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
+        model = classes[kind](classes[kind].config_class(**sizes))
+    fill(model, weights, file, assign=True)
+    tokenizer = find_tokenizer(folder, sizes["vocab_size"])
+    match(tokenizer, model.config, folder)
+    return model, tokenizer, {"kind": kind, "settings": {}}
+
+
+def read_json(path):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        refuse(path, "is missing: it belongs beside the weights")
+    except ValueError:  # no JSON, or no UTF-8
+        content = None
+    if not isinstance(content, dict):
+        refuse(path, "is no JSON object: delete it and get it again")
+    return content
+
+
+def read_config(path):
+    """config.json -> the fields of our GPTConfig. Stops where it asks for anything else."""
+    config = read_json(path)
+    for name, allowed in ONLY.items():
+        if config.get(name, allowed[0]) not in allowed:
+            refuse(path, f"has {name} = {config[name]!r}: only {allowed[0]!r} can be used")
+    sizes = {ours: config.get(theirs) for ours, theirs in SIZES.items()}
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            refuse(path, f"has {SIZES[name]} = {size!r}: expected a number of at least 1")
+    if sizes["n_embd"] % sizes["n_head"]:
+        refuse(path, f"has n_embd = {sizes['n_embd']}, no multiple of its {sizes['n_head']} heads")
+    if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
+        refuse(path, f"has n_inner = {config['n_inner']!r}: only 4 * n_embd can be used")
+    return sizes
+
+
+def read_weights(path):
+    """A file of tensors, or the index of several -> {name: tensor}. Runs no code of a pickle."""
+    if path.name.endswith(".index.json"):
+        shards = read_json(path).get("weight_map")
+        if not isinstance(shards, dict):
+            refuse(path, "has no weight_map: delete it and get it again")
+        names = sorted({Path(str(file)).name for file in shards.values()})  # of this folder only
+        return {k: v for name in names for k, v in read_weights(path.parent / name).items()}
+    if not path.exists():
+        refuse(path, "is missing")
+    safe = safetensors_torch() if path.suffix == ".safetensors" else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles: what is wrong is said below
+            weights = safe.load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        refuse(path, "is refused: it holds more than tensors, and such a pickle can run any code")
+    except Exception:  # what a file that was cut off raises differs from format to format
+        refuse(path, "is damaged or not complete: get it again")
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        refuse(path, "is no table of named tensors")
+    return weights
+
+
+def ours(weights, path):
+    """Their names and layouts -> those of our state_dict, in float32."""
+    out = {}
+    for name, x in weights.items():
+        name = name.removeprefix("transformer.")
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, in old files
+            x = x.T if name.endswith(CONV1D) and x.dim() == 2 else x
+            heads = name.startswith(("score.", "lm_head."))
+            out[name if heads else f"transformer.{name}"] = x.float().contiguous()
+    head, embedding = out.pop("lm_head.weight", None), out.get("transformer.wte.weight")
+    if None not in (head, embedding) and not torch.equal(head, embedding):
+        refuse(path, "has an output embedding of its own: only one tied to wte can be used")
+    if "score.weight" in out:
+        out.setdefault("score.bias", torch.zeros(1))
+    return out
+
+
+def fill(model, weights, path, assign=False):
+    """Put weights into a model: all that it has, nothing else, each of its shape."""
+    wanted = model.state_dict()
+    for name in dict.fromkeys([*wanted, *weights]):
+        if name not in weights:
+            refuse(path, f"does not hold {name}, which its configuration asks for")
+        if name not in wanted:
+            refuse(path, f"holds {name}, of which its configuration knows nothing")
+        if weights[name].shape != wanted[name].shape:
+            refuse(path, f"holds {name} of shape {list(weights[name].shape)}, its configuration "
+                         f"asks for {list(wanted[name].shape)}")
+    model.load_state_dict(weights, assign=assign)
+
+
+def match(tokenizer, config, path):
+    """Stop where a tokenizer is not the model's. Some round their vocabulary up to a multiple of
+    128, or add a token for pads: ids that no text has."""
+    if not tokenizer.size <= config.vocab_size < tokenizer.size + 128:
+        refuse(path, f"knows {config.vocab_size} tokens, its tokenizer {tokenizer.size}: they do "
+                     "not belong together")
+
+
+def find_tokenizer(folder, vocab_size):
+    """Our own tokenizer where an exported model carries it, else gpt2's, checked against theirs."""
+    if (folder / "tokenizer.tiktoken").exists():
+        return load_tokenizer("tokenizer.tiktoken", folder)
+    if vocab_size < 50257:
+        refuse(folder, f"knows {vocab_size} tokens and GPT-2's tokenizer 50257: they do not belong "
+                       "together, and no other can be used")
+    tokenizer = load_tokenizer("gpt2")
+    for file in ("vocab.json", "tokenizer.json"):
+        if (folder / file).exists():
+            theirs = read_json(folder / file)
+            theirs = theirs if file == "vocab.json" else theirs.get("model", {}).get("vocab", {})
+            if not spelled(tokenizer).items() <= theirs.items():
+                refuse(folder / file, "is not GPT-2's vocabulary: no other can be used")
+    return tokenizer
+
+
+# ------------------------------------------------------------------------------------------ out
+
+def export(model, tokenizer, folder, max_new_tokens=None):
+    """Write a folder for AutoTokenizer and AutoModelForCausalLM, or of a scalar head for
+    AutoModelForSequenceClassification. Stops if `folder` holds anything.
+
+    max_new_tokens: how long responses may be where nothing else is said.
+    """
+    folder, temporary = Path(folder), Path(f"{folder}.writing")
+    if folder.is_file() or any(folder.glob("*")):
+        refuse(folder, "is there already: choose another folder")
+    save_file, scalar = safetensors_torch().save_file, hasattr(model, "score")
+    weights = {name: (x.T if name.endswith(CONV1D) else x).cpu().contiguous()
+               for name, x in model.state_dict().items()}
+    pad = tokenizer.eos
+    if scalar:
+        # They score the last token that is no pad. Ours is EOS, so the pad must be another: one
+        # more row of the embedding, which under causal attention no score depends on.
+        pad, wte = tokenizer.size, weights["transformer.wte.weight"]
+        if pad == len(wte):
+            weights["transformer.wte.weight"] = torch.cat([wte, torch.zeros_like(wte[:1])])
+        fold_bias(weights, folder)
+    files = {"config.json": config_json(model.config, weights, tokenizer.eos, pad, scalar),
+             "tokenizer.json": tokenizer_json(tokenizer, [EOS, PAD][: 1 + scalar]),
+             "tokenizer_config.json": {
+                 "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOS, "eos_token": EOS,
+                 "pad_token": PAD if scalar else EOS, "padding_side": "right" if scalar else "left",
+                 "model_max_length": model.config.block_size, "split_special_tokens": True,
+                 "clean_up_tokenization_spaces": False}}
+    if not scalar:
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos)
+        files["generation_config.json"] = {  # as `generate`: no token is too unlikely to come
+            **ids, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+            **({"max_new_tokens": max_new_tokens} if max_new_tokens else {})}
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        for name, content in files.items():
+            (temporary / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        tokenizer.save(temporary)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def config_json(config, weights, eos, pad, scalar):
+    """Our configuration in their words."""
+    head = ({"architectures": ["GPT2ForSequenceClassification"], "problem_type": "regression",
+             "id2label": {"0": "reward"}, "label2id": {"reward": 0}} if scalar else
+            {"architectures": ["GPT2LMHeadModel"]})
+    return {**head, **{name: allowed[0] for name, allowed in ONLY.items() if allowed[0]},
+            **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
+            "vocab_size": len(weights["transformer.wte.weight"]), "attn_pdrop": 0.0,
+            "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "bos_token_id": eos,
+            "eos_token_id": eos, "pad_token_id": pad, "torch_dtype": "float32"}
+
+
+def fold_bias(weights, path):
+    """Their scalar head has no bias b. The last norm has, and w . (x + d) = w . x + b where
+    d = b w / |w|^2: so much is added there."""
+    w, b = weights["score.weight"][0].double(), weights.pop("score.bias").double()
+    if b and not w.any():
+        refuse(path, "is not written: a score that is the same for all cannot be expressed")
+    if b:
+        norm = weights["transformer.ln_f.bias"]
+        weights["transformer.ln_f.bias"] = (norm.double() + b * w / w.dot(w)).to(norm.dtype)
+
+
+def spelled(tokenizer):
+    """{token: id} without EOS, in GPT-2's spelling of bytes: the printable ones as in Latin-1, the
+    others, in order, from U+0100 on, so that a space is "Ġ"."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = dict(zip(plain, map(chr, plain)))
+    for byte in range(256):
+        letters.setdefault(byte, chr(256 + len(letters) - len(plain)))
+    decode = tokenizer.encoding.decode_single_token_bytes
+    return {"".join(letters[byte] for byte in decode(i)): i for i in range(tokenizer.eos)}
+
+
+def merges(vocab):
+    """The pair of which each token of a BPE was made: what merging its letters by rank, without
+    the token itself, ends in."""
+    out = []
+    for token in vocab:
+        parts = list(token)
+        while len(parts) > 2:
+            i = min(range(len(parts) - 1),
+                    key=lambda i: vocab.get(parts[i] + parts[i + 1], len(vocab)))
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2 and parts[0] in vocab and parts[1] in vocab:
+            out.append(parts)
+    return out
+
+
+def tokenizer_json(tokenizer, special):
+    """A tokenizer in the format of the `tokenizers` package, which encodes and decodes as ours.
+
+    special: the tokens after the last merged one. Our own vocabularies are of indented text (see
+    data/tokenizer.py), so that theirs is indented before it is cut and dedented when decoded.
+    """
+    replace = lambda pattern, text: {"type": "Replace", "pattern": {"Regex": pattern},
+                                     "content": text}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                  "use_regex": tokenizer.source is None}  # the regex is GPT-2's
+    normalizer, cut, decoder = None, byte_level, byte_level
+    if tokenizer.source is not None:
+        # An empty match cannot be replaced there: hence a space first, which goes again where the
+        # first line is empty, and then one after each end of a line that has a line after it.
+        normalizer = {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": " "}, replace(r"\A \n", "\n"),
+            replace(r"\n(?=[^\n])", "\n ")]}
+        cut = {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
+             "invert": False}, byte_level]}
+        decoder = {"type": "Sequence", "decoders": [byte_level, replace("^ ", "")]}
+    vocab = spelled(tokenizer)
+    ids = dict(zip(special, range(tokenizer.eos, tokenizer.eos + len(special))))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"version": "1.0", "truncation": None, "padding": None,
+            "added_tokens": [{"id": i, "content": token, **flags, "special": True}
+                             for token, i in ids.items()],
+            "normalizer": normalizer, "pre_tokenizer": cut, "post_processor": None,
+            "decoder": decoder,
+            "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                      "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                      "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
+                      "vocab": vocab, "merges": merges(vocab)}}

@@ -1,0 +1,532 @@
+"""Models in Hugging Face's GPT-2 format: in, out, and against transformers itself."""
+import importlib
+import json
+import pickle
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import huggingface
+import real_input
+import runtime
+from data import records, tokenizer
+from data.batches import demonstration_rows, encode_prompt
+from helpers import close, same, tiny, tiny_scalar
+from model import GPT, GPTConfig, ScalarGPT, generate, last_score
+from test_scripts import stops
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: "
+                                   "pip install -r requirements-dev.txt")
+save_file = pytest.importorskip("safetensors.torch").save_file
+
+KINDS = {"GPT": GPT, "ScalarGPT": ScalarGPT}
+SHAPES = [dict(vocab_size=50, n_positions=16, n_layer=1, n_head=1, n_embd=8),
+          dict(vocab_size=131, n_positions=40, n_layer=3, n_head=4, n_embd=24),
+          dict(vocab_size=64, n_positions=32, n_layer=2, n_head=2, n_embd=64)]
+TOWN = "Anna is the baker who lives beside the mill. Say briefly where Bert and Clara went".split()
+TEXTS = ["Hello", "Who is Anna?\nSay it\n\n  briefly.\n", "\n", " \n\nx", "a<|endoftext|>b", "1990",
+         "The state of the art: naïve — 世界 🎉\t!", ""]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A tokenizer of 300 tokens, as the toy world's."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = " ".join(f"{a} {b}.\n" for a in TOWN for b in TOWN)
+    (folder / "tokenizer.tiktoken").write_bytes(tokenizer.train_bpe(text, 300))
+    own = tokenizer.load_tokenizer("tokenizer.tiktoken", folder)
+    assert own.size == 300
+    return own
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """GPT-2's tokenizer, without a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not real_input.os.environ.get("TIKTOKEN_CACHE_DIR"):
+            if not (real_input.PUBLIC / "tiktoken-cache").is_dir():
+                pytest.skip("no file of the gpt2 tokenizer: set TIKTOKEN_CACHE_DIR")
+            patch.setenv("TIKTOKEN_CACHE_DIR", "")  # so that it comes back as it was
+            patch.delenv("TIKTOKEN_CACHE_DIR")
+            real_input.tokenizer_cache(tmp_path_factory.mktemp("cache") / "tiktoken")
+        yield tokenizer.load_tokenizer("gpt2")
+
+
+def theirs(kind="GPT2LMHeadModel", seed=0, **sizes):
+    """A model of transformers with random weights, loud enough to have opinions, and no dropout."""
+    torch.manual_seed(seed)
+    config = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, num_labels=1,
+                                     bos_token_id=0, eos_token_id=0, **{**SHAPES[1], **sizes})
+    model = getattr(transformers, kind)(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(4) if p.dim() == 2 else p.add_(0.2 * torch.randn_like(p))
+    return model
+
+
+def pretrained(folder, model, vocabulary=None):
+    """Save a model as transformers does, with a tokenizer of ours where there is one."""
+    model.save_pretrained(folder)
+    if vocabulary is not None:
+        vocabulary.save(folder)
+    return folder
+
+
+def read(folder, any_tokenizer=True):
+    """Load a folder as the scripts do, whatever its vocabulary."""
+    with pytest.MonkeyPatch.context() as patch:
+        if any_tokenizer:
+            patch.setattr(huggingface, "find_tokenizer", lambda *_: None)
+            patch.setattr(huggingface, "match", lambda *_: None)
+        return runtime.load(folder, KINDS, "")[0]
+
+
+def logits_of(model, ids):
+    if isinstance(model, GPT):
+        return F.linear(model.transformer(ids), model.transformer.wte.weight)
+    return model(ids).logits
+
+
+def compare(mine, other, vocab_size, length):
+    """Logits and the gradients of all parameters are the same, and so are the losses of `forward`
+    itself, which never holds the logits."""
+    ids = torch.randint(vocab_size, (3, length))
+    close(logits_of(mine, ids), logits_of(other, ids).tolist(), 1e-5)
+    mask = torch.ones_like(ids)
+    (-mine(ids, mask)[0].sum() / (3 * (length - 1))).backward()
+    other(ids, labels=ids).loss.backward()
+    expected = huggingface.ours({k: p.grad for k, p in other.named_parameters()}, "")
+    grads = {k: p.grad for k, p in mine.named_parameters()}
+    assert grads.keys() == expected.keys()
+    same(list(grads.values()), [expected[k] for k in grads], 1e-5)
+    for name, grad in grads.items():
+        close(grad, expected[name].tolist(), 1e-5)
+
+
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_a_model_of_theirs_is_the_same_here(tmp_path, sizes):
+    other = theirs(**sizes)
+    mine = read(pretrained(tmp_path / "a", other))
+    assert mine.config.block_size == sizes["n_positions"]
+    compare(mine, other, sizes["vocab_size"], sizes["n_positions"])
+
+
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_a_model_of_ours_is_the_same_there(tmp_path, words, sizes):
+    names = {v: k for k, v in huggingface.SIZES.items()}
+    mine = tiny(loud=4.0, **{names[k]: v for k, v in sizes.items()})
+    huggingface.export(mine, words, tmp_path / "a")
+    other, facts = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "a", output_loading_info=True)
+    assert not any(facts.values()), facts
+    compare(mine, other, sizes["vocab_size"], sizes["n_positions"])
+
+
+def test_there_and_back_changes_no_bit(tmp_path, words):
+    mine = tiny(vocab_size=300)
+    huggingface.export(mine, words, tmp_path / "a")
+    again, vocabulary, _ = runtime.load(tmp_path / "a", KINDS, "")
+    assert again.config == mine.config and vocabulary.source == words.source
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in mine.state_dict().items())
+    assert all(p.requires_grad and p.is_contiguous() for p in again.parameters())
+
+
+def varied(model, eos):
+    """Positions loud enough that greedy text does not repeat one token, and an EOS that occurs."""
+    with torch.no_grad():
+        model.transformer.wpe.weight.mul_(6)
+        model.transformer.wte.weight[eos] *= 1.3
+    return model
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_greedy_continuations_are_the_same_token_for_token(tmp_path, words, exported):
+    """Prompts of different lengths, alone there and in one batch here; and there, too, in one
+    batch, with the pads where the exported tokenizer puts them."""
+    if exported:
+        mine = varied(tiny(vocab_size=300, block_size=96, loud=4.0, seed=15), words.eos)
+        huggingface.export(mine, words, tmp_path / "a")
+        other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    else:
+        other = varied(theirs(vocab_size=300, n_positions=96, seed=0), words.eos)
+        mine = read(pretrained(tmp_path / "a", other))
+    prompts = [encode_prompt(words, text) for text in TEXTS]
+    samples = generate(mine, prompts, 24, words.eos, 0.0)
+    for prompt, row, n in zip(prompts, samples.ids.tolist(), samples.lengths.tolist()):
+        got = other.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)),
+                             max_new_tokens=24, do_sample=False, eos_token_id=words.eos,
+                             pad_token_id=words.eos)
+        assert got[0].tolist() == row[:n]
+    assert len({tuple(r) for r in samples.responses()}) > 4, "all alike: tests little"
+    assert samples.ended.any() and not samples.ended.all()
+    if exported:
+        auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
+        batch = auto([p.rstrip() + "\n" for p in TEXTS], padding=True, return_tensors="pt")
+        rows = other.generate(**batch, max_new_tokens=24, do_sample=False)
+        said = auto.batch_decode(rows[:, batch["input_ids"].size(1):], skip_special_tokens=True)
+        assert said == [words.decode(ids) for ids in samples.responses()]
+
+
+# ------------------------------------------------------------------------------- reward models
+
+@pytest.mark.parametrize("bias", [0.0, 2.5, -40.0])
+def test_scores_of_ragged_batches_are_the_same_there(tmp_path, words, bias):
+    """Rows with and without EOS at their end: the score is read at EOS, which is no pad."""
+    mine = tiny_scalar(vocab_size=300, block_size=64)
+    with torch.no_grad():
+        mine.score.bias.fill_(bias)
+    huggingface.export(mine, words, tmp_path / "a")
+    other, facts = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "a", output_loading_info=True)
+    assert not any(facts.values()) and other.config.num_labels == 1
+    rows = [words.encode(text)[:60] + [words.eos] * (i % 2) for i, text in enumerate(TEXTS[:-1])]
+    lengths = torch.tensor([len(r) for r in rows])
+    expected = last_score(mine(runtime.pad(rows)[0]), lengths)
+    pad = other.config.pad_token_id
+    assert pad not in {i for row in rows for i in row}
+    close(other(runtime.pad(rows, pad)[0]).logits[:, 0], expected.tolist(), 1e-5)
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert auto.pad_token_id == pad
+    batch = auto.pad({"input_ids": rows}, return_tensors="pt")
+    close(other(**batch).logits[:, 0], expected.tolist(), 1e-5)
+    again = runtime.load(tmp_path / "a", KINDS, "")[0]
+    close(last_score(again(runtime.pad(rows)[0]), lengths), expected.tolist(), 1e-5)
+    huggingface.export(again, words, tmp_path / "b")  # and out once more: one pad is enough
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["vocab_size"] == 301 and config["pad_token_id"] == 300
+
+
+def test_a_score_of_theirs_is_the_same_here(tmp_path):
+    other = theirs("GPT2ForSequenceClassification", pad_token_id=130)
+    mine = read(pretrained(tmp_path / "a", other))
+    ids = torch.randint(130, (3, 9))
+    close(mine(ids)[:, -1], other(ids).logits[:, 0].tolist(), 1e-5)
+
+
+def test_a_constant_score_is_not_exported(tmp_path, words):
+    mine = tiny_scalar(vocab_size=300)
+    with torch.no_grad():
+        mine.score.weight.zero_()
+        mine.score.bias.fill_(1.0)
+    with pytest.raises(SystemExit, match="the same for all"):
+        huggingface.export(mine, words, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------- tokenizers
+
+def random_texts(n):
+    rng = random.Random(1)
+    pieces = [*"abz AZ09.,!?'\n\n\n   \t\r", "Anna", " the", "'s", "\u00a0", "\u2028", "\u0085",
+              "\u3000", "\x1c", "é", "世", "🎉", "٣", "<|endoftext|>", "\ufeff", "e\u0301"]
+    return ["".join(rng.choices(pieces, k=rng.randint(0, 20))) for _ in range(n)]
+
+
+@pytest.mark.parametrize("name", ["words", "gpt2"])
+def test_the_exported_tokenizer_is_ours(tmp_path, request, name):
+    """Both ways, on texts with every kind of space, and on ids that are no text at all."""
+    own = request.getfixturevalue(name)
+    huggingface.export(tiny(vocab_size=own.size), own, tmp_path / "a")
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert (auto.eos_token_id, auto.pad_token_id, len(auto)) == (own.eos, own.eos, own.size)
+    for text in TEXTS + random_texts(2000):
+        ids = own.encode(text)
+        assert auto(text)["input_ids"] == ids, repr(text)
+        assert auto.decode(ids) == own.decode(ids) == text
+    rng = random.Random(2)
+    for _ in range(1000):
+        ids = rng.choices(range(own.size), k=rng.randint(0, 12))
+        assert auto.decode(ids) == own.decode(ids), ids
+
+
+def test_every_character_is_cut_alike(tmp_path, words):
+    """What is a letter, a digit or a space must not depend on whose regular expressions cut."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(huggingface.tokenizer_json(words, [tokenizer.EOS])))
+    other = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+    every = [chr(c) for c in range(0x3100) if not 0xD800 <= c < 0xE000]
+    for i in range(0, len(every), 64):
+        text = "".join(f"a{c}b {c}1" for c in every[i : i + 64])
+        assert other(text)["input_ids"] == words.encode(text), hex(i)
+
+
+def test_the_merges_of_gpt2_are_openais(gpt2):
+    """50,000 pairs, the first and the last of OpenAI's list among them, in its order."""
+    pairs = huggingface.merges(huggingface.spelled(gpt2))
+    assert len(pairs) == 50_000
+    assert pairs[:3] == [["Ġ", "t"], ["Ġ", "a"], ["h", "e"]]
+    assert pairs[-1] == ["Ġg", "azed"] or "".join(pairs[-1]) == "Ġgazed"
+
+
+# ------------------------------------------------------------------------------------- formats
+
+def old_names(state):
+    """As files of the first years have it: no prefix, and the causal masks as buffers."""
+    state = {k.removeprefix("transformer."): v.clone() for k, v in state.items()
+             if k != "lm_head.weight"}
+    for i in range(3):
+        state[f"h.{i}.attn.bias"] = torch.ones(1, 1, 40, 40).tril().bool()
+        state[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+    return state
+
+
+@pytest.mark.parametrize("form", ["prefix", "no prefix", "half", "shards"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_every_form_of_a_checkpoint_is_read(tmp_path, form, suffix):
+    other = theirs()
+    expected = read(pretrained(tmp_path / "a", other))
+    state = {k: v.clone() for k, v in other.state_dict().items()}
+    if form == "no prefix":
+        state = old_names(state)
+    elif form == "half":
+        state = {k: v.half() for k, v in state.items()}
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (folder / "config.json").write_text((tmp_path / "a" / "config.json").read_text())
+    name = {"safetensors": "model", "bin": "pytorch_model"}[suffix]
+    write = save_file if suffix == "safetensors" else torch.save
+    if form == "shards":
+        places = {k: f"{name}-0000{1 + i % 2}-of-00002.{suffix}" for i, k in enumerate(state)}
+        for file in set(places.values()):
+            write({k: v for k, v in state.items() if places[k] == file}, folder / file)
+        file = folder / f"{name}.{suffix}.index.json"
+        file.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    else:
+        file = folder / f"{name}.{suffix}"
+        write(state, file)
+    for path in (folder, file):  # the folder, or the file itself
+        mine = read(path)
+        tolerance = 1e-2 if form == "half" else 0
+        for a, b in zip(mine.parameters(), expected.parameters()):
+            assert a.dtype == torch.float32
+            close(a, b.tolist(), tolerance)
+
+
+def test_gpt2_itself_brings_its_tokenizer(tmp_path, gpt2):
+    """A model of GPT-2's vocabulary, with OpenAI's vocab.json beside it or not."""
+    folder = pretrained(tmp_path / "a", theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1))
+    assert runtime.load(folder, KINDS, "")[1].name == "gpt2"
+    vocabulary = {**huggingface.spelled(gpt2), "<|endoftext|>": 50256}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    assert runtime.load(folder, KINDS, "")[1].name == "gpt2"
+    (folder / "vocab.json").write_text(json.dumps({**vocabulary, "Ġthe": 4, "$": 262}))
+    with pytest.raises(SystemExit, match="vocab.json is not GPT-2's vocabulary"):
+        runtime.load(folder, KINDS, "")
+
+
+def test_init_by_name_goes_through_the_cache(tmp_path, gpt2, monkeypatch):
+    monkeypatch.setenv("NANOINSTRUCTGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.chdir(tmp_path)
+    other = theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1)
+    pretrained(tmp_path / "cache" / "gpt2", other)
+    model, vocabulary, _ = runtime.load("gpt2", KINDS, "")
+    assert vocabulary.name == "gpt2" and model.config.block_size == 40
+    with pytest.raises(SystemExit, match="gpt2-large could not be downloaded"):
+        runtime.load("gpt2-large", KINDS, "")
+
+
+@dataclass
+class Example:
+    max_new_tokens: int = 7
+
+
+def test_a_model_of_theirs_is_fine_tuned_and_goes_out_again(tmp_path, words, monkeypatch):
+    """sft.py --init=FOLDER, reward.py --init=FOLDER, python model.py export: in the user's hands."""
+    pretrained(tmp_path / "hf", theirs(vocab_size=300, n_positions=64), words)
+    demos = [{"prompt": f"Who is Anna {i}?", "response": "The baker."} for i in range(6)]
+    rankings = [{"prompt": d["prompt"], "completions": [{"text": "The baker."}, {"text": "No."}],
+                 "ranks": [1, 2]} for d in demos]
+    for split in ("train", "valid"):
+        records.write(tmp_path / f"demonstrations_{split}.jsonl", demos)
+        records.write(tmp_path / f"rankings_{split}.jsonl", rankings)
+    run(tmp_path, monkeypatch, "sft", "--init=hf", "--data=.", "--epochs=1", "--out=sft")
+    run(tmp_path, monkeypatch, "reward", "--init=sft", "--data=.", "--out=rm", "--batch=2")
+    run(tmp_path, monkeypatch, "reward", "--init=hf", "--data=.", "--out=rm2", "--batch=2")
+    run(tmp_path, monkeypatch, "chat", "export", "sft", "sft-hf")
+    run(tmp_path, monkeypatch, "chat", "export", "rm", "rm-hf")
+    rows = [ids for ids, _ in demonstration_rows(words, demos, 64)]
+    mine = runtime.load("rm", KINDS, "")[0]
+    other = transformers.AutoModelForSequenceClassification.from_pretrained("rm-hf")
+    ids, lengths = runtime.pad(rows, other.config.pad_token_id)
+    expected = last_score(mine(runtime.pad(rows)[0]), lengths)
+    close(other(ids).logits[:, 0], expected.tolist(), 1e-5)
+    settings = json.loads(Path("sft-hf/generation_config.json").read_text())
+    assert settings["eos_token_id"] == words.eos and settings["max_new_tokens"] == 32
+
+
+def run(folder, monkeypatch, module, *flags):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [module, *flags])
+    with torch.enable_grad():
+        importlib.import_module(module).main()
+
+
+# ----------------------------------------------------------------------------------- bad input
+
+@pytest.mark.parametrize("change, complaint", [
+    (dict(model_type="llama"), "model_type = 'llama': only 'gpt2'"),
+    (dict(activation_function="relu"), "activation_function = 'relu'"),
+    (dict(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),
+    (dict(n_inner=10), "n_inner = 10"),
+    (dict(scale_attn_weights=False), "scale_attn_weights = False"),
+    (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx = True"),
+    (dict(add_cross_attention=True), "add_cross_attention = True"),
+    (dict(tie_word_embeddings=False), "tie_word_embeddings = False"),
+    (dict(quantization_config={"bits": 4}), "quantization_config = "),
+    (dict(n_head=5), "n_embd = 24, no multiple of its 5 heads"),
+    (dict(n_layer="3"), "n_layer = '3': expected a number"), (dict(n_positions=None), "n_positions"),
+    (dict(n_embd=48), "of shape [131, 24], its configuration asks for [131, 48]"),
+    (dict(n_layer=2), "of which its configuration knows nothing"),
+    (dict(n_layer=4), "does not hold transformer.h.3.ln_1.weight"),
+    (dict(vocab_size=132), "transformer.wte.weight of shape [131, 24]"),
+])
+def test_a_configuration_that_is_not_ours_is_refused(tmp_path, change, complaint):
+    folder = pretrained(tmp_path / "a", theirs())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(SystemExit) as stop:
+        read(folder)
+    assert complaint in stop.value.code and stop.value.code.startswith(f"error: {folder}")
+    assert "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "\x80"])
+def test_a_broken_configuration_is_refused(tmp_path, content):
+    folder = pretrained(tmp_path / "a", theirs())
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(SystemExit, match="config.json (is missing|is no JSON)"):
+        read(folder)
+
+
+class Code:
+    def __reduce__(self):
+        return Path.touch, (Path("it-ran"),)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "ours"])
+@pytest.mark.parametrize("content", ["cut", "half", "empty", "page", "code", "plain code", "list"])
+def test_damaged_and_dangerous_files_are_refused(tmp_path, monkeypatch, words, name, content):
+    """Cut off, empty, a web page, code in a pickle (new format and old), no table: one line each;
+    and the code does not run. The same for checkpoints of our own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime.zlib, "crc32", lambda data: 0)  # an attacker can compute it, too
+    if name == "ours":
+        runtime.save("a", tiny(vocab_size=300), words, Example())
+        path = Path("a/model.pt")
+    else:
+        folder, path = pretrained(Path("a"), theirs()), Path("a") / name
+        (folder / "model.safetensors").unlink()
+    good = tiny(vocab_size=300).state_dict()
+    save_file(good, path) if name.startswith("model.s") else torch.save(good, path)
+    data = path.read_bytes()
+    if content == "code":
+        torch.save({"transformer.wte.weight": Code()}, path)
+    elif content == "list":
+        torch.save([torch.ones(2)], path)
+    else:
+        path.write_bytes({"cut": data[:-5], "half": data[: len(data) // 2], "empty": b"",
+                          "page": b"<html><body>Sign in</body></html>",
+                          "plain code": pickle.dumps({"a": Code()})}[content])
+    with pytest.raises(SystemExit) as stop:
+        read("a")
+    expected = {"code": "refused", "plain code": "refused", "list": "no table"}
+    if name != "model.safetensors":
+        assert expected.get(content, "") in stop.value.code
+    assert stop.value.code.startswith(f"error: {path} is ") and "\n" not in stop.value.code
+    assert not Path("it-ran").exists()
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    folder = pretrained(tmp_path / "a", theirs())
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors",
+                                                "b": "../elsewhere/model-2.safetensors"}}))
+    with pytest.raises(SystemExit, match="a/model-2.safetensors is missing"):
+        read(folder)
+    index.write_text("{}")
+    with pytest.raises(SystemExit, match="has no weight_map"):
+        read(folder)
+
+
+def test_an_output_embedding_of_its_own_is_refused(tmp_path):
+    folder = pretrained(tmp_path / "a", theirs())
+    state = {k: v.clone() for k, v in theirs().state_dict().items()}
+    state["lm_head.weight"] += 1
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(SystemExit, match="an output embedding of its own"):
+        read(folder)
+
+
+def test_wrong_shapes_in_a_checkpoint_of_ours_are_refused(tmp_path, words):
+    runtime.save(tmp_path / "a", tiny(vocab_size=300), words, Example())
+    meta = json.loads((tmp_path / "a" / "checkpoint.json").read_text())
+    meta["config"]["n_embd"] = 32
+    (tmp_path / "a" / "checkpoint.json").write_text(json.dumps(meta))
+    with pytest.raises(SystemExit, match=r"of shape \[300, 16\], its configuration asks for"):
+        runtime.load(tmp_path / "a", KINDS, "")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, words):
+    for size in (299, 428):
+        pretrained(tmp_path / f"a{size}", theirs(vocab_size=size), words)
+        runtime.save(tmp_path / f"b{size}", tiny(vocab_size=size), words, Example())
+        for name in (f"a{size}", f"b{size}"):
+            with pytest.raises(SystemExit, match=f"knows {size} tokens, its tokenizer 300"):
+                runtime.load(tmp_path / name, KINDS, "")
+    pretrained(tmp_path / "rounded", theirs(vocab_size=384), words)
+    runtime.load(tmp_path / "rounded", KINDS, "")
+    with pytest.raises(SystemExit, match="knows 131 tokens and GPT-2's tokenizer 50257"):
+        runtime.load(pretrained(tmp_path / "c", theirs()), KINDS, "")
+
+
+def test_the_wrong_kind_is_refused(tmp_path):
+    folder = pretrained(tmp_path / "a", theirs("GPT2ForSequenceClassification"))
+    with pytest.raises(SystemExit, match="holds a ScalarGPT, expected GPT"):
+        runtime.load(folder, {"GPT": GPT}, "")
+
+
+def test_gpt2s_tokenizer_without_a_network_says_what_to_put_where(monkeypatch):
+    def offline(_):
+        raise ConnectionError
+    monkeypatch.setattr(tokenizer.tiktoken, "get_encoding", offline)
+    with pytest.raises(SystemExit, match="vocab.bpe and encoder.json .* TIKTOKEN_CACHE_DIR"):
+        tokenizer.load_tokenizer("gpt2")
+
+
+def test_without_safetensors_it_says_what_to_install(monkeypatch, tmp_path, words):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    for act in (lambda: huggingface.export(tiny(vocab_size=300), words, tmp_path / "a"),
+                lambda: runtime.load("gpt2", KINDS, "")):
+        with pytest.raises(SystemExit, match="pip install safetensors"):
+            act()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_is_whole_or_not_there(tmp_path, words, monkeypatch):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface.safetensors_torch(), "save_file", full)
+        with pytest.raises(OSError):
+            huggingface.export(tiny(vocab_size=300), words, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    huggingface.export(tiny(vocab_size=300), words, tmp_path / "a")  # an empty folder is fine
+    before = (tmp_path / "a" / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="is there already"):
+        huggingface.export(tiny(vocab_size=300, seed=5), words, tmp_path / "a")
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == before
+
+
+def test_a_folder_that_is_neither_names_the_command(monkeypatch, tmp_path):
+    assert "run `python sft.py --preset=base" in stops(monkeypatch, tmp_path, "sft", "--init=gpt-2")
