@@ -331,11 +331,13 @@ def sampling(model):
 
 
 @torch.no_grad()
-def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episodes=None):
+def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episodes=None,
+             watch=None):
     """Sample one response to each prompt, until EOS or max_new_tokens.
 
     prompts: lists of token ids, of any lengths. episodes: [B] numbers that own the sampling noise
-    (default 0..B-1). Ended rows leave the batch; their tokens never change again. Nothing is
+    (default 0..B-1). watch(rows, tokens) is called at each step with the rows that have not ended
+    and their new tokens. Ended rows leave the batch; their tokens never change again. Nothing is
     padded on the left: each row decodes at its own position, against its own length. Returns
     Samples on the model's device. Dropout is off while sampling, and as it was afterwards.
     """
@@ -364,6 +366,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
         for step in range(max_new_tokens):
             token, logp = choose(model.logits(hidden), temperature, noise[live, step])
             said[live, step], worth[live, step] = token, logp
+            if watch:
+                watch(order[live].tolist(), token.tolist())
             running = token != eos
             if not running.all():
                 live, token = live[running], token[running]
@@ -381,3 +385,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     back, lengths = order.argsort(), starts + n + ended
     T = int(lengths.max())
     return Samples(ids[back, :T], starts[back], lengths[back], logprobs[back, :T], ended[back])
+
+
+if __name__ == "__main__":  # python model.py CHECKPOINT, or python model.py export CHECKPOINT DIR
+    import chat
+    chat.main()

@@ -1,0 +1,172 @@
+"""A checkpoint in the terminal, and out to other tools. It runs as model.py:
+
+    python model.py out/ppo-ptx                          a prompt; Ctrl-C stops, Ctrl-D ends
+    python model.py out/ppo-ptx "Who is Anna?"           one completion; or a prompt on stdin
+    python model.py out/ppo-ptx "Who is Anna?" --num=4 --temperature=0.7 --reward=out/rm
+    python model.py gpt2 "Once upon a time"              any model that --init takes
+    python model.py export out/ppo-ptx DIR               a folder for transformers
+"""
+import sys
+from dataclasses import dataclass
+
+import torch
+
+import huggingface
+from data.batches import encode_prompt
+from model import GPT, ScalarGPT, generate
+from runtime import World, load, parse, stop
+
+
+@dataclass
+class Settings:
+    """python model.py CHECKPOINT [PROMPT], or: python model.py export CHECKPOINT DIR"""
+    num: int = 1  # completions of each prompt; a single one is shown as it is made
+    temperature: float = 1.0  # 0 is greedy
+    seed: int = 1  # of the sampling noise
+    max_new_tokens: int = 128  # fewer where the context has no room for them
+    reward: str = ""  # reward model whose score is shown beside each completion
+    device: str = "auto"  # cpu, cuda or auto
+
+
+class Stream:
+    """Prints a response while its tokens come, as far as they are whole characters."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.ids, self.shown = tokenizer, [], 0
+
+    def __call__(self, token):
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids).rstrip("\N{REPLACEMENT CHARACTER}")
+        self.show(text)
+
+    def show(self, text):
+        print(text[self.shown :], end="", flush=True)
+        self.shown = max(self.shown, len(text))
+
+
+def room_for(prompt, history, block_size, max_new_tokens):
+    """(the tokens of the latest turns that fit before a prompt, how many new ones fit after it).
+
+    Raises ValueError where the prompt alone fills the context.
+    """
+    free = block_size - len(prompt)
+    if free < 1:
+        raise ValueError(f"the prompt has {len(prompt)} tokens and fills the context of "
+                         f"{block_size}: shorten it")
+    new, before = min(max_new_tokens, free), []
+    for turn in reversed(history):
+        if len(turn) + len(before) > free - new:
+            break
+        before = turn + before
+    return before, new
+
+
+class Speaker:
+    """A model with its settings, and what was said to it."""
+
+    def __init__(self, checkpoint, s):
+        if s.num < 1 or s.max_new_tokens < 1 or s.temperature < 0:
+            stop("--num and --max_new_tokens are at least 1, --temperature at least 0")
+        self.s, self.history, self.turn = s, [], 0
+        device = World(s.seed, s.device).device
+        self.model, self.tokenizer, _ = load(checkpoint, {"GPT": GPT}, "python sft.py")
+        self.reward = None
+        if s.reward:
+            self.reward, tokenizer, _ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
+            if tokenizer.source != self.tokenizer.source:
+                stop(f"{s.reward} has another tokenizer than {checkpoint}")
+            self.reward.to(device).eval()
+        self.model.to(device).eval()
+
+    def answer(self, text):
+        """Print s.num completions of a prompt; the first of them is what history keeps.
+
+        Turns stand side by side, each with its EOS, as documents do in a row of pretraining text.
+        """
+        s, eos = self.s, self.tokenizer.eos
+        prompt = encode_prompt(self.tokenizer, text)
+        before, new = room_for(prompt, self.history, self.model.config.block_size, s.max_new_tokens)
+        stream = Stream(self.tokenizer)
+        watch = lambda rows, tokens: tokens[0] != eos and stream(tokens[0])
+        numbers = [self.turn * s.num + i for i in range(s.num)]  # asked again: another answer
+        samples = generate(self.model, [before + prompt] * s.num, new, eos, s.temperature, s.seed,
+                           numbers, watch if s.num == 1 else None)
+        responses = samples.responses()
+        for i, (ids, ended) in enumerate(zip(responses, samples.ended.tolist())):
+            said = self.tokenizer.decode(ids)
+            score = self.score(prompt + ids + [eos] * ended)
+            if s.num == 1:
+                stream.show(said)
+                print(score and f"  {score}")
+            else:
+                print(f"[{i + 1}] {score}{score and '  '}{said}")
+        self.history.append(prompt + responses[0] + [eos])
+        self.turn += 1
+
+    @torch.no_grad()
+    def score(self, ids):
+        """The reward model's score of a prompt with its response, as text; "" without one."""
+        if self.reward is None:
+            return ""
+        ids = torch.tensor([ids], device=next(self.reward.parameters()).device)
+        return f"{float(self.reward(ids)[0, -1]):+.2f}"
+
+
+def converse(speaker):
+    """Prompts from the terminal until Ctrl-D. Ctrl-C drops the line, or the rest of an answer."""
+    try:
+        import readline  # noqa: F401  arrow keys and earlier lines, where Python has it
+    except ImportError:
+        pass
+    print("Ctrl-C stops an answer, Ctrl-D ends, an empty line forgets what was said before.")
+    while True:
+        try:
+            text = input("> ")
+            if text.strip():
+                speaker.answer(text)
+            else:
+                speaker.history.clear()
+        except KeyboardInterrupt:
+            print()
+        except ValueError as error:  # a prompt that does not fit
+            print(f"error: {error}")
+        except EOFError:
+            print()
+            return
+
+
+def export(words):
+    """python model.py export CHECKPOINT DIR"""
+    if len(words) != 2:
+        stop("expected: python model.py export CHECKPOINT DIR")
+    model, tokenizer, facts = load(words[0], {"GPT": GPT, "ScalarGPT": ScalarGPT}, "python sft.py")
+    huggingface.export(model, tokenizer, words[1], facts["settings"].get("max_new_tokens"))
+    auto = "CausalLM" if isinstance(model, GPT) else "SequenceClassification"
+    print(f"{words[1]}: transformers.AutoModelFor{auto}.from_pretrained({words[1]!r}) loads it")
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    flags = [arg for arg in argv if arg.startswith("--") or arg == "-h"]
+    words = [arg for arg in argv if arg not in flags]
+    s = parse(Settings, argv=flags)
+    if words[:1] == ["export"]:
+        return export(words[1:])
+    if not 1 <= len(words) <= 2:
+        stop("expected: python model.py CHECKPOINT [PROMPT], the prompt in quotes")
+    if len(words) == 1 and not sys.stdin.isatty():
+        try:
+            words.append(sys.stdin.buffer.read().decode())
+        except UnicodeDecodeError:
+            stop("the prompt on stdin is no UTF-8 text")
+    if len(words) == 2 and not words[1].strip():
+        stop("the prompt is empty")
+    speaker = Speaker(words[0], s)
+    if len(words) == 1:
+        return converse(speaker)
+    try:
+        speaker.answer(words[1])
+    except ValueError as error:
+        stop(error)
+    except KeyboardInterrupt:
+        raise SystemExit("") from None

@@ -1,0 +1,250 @@
+"""The terminal: completions of a prompt, conversations, and what they are to be safe against."""
+import io
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import chat
+import runtime
+from data import tokenizer
+from data.batches import encode_prompt
+from helpers import tiny, tiny_scalar
+from model import generate, last_score
+
+
+@dataclass
+class Example:
+    max_new_tokens: int = 7
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A tokenizer of letters and their pairs."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = "Anna is the baker. The baker lives in the mill.\nWho is Anna? Say it briefly.\n"
+    (folder / "tokenizer.tiktoken").write_bytes(tokenizer.train_bpe(text, 280))
+    return tokenizer.load_tokenizer("tokenizer.tiktoken", folder)
+
+
+@pytest.fixture(scope="module")
+def made(words, tmp_path_factory):
+    """A folder with a policy, `m`, a reward model, `rm`, and one of another tokenizer."""
+    folder = tmp_path_factory.mktemp("chat")
+    runtime.save(folder / "m", tiny(vocab_size=words.size, block_size=64), words, Example())
+    runtime.save(folder / "rm", tiny_scalar(vocab_size=words.size, block_size=64), words, Example())
+    other = tokenizer.Tokenizer("other", words.encoding, words.source + b"\n")
+    runtime.save(folder / "other", tiny_scalar(vocab_size=words.size), other, Example())
+    return folder
+
+
+@pytest.fixture
+def policy(made):
+    return runtime.load(made / "m", {"GPT": chat.GPT}, "")[0]
+
+
+def run(folder, monkeypatch, capsys, *words, typed=None):
+    """What the program prints. typed: lines at a terminal; exceptions are raised in their place."""
+    monkeypatch.chdir(folder)
+    lines = iter([*(typed or []), EOFError()])
+
+    def line(_):
+        entry = next(lines)
+        if not isinstance(entry, str):
+            raise entry
+        return entry
+
+    monkeypatch.setattr("builtins.input", line)
+    monkeypatch.setattr(chat.sys.stdin, "isatty", lambda: typed is not None, raising=False)
+    chat.main(list(words))
+    return capsys.readouterr().out
+
+
+def expected(policy, words, prompt, n=1, temperature=1.0, seed=1, new=20, before=(), first=0):
+    samples = generate(policy, [[*before, *encode_prompt(words, prompt)]] * n, new, words.eos,
+                       temperature, seed, list(range(first, first + n)))
+    return [words.decode(ids) for ids in samples.responses()], samples
+
+
+NEW = "--max_new_tokens=20"
+
+
+def test_a_prompt_gives_its_completion(made, policy, words, monkeypatch, capsys):
+    """That of `generate`, behind the template that all stages use, streamed or not."""
+    out = run(made, monkeypatch, capsys, "m", "Who is Anna?", NEW)
+    assert out == expected(policy, words, "Who is Anna?")[0][0] + "\n"
+    out = run(made, monkeypatch, capsys, "m", "Who is Anna?  \n", NEW, "--temperature=0")
+    assert out == expected(policy, words, "Who is Anna?", temperature=0.0)[0][0] + "\n"
+
+
+def test_several_completions_with_their_scores(made, policy, words, monkeypatch, capsys):
+    """--num, --temperature, --seed, --reward: each score is of the row as PPO scores it."""
+    out = run(made, monkeypatch, capsys, "m", "Who?", NEW, "--num=4", "--temperature=0.7",
+              "--seed=3", "--reward=rm")
+    said, samples = expected(policy, words, "Who?", 4, 0.7, 3)
+    scorer = runtime.load(made / "rm", {"ScalarGPT": chat.ScalarGPT}, "")[0]
+    with torch.no_grad():
+        scores = last_score(scorer(samples.ids), samples.lengths).tolist()
+    assert out == "".join(f"[{i + 1}] {score:+.2f}  {text}\n"
+                          for i, (score, text) in enumerate(zip(scores, said)))
+    out = run(made, monkeypatch, capsys, "m", "Who?", NEW, "--reward=rm")
+    assert re.fullmatch(r"(?s)(.*)  [+-]\d+\.\d\d\n", out).group(1) == (
+        expected(policy, words, "Who?")[0][0])
+
+
+PROGRAM = [sys.executable, str(Path(chat.__file__).parent / "model.py"), "m", NEW]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TERM": "dumb"}
+
+
+def piped(monkeypatch, content):
+    """Let stdin be a pipe with some bytes."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
+
+
+def test_a_prompt_on_stdin(made, policy, words, monkeypatch, capsys):
+    prompt = "Who is Anna?\nSay it, naïve one.\n"
+    piped(monkeypatch, prompt.encode())
+    out = run(made, monkeypatch, capsys, "m", NEW)
+    assert out == expected(policy, words, prompt)[0][0] + "\n"
+
+
+@pytest.mark.parametrize("content, complaint", [
+    (b"\xff\xfe", "the prompt on stdin is no UTF-8 text"), (b" \n", "the prompt is empty"),
+    (b"", "the prompt is empty"), (b"Anna " * 100, "fills the context of 64"),
+])
+def test_a_bad_prompt_is_one_line(made, monkeypatch, capsys, content, complaint):
+    piped(monkeypatch, content)
+    with pytest.raises(SystemExit) as stop:
+        run(made, monkeypatch, capsys, "m", NEW)
+    assert stop.value.code.startswith("error: ") and complaint in stop.value.code
+    assert "\n" not in stop.value.code and capsys.readouterr().out == ""
+
+
+def test_a_bad_prompt_is_a_failure_of_the_program(made):
+    """In a process of its own, through model.py: one line, nothing else, and exit status 1."""
+    done = subprocess.run(PROGRAM, cwd=made, env=ENVIRONMENT, input=b"", capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == ["error: the prompt is empty"]
+
+
+def test_a_long_prompt_leaves_less_room(made, policy, words, monkeypatch, capsys):
+    prompt = "Anna " * 50
+    length = len(encode_prompt(words, prompt))
+    assert 50 < length < 60
+    out = run(made, monkeypatch, capsys, "m", prompt, "--max_new_tokens=1000")
+    assert out == expected(policy, words, prompt, new=64 - length)[0][0] + "\n"
+
+
+@pytest.mark.parametrize("arguments, complaint", [
+    ([], "expected: python model.py CHECKPOINT"), (["m", "a", "b"], "the prompt in quotes"),
+    (["m", "a", "--num=0"], "--num and --max_new_tokens are at least 1"),
+    (["m", "a", "--temperature=-1"], "--temperature at least 0"),
+    (["m", "a", "--temprature=1"], "did you mean --temperature"),
+    (["nothing", "a"], "nothing has no checkpoint: run `python sft.py` first"),
+    (["rm", "a"], "rm holds a ScalarGPT, expected GPT"),
+    (["m", "a", "--reward=m"], "m holds a GPT, expected ScalarGPT"),
+    (["m", "a", "--reward=other"], "other has another tokenizer than m"),
+    (["export", "m"], "expected: python model.py export CHECKPOINT DIR"),
+    (["export", "nothing", "x"], "nothing has no checkpoint"),
+    (["export", "m", "rm"], "rm is there already"),
+])
+def test_wrong_arguments(made, monkeypatch, capsys, arguments, complaint):
+    with pytest.raises(SystemExit, match=re.escape(complaint)):
+        run(made, monkeypatch, capsys, *arguments)
+
+
+def test_a_streamed_text_is_the_decoded_one(words, capsys):
+    """Characters of several tokens come whole; the space that begins a line never shows."""
+    text = "Anna is naïve 🎉\n lives\n\nin 世界\n"
+    stream, seen = chat.Stream(words), ""
+    for token in words.encode(text):
+        stream(token)
+        piece = capsys.readouterr().out
+        assert "\ufffd" not in piece
+        seen += piece
+    assert seen == text
+
+
+def test_history_is_what_fits_the_context(words):
+    """The latest turns, whole ones, as long as prompt and answer have their room."""
+    turns = [[1] * 10, [2] * 20, [3] * 5]
+    assert chat.room_for([9] * 10, turns, 100, 30) == (turns[0] + turns[1] + turns[2], 30)
+    assert chat.room_for([9] * 10, turns, 74, 30) == (turns[1] + turns[2], 30)
+    assert chat.room_for([9] * 10, turns, 64, 30) == (turns[2], 30)
+    assert chat.room_for([9] * 10, turns, 40, 30) == ([], 30)
+    assert chat.room_for([9] * 10, turns, 12, 30) == ([], 2)
+    with pytest.raises(ValueError, match="10 tokens and fills the context of 10"):
+        chat.room_for([9] * 10, turns, 10, 30)
+
+
+def test_a_conversation_keeps_its_turns(made, policy, words, monkeypatch, capsys):
+    """Each prompt comes behind the turns before it; an empty line forgets them; the same prompt
+    gets another noise; what does not fit is told, and the conversation goes on."""
+    out = run(made, monkeypatch, capsys, "m", "--max_new_tokens=8",
+              typed=["Who?", "Why?", "", "Why?", "Anna " * 100, "Who?"])
+    (first,), a = expected(policy, words, "Who?", new=8)
+    turn = encode_prompt(words, "Who?") + a.responses()[0] + [words.eos]
+    (second,), _ = expected(policy, words, "Why?", new=8, before=turn, first=1)
+    (third,), _ = expected(policy, words, "Why?", new=8, first=2)
+    said = out.partition("before.\n")[2]
+    assert said.startswith(f"{first}\n{second}\n{third}\nerror: the prompt has ")
+    assert said.count("error:") == 1 and len(said.split("shorten it\n")[1]) > 1
+
+
+def test_ctrl_c_drops_the_line_or_the_answer(made, policy, words, monkeypatch, capsys):
+    """At the prompt, and in the middle of an answer: neither ends the program, nor stays."""
+    step, calls = chat.GPT.logits, []
+
+    def interrupted(self, hidden):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, hidden)
+
+    monkeypatch.setattr(chat.GPT, "logits", interrupted)
+    out = run(made, monkeypatch, capsys, "m", "--max_new_tokens=8",
+              typed=[KeyboardInterrupt(), "Who?", "Why?"])
+    monkeypatch.setattr(chat.GPT, "logits", step)
+    (answer,), _ = expected(policy, words, "Why?", new=8)
+    assert out.endswith(f"\n{answer}\n\n")
+
+
+def test_a_real_terminal(made):
+    """Through model.py: a prompt, Ctrl-C twice, another prompt, Ctrl-D. It ends with success."""
+    pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
+    parent, child = pty.openpty()
+    process = subprocess.Popen(PROGRAM, cwd=made, env=ENVIRONMENT, stdin=child, stdout=child,
+                               stderr=child, start_new_session=True)
+    os.close(child)
+
+    def prompted():
+        """Wait until it asks: what is shown ends with a prompt, and nothing follows."""
+        shown, end = b"", time.time() + 60
+        while time.time() < end:
+            if select.select([parent], [], [], 0.3)[0]:
+                shown += os.read(parent, 1000)
+            elif shown.endswith(b"> "):
+                return
+        raise AssertionError(f"no prompt after {shown}")
+
+    prompted()
+    for act in (lambda: os.write(parent, b"Who is Anna?\n"),
+                lambda: process.send_signal(signal.SIGINT),
+                lambda: process.send_signal(signal.SIGINT),
+                lambda: os.write(parent, b"Who?\n")):
+        act()
+        prompted()
+    os.write(parent, b"\x04")
+    try:
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        os.close(parent)
