@@ -21,8 +21,9 @@ import torch
 import evaluate
 import runtime
 from data import labelers, records, tasks, town, world
-from helpers import close, tiny, tiny_scalar
-from model import GPT, ScalarGPT
+from data.batches import template
+from helpers import VOCAB, close, tiny, tiny_scalar
+from model import GPT, ScalarGPT, generate, last_score
 from runtime import load, parse, save
 
 ROOT = Path(runtime.__file__).parent
@@ -253,6 +254,34 @@ def test_the_evaluation_reports_every_model(demo):
     assert "gold score" in demo.output["evaluate"]
 
 
+def test_the_exported_models_say_and_score_the_same_in_transformers(demo, tmp_path):
+    """Greedy text of the PPO model, prompt by prompt and as the terminal prints it; the scores of
+    a ragged batch. Prompts go in as text, through each side's own tokenizer."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    for name in ("ppo-ptx", "rm"):
+        python(demo.folder, "model.py", "export", f"out/{name}", str(tmp_path / name))
+    prompts = [template(r["prompt"]) for r in demo.records("prompts_test")[:12]]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ppo-ptx")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ppo-ptx")
+    policy, own, _ = load(demo.folder / "out" / "ppo-ptx", {"GPT": GPT}, "")
+    samples = generate(policy, [own.encode(p) for p in prompts], 24, own.eos, 0.0)
+    said = [own.decode(ids) for ids in samples.responses()]
+    for prompt, text in zip(prompts, said):
+        batch = tokenizer(prompt, return_tensors="pt")
+        row = model.generate(**batch, max_new_tokens=24, do_sample=False)[0]
+        assert tokenizer.decode(row[batch["input_ids"].size(1):], skip_special_tokens=True) == text
+    assert python(demo.folder, "model.py", "out/ppo-ptx", prompts[0], "--temperature=0",
+                  "--max_new_tokens=24") == said[0] + "\n"
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "rm")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
+    texts = [p + text for p, text in zip(prompts, said)]
+    scores = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
+    reward = load(demo.folder / "out" / "rm", {"ScalarGPT": ScalarGPT}, "")[0]
+    ids, lengths = runtime.pad([own.encode(t) for t in texts])
+    close(scores, last_score(reward(ids), lengths).tolist(), 1e-5)
+
+
 def test_the_reward_model_can_choose_the_sft_epoch(demo):
     """Appendix C.1: the epoch whose samples the reward model likes best."""
     python(demo.folder, *FLAGS["sft"], "--reward=out/rm", "--out=out/chosen", "--lr=0.01",
@@ -474,12 +503,12 @@ def test_help_shows_every_setting_with_its_default_and_comment(capsys):
 # ------------------------------------------------------------------------------------- checkpoints
 
 class NoTokenizer:
-    save = staticmethod(lambda folder: "gpt2")
+    size, save = VOCAB, staticmethod(lambda folder: "gpt2")
 
 
 @pytest.fixture
 def no_download(monkeypatch):
-    monkeypatch.setattr(runtime, "load_tokenizer", lambda name, folder: (name, folder))
+    monkeypatch.setattr(runtime, "load_tokenizer", lambda name, folder: NoTokenizer)
 
 
 @pytest.mark.parametrize("model", [tiny(), tiny_scalar()])
