@@ -67,7 +67,7 @@ def load(name, classes):
         folder, file = path, next((path / f for f in WEIGHTS if (path / f).exists()),
                                   path / WEIGHTS[0])
     sizes = read_config(folder / "config.json")
-    weights = ours(read_weights(file), file)
+    weights = our_layout(read_weights(file), file)
     kind = "ScalarGPT" if "score.weight" in weights else "GPT"
     if kind not in classes:
         refuse(path, f"holds a {kind}, expected {' or '.join(classes)}")
@@ -125,14 +125,14 @@ def read_weights(path):
             weights = safe.load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         refuse(path, "is refused: it holds more than tensors, and such a pickle can run any code")
-    except Exception:  # what a file that was cut off raises differs from format to format
-        refuse(path, "is damaged or not complete: get it again")
+    except Exception as error:  # a file that was cut off raises this here and that there
+        refuse(path, f"is damaged or not complete ({type(error).__name__}): get it again")
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         refuse(path, "is no table of named tensors")
     return weights
 
 
-def ours(weights, path):
+def our_layout(weights, path):
     """Their names and layouts -> those of our state_dict, in float32."""
     out = {}
     for name, x in weights.items():

@@ -56,8 +56,9 @@ class Tokenizer:
 
 # tiktoken keeps each file that it fetched under the sha1 of its address.
 GPT2_FILES = ("put vocab.bpe and encoder.json of https://openaipublic.blob.core.windows.net/gpt-2/"
-              "encodings/main into the folder that TIKTOKEN_CACHE_DIR names, as "
-              "6d1cbeee0f20b3d9449abfede4726ed8212e3aee and 6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
+              "encodings/main into the folder that TIKTOKEN_CACHE_DIR names, under the names "
+              "6d1cbeee0f20b3d9449abfede4726ed8212e3aee and "
+              "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
 
 
 def load_tokenizer(name, folder="."):

@@ -1,8 +1,10 @@
 """Models in Hugging Face's GPT-2 format: in, out, and against transformers itself."""
 import importlib
 import json
+import os
 import pickle
 import random
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +50,7 @@ def words(tmp_path_factory):
 def gpt2(tmp_path_factory):
     """GPT-2's tokenizer, without a network."""
     with pytest.MonkeyPatch.context() as patch:
-        if not real_input.os.environ.get("TIKTOKEN_CACHE_DIR"):
+        if not os.environ.get("TIKTOKEN_CACHE_DIR"):
             if not (real_input.PUBLIC / "tiktoken-cache").is_dir():
                 pytest.skip("no file of the gpt2 tokenizer: set TIKTOKEN_CACHE_DIR")
             patch.setenv("TIKTOKEN_CACHE_DIR", "")  # so that it comes back as it was
@@ -100,7 +102,7 @@ def compare(mine, other, vocab_size, length):
     mask = torch.ones_like(ids)
     (-mine(ids, mask)[0].sum() / (3 * (length - 1))).backward()
     other(ids, labels=ids).loss.backward()
-    expected = huggingface.ours({k: p.grad for k, p in other.named_parameters()}, "")
+    expected = huggingface.our_layout({k: p.grad for k, p in other.named_parameters()}, "")
     grads = {k: p.grad for k, p in mine.named_parameters()}
     assert grads.keys() == expected.keys()
     same(list(grads.values()), [expected[k] for k in grads], 1e-5)
@@ -255,12 +257,14 @@ def test_every_character_is_cut_alike(tmp_path, words):
         assert other(text)["input_ids"] == words.encode(text), hex(i)
 
 
-def test_the_merges_of_gpt2_are_openais(gpt2):
-    """50,000 pairs, the first and the last of OpenAI's list among them, in its order."""
-    pairs = huggingface.merges(huggingface.spelled(gpt2))
-    assert len(pairs) == 50_000
-    assert pairs[:3] == [["Ġ", "t"], ["Ġ", "a"], ["h", "e"]]
-    assert pairs[-1] == ["Ġg", "azed"] or "".join(pairs[-1]) == "Ġgazed"
+def test_vocabulary_and_merges_of_gpt2_are_openais(gpt2):
+    """Against the two files that OpenAI published, which tiktoken keeps (see GPT2_FILES)."""
+    bpe, encoder = (Path(os.environ["TIKTOKEN_CACHE_DIR"], name) for name in
+                    re.findall("[0-9a-f]{40}", tokenizer.GPT2_FILES))
+    vocabulary = huggingface.spelled(gpt2)
+    assert {**vocabulary, tokenizer.EOS: gpt2.eos} == json.loads(encoder.read_text("utf-8"))
+    published = [line.split() for line in bpe.read_text("utf-8").splitlines()[1:]]
+    assert huggingface.merges(vocabulary) == published and len(published) == 50_000
 
 
 # ------------------------------------------------------------------------------------- formats
@@ -337,7 +341,7 @@ class Example:
 
 
 def test_a_model_of_theirs_is_fine_tuned_and_goes_out_again(tmp_path, words, monkeypatch):
-    """sft.py --init=FOLDER, reward.py --init=FOLDER, python model.py export: in the user's hands."""
+    """sft.py and reward.py --init=FOLDER, python model.py export: as a user runs them."""
     pretrained(tmp_path / "hf", theirs(vocab_size=300, n_positions=64), words)
     demos = [{"prompt": f"Who is Anna {i}?", "response": "The baker."} for i in range(6)]
     rankings = [{"prompt": d["prompt"], "completions": [{"text": "The baker."}, {"text": "No."}],
@@ -380,7 +384,8 @@ def run(folder, monkeypatch, module, *flags):
     (dict(tie_word_embeddings=False), "tie_word_embeddings = False"),
     (dict(quantization_config={"bits": 4}), "quantization_config = "),
     (dict(n_head=5), "n_embd = 24, no multiple of its 5 heads"),
-    (dict(n_layer="3"), "n_layer = '3': expected a number"), (dict(n_positions=None), "n_positions"),
+    (dict(n_layer="3"), "n_layer = '3': expected a number"),
+    (dict(n_positions=None), "n_positions = None: expected a number"),
     (dict(n_embd=48), "of shape [131, 24], its configuration asks for [131, 48]"),
     (dict(n_layer=2), "of which its configuration knows nothing"),
     (dict(n_layer=4), "does not hold transformer.h.3.ln_1.weight"),
