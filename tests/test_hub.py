@@ -109,15 +109,17 @@ def test_a_download_that_ended_before_its_check_is_only_checked(server, tmp_path
     assert whole(folder) and store_requests(server) == [f"bytes={len(CONTENT)}-"]
 
 
-@pytest.mark.parametrize("wrong", ["hash", "size", "beginning", "length of the beginning"])
+@pytest.mark.parametrize("wrong", ["hash", "size", "size, no hash", "beginning",
+                                   "length of the beginning"])
 def test_what_is_not_the_hubs_file_is_deleted(server, tmp_path, wrong):
     """Another content, another size, or the beginning of something else to go on from."""
     (tmp_path / "gpt2").mkdir()
     part = tmp_path / "gpt2" / "model.safetensors.part"
     if wrong == "hash":
         server.content = CONTENT[:-1] + b"x"
-    elif wrong == "size":
+    elif wrong.startswith("size"):
         server.content = CONTENT + b"x"
+        server.tag = "0" * 40 if wrong == "size, no hash" else server.tag
     elif wrong == "beginning":
         part.write_bytes(b"something else")
     else:

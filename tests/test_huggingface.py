@@ -1,4 +1,5 @@
 """Models in Hugging Face's GPT-2 format: in, out, and against transformers itself."""
+import base64
 import importlib
 import json
 import os
@@ -244,6 +245,19 @@ def test_the_exported_tokenizer_is_ours(tmp_path, request, name):
     for _ in range(1000):
         ids = rng.choices(range(own.size), k=rng.randint(0, 12))
         assert auto.decode(ids) == own.decode(ids), ids
+
+
+def test_a_token_that_no_merge_makes_is_kept(tmp_path):
+    """Of somebody's own vocabulary: tiktoken takes a word that is a token whole, however made."""
+    tokens = [bytes([b]) for b in range(256)] + [b" abc", b" xy"]
+    lines = [base64.b64encode(token) + b" %d\n" % i for i, token in enumerate(tokens)]
+    (tmp_path / "tokenizer.tiktoken").write_bytes(b"".join(lines))
+    own = tokenizer.load_tokenizer("tokenizer.tiktoken", tmp_path)
+    assert own.encode("abc") == [256]
+    huggingface.export(tiny(vocab_size=own.size), own, tmp_path / "a")
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
+    for text in ("abc", "abcd", "xy abc", "ab c"):
+        assert auto(text)["input_ids"] == own.encode(text)
 
 
 def test_every_character_is_cut_alike(tmp_path, words):
