@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = Path(os.environ.get("PUBLIC_DATA", ROOT.parent / "shared" / "data"))
 LOSSES = {  # what must fall in each stage; the loss of PPO's policy says nothing
     "base": "loss", "sft": "loss", "rm-hh": "loss", "rm-oa": "loss", "ppo": "loss/value",
-    "sft-polite": "loss", "rm-polite": "loss"}
+    "rm-polite": "loss"}
 
 
 def commands(text):

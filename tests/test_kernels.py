@@ -370,6 +370,34 @@ def test_a_compiled_model_takes_an_objective():
     same(results[1], results[0], 1e-5)
 
 
+# -------------------------------------------------------------------------------- sharded weights
+
+def shard_and_compare(rank, size, folder):
+    """One of `size` processes: a model sharded by block (FSDP2) on its rows, a whole one on all."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank,
+                                         world_size=size)
+    from torch.distributed.fsdp import fully_shard
+    sharded, whole = tiny(), tiny()
+    for part in (*sharded.transformer.h, sharded):
+        fully_shard(part)
+    ids = torch.randint(0, 11, (4, 9), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    objective = lambda logprob, mask: (logprob + logprob**2).masked_fill(~mask, 0.0).sum() / 32
+    mine = sharded(ids[2 * rank :][:2], mask[:2], objective=objective)[0]
+    (mine * size).backward()  # ranks average gradients
+    logprob, _ = whole(ids, mask)  # the other path to the same loss: log-probs, any gradient
+    objective(logprob, mask.bool()).backward()
+    for (name, a), b in zip(sharded.named_parameters(), whole.parameters()):
+        torch.testing.assert_close(a.grad.full_tensor(), b.grad, rtol=1e-5, atol=1e-6, msg=name)
+    torch.distributed.destroy_process_group()
+
+
+def test_kernels_under_sharded_weights(tmp_path):
+    """FSDP2 gathers a block's weights, the kernels take them, gradients go back to the shards."""
+    torch.multiprocessing.spawn(shard_and_compare, (2, str(tmp_path)), 2)
+
+
 # -------------------------------------------------------------------------- Triton without a GPU
 
 @pytest.fixture
