@@ -355,7 +355,7 @@ def main():
     last = {}  # metrics
     run = Training(world, s, s.iterations, ("score", "kl", "ended", "loss/ptx"),
                    ("micro_batch", "batch", "max_new_tokens"), policy=policy, value=value_model,
-                   policy_optimizer=optimizers[0], value_optimizer=optimizers[1], ema=ema, last=last)
+                   policy_adam=optimizers[0], value_adam=optimizers[1], ema=ema, last=last)
     for iteration in run.steps(range(s.iterations)):
         lr = s.lr * min(1.0, 0.1 + 0.9 * iteration / max(1, s.warmup))
         numbers, own = episode_prompts(prompts, iteration, s, world)

@@ -102,7 +102,11 @@ class World:
             torch.cuda.set_device(self.device)
         self.timeout = timeout  # seconds that a rank waits for another
         if self.size > 1 and not dist.is_initialized():
-            self.store, *_ = next(dist.rendezvous("env://"))  # torchrun's, see `roll_call`
+            # torchrun keeps one store for all its restarts (pytorch #135712), with the addresses of
+            # the dead in it. Machines do not agree on the count, so that it can only serve on one.
+            store, *_ = next(dist.rendezvous("env://"))
+            alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+            self.store = dist.PrefixStore(f"start {restarts() if alone else 0}", store)
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo",
                                     store=self.store, rank=self.rank, world_size=self.size,
                                     timeout=datetime.timedelta(seconds=timeout))
@@ -149,11 +153,13 @@ class World:
         return DistributedDataParallel(model) if self.size > 1 else model
 
     def roll_call(self, patience=5):
-        """The ranks that do not answer. Called by all that are left when a rank went missing; the
-        list is kept by torchrun itself, which outlives them."""
-        self.store.set(f"alive/{self.rank}", "")
-        time.sleep(patience)
-        return [r for r in range(self.size) if not self.store.check([f"alive/{r}"])]
+        """The ranks that do not answer. Called by all that are left when one went missing."""
+        try:
+            self.store.set(f"alive/{self.rank}", "")
+            time.sleep(patience)
+            return [r for r in range(self.size) if not self.store.check([f"alive/{r}"])]
+        except RuntimeError:
+            return [0]  # which keeps the list, where torchrun itself does not
 
     def seconds(self):
         return round(time.time() - self.started, 1)
@@ -161,6 +167,11 @@ class World:
     def close(self):
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def restarts():
+    """How often torchrun's --max-restarts has started this machine's ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def sync(model, last):

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from runtime import LOADED, bare, refuse_others, stop, whole, write
+from runtime import LOADED, bare, refuse_others, restarts, stop, whole, write
 
 # Settings that a resumed run may change: they do not change its numbers, or only later ones.
 FREE = ("device", "explode", "iterations", "max_skips", "micro_batch", "out", "resume",
@@ -47,8 +47,8 @@ class Training:
         self.hook, sys.excepthook = sys.excepthook, self.report
         self.handler = signal.signal(signal.SIGTERM, self.terminate)
         refuse_others(s.out)
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by --max-restarts
-        found = world.gather([self.find(s.resume or restarted) if world.main else ""])[0]
+        resume = s.resume or float(world.sum(restarts())) > 0
+        found = world.gather([self.find(resume) if world.main else ""])[0]
         if found == "checkpoint.json":
             self.compare(json.loads((self.folder / found).read_text())["settings"])
             world.print(f"{s.out} is finished: there is nothing to resume")
@@ -58,7 +58,7 @@ class Training:
             self.restore(found)
             world.print(f"{s.out}: resumed at step {self.step} of {steps}")
         else:
-            if s.resume or restarted:
+            if resume:
                 world.print(f"{s.out} has no state to resume: it starts from the beginning")
             self.save()  # at once: a disk that is full or read-only shows before the work is done
         if world.main:
@@ -235,7 +235,7 @@ class Training:
     def close(self):
         """The end of the program: an error or a signal is no longer ours."""
         self.close_log()
-        signal.signal(signal.SIGTERM, self.handler)
+        signal.signal(signal.SIGTERM, self.handler or signal.SIG_DFL)
         sys.excepthook = self.hook
         self.world.close()
 
