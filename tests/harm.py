@@ -140,14 +140,18 @@ def child(folder, output, harm, script, flags, environment):
         os._exit(1)
 
 
-def start(folder, output, script, *flags, harm=(), **environment):
-    """A process that runs a script; what it prints is added to the file `output`."""
+def fork(target, *args):
+    """A process of a server that has imported the scripts and computed nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["harm", "sft", "reward", "ppo"])
-    process = context.Process(target=child, args=(str(folder), str(output), harm, script, flags,
-                                                  environment))
+    process = context.Process(target=target, args=args)
     process.start()
     return process
+
+
+def start(folder, output, script, *flags, harm=(), **environment):
+    """A process that runs a script; what it prints is added to the file `output`."""
+    return fork(child, str(folder), str(output), harm, script, flags, environment)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import time
 import pytest
 import torch
 
+import harm
+import runtime
 import training
 from demo import python
-from harm import start
 from helpers import tiny
 from model import GPT
 from runtime import load, save, write
@@ -39,10 +40,10 @@ class Run:
         self.arguments = (*STAGES[stage], f"--out=out/{name}", *flags)
         self.printed = demo.folder / f"{name}.txt"
 
-    def start(self, *flags, harm=(), **environment):
+    def start(self, *flags, harms=(), **environment):
         self.printed.unlink(missing_ok=True)
-        return start(self.demo.folder, self.printed, *self.arguments, *flags, harm=harm,
-                     **{"RANK": "0", "WORLD_SIZE": "1", **environment})
+        return harm.start(self.demo.folder, self.printed, *self.arguments, *flags, harm=harms,
+                          **{"RANK": "0", "WORLD_SIZE": "1", **environment})
 
     def ends(self, *flags, seconds=60, **others):
         """Run to the end. Returns (exit code, what was printed)."""
@@ -51,12 +52,12 @@ class Run:
         assert process.exitcode is not None, f"hangs:\n{self.output()}"
         return process.exitcode, self.output()
 
-    def ranks(self, size, *flags, harm=()):
+    def ranks(self, size, *flags, harms=()):
         """The processes of a world, without torchrun."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        return [self.start(*flags, harm=harm, RANK=str(rank), WORLD_SIZE=str(size),
+        return [self.start(*flags, harms=harms, RANK=str(rank), WORLD_SIZE=str(size),
                            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for rank in range(size)]
 
     def output(self):
@@ -97,6 +98,7 @@ def assert_same(run, other):
 def whole_runs(demo):
     """Each stage without an interruption, and how long it takes."""
     runs = {}
+    harm.fork(int).join()  # the server's imports are not to be measured
     for stage in STAGES:
         run = Run(demo, stage, f"whole-{stage}")
         began = time.time()
@@ -114,12 +116,12 @@ def killed(demo, whole_runs, stage, kills):
     run = Run(demo, stage, f"killed-{stage}")
     done = 0
     while done < kills or not first:
-        flags, harm = ([] if first else ["--resume"]), []
+        flags, harms = ([] if first else ["--resume"]), []
         if done < kills and done % 2:
-            harm = [("kill_at_operation", dice.randint(1, 25))]
-        process = run.start(*flags, harm=harm)
-        if done < kills and not harm:
-            process.join(dice.uniform(0.2, 1) * whole.seconds)
+            harms = [("kill_at_operation", dice.randint(1, 25))]
+        process = run.start(*flags, harms=harms)
+        if done < kills and not harms:
+            process.join(dice.uniform(0.1, 0.9) * whole.seconds)
             process.kill()
         process.join(60)
         first = process.exitcode == 0
@@ -145,7 +147,7 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bits(demo, whole_runs, sta
 def test_asked_to_end_it_ends_within_a_step(demo, whole_runs, stage):
     """SIGTERM, as before pre-emption: a state of that very step, exit 0."""
     run = Run(demo, stage, f"asked-{stage}", "--save_every=1000")
-    process = run.start(harm=[("slow", 0.2)])
+    process = run.start(harms=[("slow", 0.2)])
     run.wait_for(2)
     process.terminate()
     process.join(60)
@@ -166,19 +168,19 @@ def test_asked_to_end_it_ends_within_a_step(demo, whole_runs, stage):
 def interrupted(demo, stage, name, step, *flags):
     """A run that was killed in the step after `step`."""
     run = Run(demo, stage, name, *flags)
-    code, output = run.ends(harm=[("die", 0, step + 1)])
+    code, output = run.ends(harms=[("die", 0, step + 1)])
     assert code == -signal.SIGKILL, output
     return run
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_a_damaged_state_is_noticed_and_the_one_before_is_used(demo, whole_runs, damage):
     run = interrupted(demo, "reward", "damaged", 5)
     before, last = run.states()
     assert before.name.startswith("state-000002-") and last.name.startswith("state-000004-")
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
-    last.write_bytes({"cut": data[:-100], "flipped": data, "emptied": b""}[damage])
+    last.write_bytes(data if damage == "flipped" else data[:-100])
     code, output = run.ends("--resume")
     assert code == 0 and f"{last.name} is damaged" in output and "resumed at step 2" in output
     assert_same(run, whole_runs["reward"])
@@ -194,7 +196,7 @@ def test_without_a_state_it_starts_from_the_beginning(demo, whole_runs):
 def test_starting_again_forgets_the_unfinished_run(demo, whole_runs):
     run = interrupted(demo, "reward", "again", 5, "--seed=7")
     run.arguments = run.arguments[:-1]
-    code, output = run.ends(harm=[("die", 0, 2)])
+    code, output = run.ends(harms=[("die", 0, 2)])
     assert "is started over" in output
     code, output = run.ends("--resume")
     assert code == 0 and "resumed at step 0" in output
@@ -239,25 +241,19 @@ class NoTokenizer:
     name, source = "words.tiktoken", b"d29yZA== 0\n"
 
 
-def save_and_die(folder, output, n):
-    import harm
+def save_and_die(folder, n):
     harm.kill_at_operation(n)
     save(folder, tiny(seed=2), NoTokenizer, Settings(), number=2)
 
 
 def test_there_is_always_one_whole_checkpoint(tmp_path, monkeypatch):
     """Killed before each operation on files in turn: the old checkpoint, or the new one."""
-    import multiprocessing
-
-    import runtime
     monkeypatch.setattr(runtime, "load_tokenizer", lambda name, folder: None)
     save(tmp_path, tiny(seed=1), NoTokenizer, Settings(), number=1)
     weights = {i: tiny(seed=i).state_dict() for i in (1, 2)}
     seen = []
     for n in range(1, 100):
-        process = multiprocessing.get_context("forkserver").Process(
-            target=save_and_die, args=(tmp_path, None, n))
-        process.start()
+        process = harm.fork(save_and_die, tmp_path, n)
         process.join(30)
         model, _, facts = load(tmp_path, {"GPT": GPT}, "")
         expected = weights[facts["number"]]
@@ -272,11 +268,10 @@ def test_there_is_always_one_whole_checkpoint(tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------------------------------- faults
 
-@pytest.mark.parametrize("harm", ["nan", "huge"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage, harm", [("sft", "nan"), ("reward", "huge"), ("ppo", "nan")])
 def test_a_step_without_a_usable_gradient_is_skipped_and_counted(demo, stage, harm):
     run = Run(demo, stage, f"{harm}-{stage}")
-    code, output = run.ends(harm=[(harm, 3)])
+    code, output = run.ends(harms=[(harm, 3)])
     assert code == 0 and "skipped=1" in output
     lines = run.lines()
     at = 0 if stage == "ppo" else 2  # an iteration of PPO takes four steps
@@ -288,7 +283,7 @@ def test_a_step_without_a_usable_gradient_is_skipped_and_counted(demo, stage, ha
 @pytest.mark.parametrize("stage", STAGES)
 def test_many_of_them_end_the_run_with_advice(demo, stage):
     run = Run(demo, stage, f"hopeless-{stage}", "--max_skips=3")
-    code, output = run.ends(harm=[("nan", *range(2, 50))])
+    code, output = run.ends(harms=[("nan", *range(2, 50))])
     assert code == 1 and "3 steps in a row were skipped" in output
     for piece in ("--lr (now", "--warmup (now", "--clip (now 1", "--explode=100000"):
         assert piece in output
@@ -302,7 +297,7 @@ def test_many_of_them_end_the_run_with_advice(demo, stage):
 ])
 def test_out_of_memory_names_what_lowers_it(demo, stage, named):
     run = Run(demo, stage, f"memory-{stage}")
-    code, output = run.ends(harm=[("out_of_memory", 7)])
+    code, output = run.ends(harms=[("out_of_memory", 7)])
     assert code == 1 and "error: out of memory in step " in output and "Traceback" not in output
     assert all(piece in output for piece in named)
     assert run.states()[-1].name in output, "from where --resume goes on"
@@ -310,7 +305,7 @@ def test_out_of_memory_names_what_lowers_it(demo, stage, named):
 
 def test_a_full_disk_is_one_line_and_what_is_there_stays(demo, whole_runs):
     run = Run(demo, "reward", "full")
-    code, output = run.ends(harm=[("disk_full", 3)])
+    code, output = run.ends(harms=[("disk_full", 3)])
     assert code == 1 and "No space left on device. Make room on the disk." in output
     assert "Traceback" not in output and len(re.findall("error", output)) == 1
     assert [f.name[:12] for f in run.states()] == ["state-000000", "state-000002"]
@@ -350,7 +345,7 @@ def test_the_ranks_end_together_and_one_alone_goes_on(demo):
     whole = Run(demo, "sft", "whole-alone", *flags)
     assert whole.ends()[0] == 0
     run = Run(demo, "sft", "two-then-one", *flags, "--save_every=1000")
-    ranks = run.ranks(2, harm=[("slow", 0.2)])
+    ranks = run.ranks(2, harms=[("slow", 0.2)])
     run.wait_for(2)
     ranks[1].terminate()
     for process in ranks:
@@ -366,7 +361,7 @@ def test_the_ranks_end_together_and_one_alone_goes_on(demo):
 def test_a_rank_that_does_not_answer_is_named(demo):
     """It neither goes on nor dies; the others wait for --timeout, not for ever."""
     run = Run(demo, "reward", "hung", "--timeout=2")
-    ranks = run.ranks(2, harm=[("hang", 1, 3)])
+    ranks = run.ranks(2, harms=[("hang", 1, 3)])
     ranks[0].join(60)
     ranks[1].kill()
     assert ranks[0].exitcode == 1
