@@ -166,6 +166,9 @@ class World:
 
     def close(self):
         if self.size > 1 and dist.is_initialized():
+            # gloo's thread needs the GIL to let go of the last sum; freed before that, the model
+            # waits for the thread with the GIL in its hand, for ever. Asleep we do not hold it.
+            time.sleep(0.2)
             dist.destroy_process_group()
 
 
