@@ -49,8 +49,8 @@ def kill_at_operation(n):
                 args[-1].flush()
             kill_me()
 
-    for module, name in ((torch, "save"), (os, "fsync"), (os, "replace"), (os, "unlink"),
-                         (os, "mkdir")):
+    for module, name in ((torch, "save"), (json, "dumps"), (os, "fsync"), (os, "replace"),
+                         (os, "unlink"), (os, "mkdir")):
         before_each(module, name, count)
 
 

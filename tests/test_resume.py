@@ -118,7 +118,7 @@ def killed(demo, whole_runs, stage, kills):
     while done < kills or not first:
         flags, harms = ([] if first else ["--resume"]), []
         if done < kills and done % 2:
-            harms = [("kill_at_operation", dice.randint(1, 25))]
+            harms = [("kill_at_operation", dice.randint(1, 35))]
         process = run.start(*flags, harms=harms)
         if done < kills and not harms:
             process.join(dice.uniform(0.1, 0.9) * whole.seconds)
