@@ -3,6 +3,7 @@
 # make figures   pictures of the demo, and a base model of 9 times the parameters to compare with
 # make seeds     the demo in three worlds, and the mean of their results
 # make demo IN=runs/mine SEED=7    in a folder of its own, with other seeds
+# make long      every stage killed twenty times, each time resumed to the same bits
 # make real      the README's commands on real data, and what they promise
 # make bench     our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
@@ -15,7 +16,7 @@ DEMO := out/demo
 
 BENCH ?= --threads=1
 
-.PHONY: demo figures seeds test real bench check clean install install-dev
+.PHONY: demo figures seeds test long real bench check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,script or module and its settings)
 define step
@@ -51,6 +52,9 @@ seeds:
 
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q
+
+long: install-dev  # every stage killed twenty times
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m long
 
 real: install
 	OMP_NUM_THREADS=1 $(PY) tests/real_input.py

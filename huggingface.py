@@ -228,7 +228,8 @@ def export(model, tokenizer, folder, max_new_tokens=None):
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         for name, content in files.items():
             (temporary / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        tokenizer.save(temporary)
+        if tokenizer.source is not None:
+            (temporary / "tokenizer.tiktoken").write_bytes(tokenizer.source)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from data import records
 from data.batches import TextRows, encode_prompt, fitting
 from model import GPT, ScalarGPT, Samples, generate, last_score
-from runtime import (Log, World, bare, load, make_optimizer, micro_batches, order, parse, save,
-                     stop, sync, take_step)
+from runtime import (World, bare, load, make_optimizer, micro_batches, order, parse, save, stop,
+                     sync, take_step)
+from training import Training
 
 
 @dataclass
@@ -56,6 +57,11 @@ class Settings:
     weight_decay: float = 0.0  # not in the paper
     clip: float = 1.0  # bound on the gradient's norm; not in the paper
     show: int = 10  # iterations between printed samples; 0: none
+    explode: float = 1e5  # gradient norm beyond which a step is skipped, as it is for NaN
+    max_skips: int = 5  # skipped iterations in a row after which the run stops
+    save_every: int = 4  # iterations between the states that --resume goes on from
+    resume: bool = False  # go on where a run of these settings was interrupted
+    timeout: int = 600  # seconds that a process waits for another before the job stops
     seed: int = 4  # of the order of the prompts and the sampling noise
     device: str = "auto"  # cpu, cuda or auto
 
@@ -229,7 +235,7 @@ def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
             loss = policy(ids, torch.ones_like(ids), objective=objective)[0]
             (s.ptx * loss * world.size).backward()
         sums[5] += float(loss.detach()) * tokens
-    return sums, take_step(policy, optimizer, lr, s.clip)
+    return sums, take_step(policy, optimizer, lr, s.clip, s.explode)
 
 
 def update_value(value_model, optimizer, e, rows, tokens, s, world):
@@ -246,7 +252,7 @@ def update_value(value_model, optimizer, e, rows, tokens, s, world):
             (loss * world.size).backward()
         sums += torch.stack([loss.detach() * tokens, ((value - old).abs() > s.clip_value)[mask]
                              .sum()]).double().cpu()
-    return sums, take_step(value_model, optimizer, s.value_lr, s.clip)
+    return sums, take_step(value_model, optimizer, s.value_lr, s.clip, s.explode)
 
 
 def update(policy, value_model, optimizers, ema, e, text, lr, iteration, s, world):
@@ -326,7 +332,7 @@ def check(s, world):
 
 def main():
     s = parse(Settings, PRESETS)
-    world = World(s.seed, s.device)
+    world = World(s.seed, s.device, s.timeout)
     check(s, world)
     policy, tokenizer, _ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
     reference, *_ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
@@ -346,8 +352,11 @@ def main():
     optimizers = [make_optimizer(policy, s.lr, s.weight_decay, eps=1e-5),
                   make_optimizer(value_model, s.value_lr, s.weight_decay, eps=1e-5)]
     ema = {k: v.detach().clone() for k, v in bare(policy).state_dict().items()}
-    log = Log(world, s.out, s.iterations, s.out, shown=("score", "kl", "ended", "loss/ptx"))
-    for iteration in range(s.iterations):
+    last = {}  # metrics
+    run = Training(world, s, s.iterations, ("score", "kl", "ended", "loss/ptx"),
+                   ("micro_batch", "batch", "max_new_tokens"), policy=policy, value=value_model,
+                   policy_adam=optimizers[0], value_adam=optimizers[1], ema=ema, last=last)
+    for iteration in run.steps(range(s.iterations)):
         lr = s.lr * min(1.0, 0.1 + 0.9 * iteration / max(1, s.warmup))
         numbers, own = episode_prompts(prompts, iteration, s, world)
         started = world.seconds()
@@ -357,19 +366,18 @@ def main():
         metrics = update(policy, value_model, optimizers, ema, e,
                          text_rows(text, iteration, s, world), lr, iteration, s, world)
         done = world.seconds()
-        facts = rollout_metrics(e, s, world)
-        log.step(iteration=iteration + 1, **facts, **metrics, lr=lr, value_lr=s.value_lr,
-                 seconds_rollout=sampled - started, seconds_update=done - sampled,
-                 tokens_per_second=facts["tokens"] / max(done - started, 1e-9))
+        last.update(rollout_metrics(e, s, world), **metrics)
+        run.log(iteration=iteration + 1, **last, lr=lr, value_lr=s.value_lr,
+                seconds_rollout=sampled - started, seconds_update=done - sampled,
+                tokens_per_second=last["tokens"] / max(done - started, 1e-9))
         if s.show and iteration % s.show == s.show - 1:
             show(world, tokenizer, e, iteration)
-    log.close()
     bare(policy).load_state_dict(ema)
     if world.main:
-        save(s.out, bare(policy), tokenizer, s, last={**facts, **metrics}, seconds=world.seconds())
-    world.print(f"{s.out}: score {facts['score']:.2f}, KL {facts['kl']:.2f} nats, "
-                f"{facts['ended']:.0%} ended ({world.seconds():.0f} s)")
-    world.close()
+        save(s.out, bare(policy), tokenizer, s, last=last, seconds=world.seconds())
+    world.print(f"{s.out}: score {last['score']:.2f}, KL {last['kl']:.2f} nats, "
+                f"{last['ended']:.0%} ended ({world.seconds():.0f} s)")
+    run.close()
 
 
 def show(world, tokenizer, e, iteration):

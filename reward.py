@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from data import records
 from data.batches import demonstration_rows, encode_prompt, encode_response
 from model import GPT, PrefixTree, ScalarGPT
-from runtime import (Log, World, bare, cosine, load, make_optimizer, micro_batches, order, parse,
-                     save, scoring_groups, sync, take_step)
+from runtime import (World, bare, cosine, load, make_optimizer, micro_batches, order, parse, save,
+                     scoring_groups, sync, take_step)
+from training import Training
 
 
 @dataclass
@@ -37,6 +38,11 @@ class Settings:
     warmup: int = 10  # steps; not in the paper
     weight_decay: float = 0.01  # not in the paper
     clip: float = 1.0  # bound on the gradient's norm; not in the paper
+    explode: float = 1e5  # gradient norm beyond which a step is skipped, as it is for NaN
+    max_skips: int = 5  # skipped steps in a row after which the run stops
+    save_every: int = 50  # steps between the states that --resume goes on from
+    resume: bool = False  # go on where a run of these settings was interrupted
+    timeout: int = 600  # seconds that a process waits for another before the job stops
     seed: int = 2  # of the scalar head and the order of the prompts
     device: str = "auto"  # cpu, cuda or auto
 
@@ -125,7 +131,7 @@ def train_step(model, optimizer, rankings, lr, s, world):
         right += int((scores[pairs[:, 0]] > scores[pairs[:, 1]]).sum())
         total += len(pairs)
     loss_sum, right, total = world.sum([loss_sum, right, total]).tolist()
-    return loss_sum, right / total, take_step(model, optimizer, lr, s.clip)
+    return loss_sum, right / total, take_step(model, optimizer, lr, s.clip, s.explode)
 
 
 @torch.no_grad()
@@ -179,7 +185,7 @@ def center(model, rows, world):
 
 def main():
     s = parse(Settings, PRESETS)
-    world = World(s.seed, s.device)
+    world = World(s.seed, s.device, s.timeout)
     sft, tokenizer, _ = load(s.init, {"GPT": GPT, "ScalarGPT": ScalarGPT},
                              "python sft.py --preset=init")
     config = sft.config
@@ -198,16 +204,16 @@ def main():
 
     model = world.wrap(model)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
-    log, step = Log(world, s.out, steps, s.out, shown=("loss", "accuracy")), 0
+    run = Training(world, s, steps, ("loss", "accuracy"), ("micro_batch", "init", "data"),
+                   model=model, optimizer=optimizer)
     for epoch in range(s.epochs):
         shuffled = order(len(rankings), s.seed, epoch)
-        for i in range(0, len(shuffled), s.batch):
-            lr = cosine(step, steps, s.lr, warmup=s.warmup)
+        for i in run.steps(range(0, len(shuffled), s.batch)):
+            lr = cosine(run.step, steps, s.lr, warmup=s.warmup)
             loss, right, norm = train_step(model, optimizer, [rankings[j] for j in
                                            shuffled[i : i + s.batch]], lr, s, world)
-            step += 1
-            log.step(step=step, epoch=epoch, loss=loss, accuracy=right, lr=lr, grad_norm=norm)
-    log.close()
+            run.log(step=run.step + 1, epoch=epoch, loss=loss, accuracy=right, lr=lr,
+                    grad_norm=norm)
     model.eval()
     offset = center(model, demos, world)
     spread = torch.tensor(score(model, [ids for rows, _ in rankings[:500] for ids in rows], world))
@@ -220,7 +226,7 @@ def main():
                 + (", ".join(f"{k} {v:.1%}" for k, v in facts.items()) or "not measured")
                 + f"; scores of completions {spread.mean():.2f} ± {spread.std():.2f}, "
                 f"demonstrations 0 ({world.seconds():.0f} s)")
-    world.close()
+    run.close()
 
 
 if __name__ == "__main__":

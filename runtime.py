@@ -5,17 +5,16 @@
     cosine       the learning-rate schedule
     micro_batches, scoring_groups: ragged rows in pieces that fit
     save, load   checkpoints: folders of plain files, never half-visible
-    Log          a JSONL line a step, and the same numbers on a tqdm bar
 """
 import contextlib
 import dataclasses
+import datetime
 import difflib
 import inspect
 import json
 import math
 import os
 import re
-import shutil
 import sys
 import time
 import zlib
@@ -94,7 +93,7 @@ class World:
     by the tokens of the whole world, so that results do not depend on how many ranks there are.
     """
 
-    def __init__(self, seed=0, device="auto"):
+    def __init__(self, seed=0, device="auto", timeout=1800):
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local = int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
@@ -102,8 +101,16 @@ class World:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        self.timeout = timeout  # seconds that a rank waits for another
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            # torchrun keeps one store for all its restarts (pytorch #135712), with the addresses of
+            # the dead in it. Machines do not agree on the count, so that it can only serve on one.
+            store, *_ = next(dist.rendezvous("env://"))
+            alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+            self.store = dist.PrefixStore(f"start {restarts() if alone else 0}", store)
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo",
+                                    store=self.store, rank=self.rank, world_size=self.size,
+                                    timeout=datetime.timedelta(seconds=timeout))
             if "OMP_NUM_THREADS" not in os.environ and self.device.type == "cpu":
                 torch.set_num_threads(max(1, os.cpu_count() // self.size))
         self.main = self.rank == 0
@@ -146,12 +153,29 @@ class World:
         model.to(self.device)
         return DistributedDataParallel(model) if self.size > 1 else model
 
+    def roll_call(self, patience=5):
+        """The ranks that do not answer. Called by all that are left when one went missing."""
+        try:
+            self.store.set(f"alive/{self.rank}", "")
+            time.sleep(patience)
+            return [r for r in range(self.size) if not self.store.check([f"alive/{r}"])]
+        except RuntimeError:
+            return [0]  # which keeps the list, where torchrun itself does not
+
     def seconds(self):
         return round(time.time() - self.started, 1)
 
     def close(self):
         if self.size > 1 and dist.is_initialized():
+            # gloo's thread needs the GIL to let go of the last sum; freed before that, the model
+            # waits for the thread with the GIL in its hand, for ever. Asleep we do not hold it.
+            time.sleep(0.2)
             dist.destroy_process_group()
+
+
+def restarts():
+    """How often torchrun's --max-restarts has started this machine's ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def sync(model, last):
@@ -177,14 +201,20 @@ def make_optimizer(model, lr, weight_decay, eps=1e-8):
                              lr=lr, betas=(0.9, 0.95), eps=eps, fused=True)
 
 
-def take_step(model, optimizer, lr, clip):
-    """Clip the gradient's norm to `clip`, step at rate lr, clear. Returns the norm before it."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
+def take_step(model, optimizer, lr, clip, explode=math.inf):
+    """Clip the gradient's norm to `clip`, step at rate lr, clear. Returns the norm before it.
+
+    A gradient that is no number, or whose norm passes `explode`, is thrown away without a step: one
+    would be enough to spoil the weights, or Adam's moments, for good. Then NaN is returned.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf))
+    good = math.isfinite(norm) and norm <= explode  # all ranks have the same gradient: they agree
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.step()
+    if good:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return norm if good else math.nan
 
 
 def cosine(step, steps, peak, floor=0.1, warmup=0):
@@ -231,42 +261,77 @@ def scoring_groups(lengths, tokens=2**14):
 
 
 # ---------------------------------------------------------------------------------- checkpoints
+#
+# A file is written under another name, synced, and then renamed to one that holds its checksum:
+# model-5f3a9c01.pt. So it is whole or not there, and damage is seen. checkpoint.json names the
+# files that belong together; its own renaming is the moment from which a new checkpoint counts.
+
+LOADED = {}  # folder -> weights, of the checkpoints that this program began with
+OURS = re.compile(r"(model|tokenizer|state)(-\d+)?(-[0-9a-f]{8})?\.(pt|tiktoken)(\.writing)?")
+
+
+def checksum(path):
+    """CRC-32 of a file, as eight hexadecimal digits."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(2**24):
+            crc = zlib.crc32(piece, crc)
+    return f"{crc:08x}"
+
+
+def whole(path):
+    """Whether a file is there and has the checksum that its name says."""
+    return path.exists() and path.stem.endswith("-" + checksum(path))
+
+
+def write(path, content):
+    """content(file) writes a file, which then appears at once, whole and on the disk."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        with open(temporary, "wb") as file:
+            content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.suffix != ".json":
+            path = path.with_stem(f"{path.stem}-{checksum(temporary)}")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk even a part of a file is in the way
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)  # the name, too
+    os.close(folder)
+    return path.name
+
 
 def save(path, model, tokenizer, settings, **facts):
-    """Write a checkpoint folder: model.pt, tokenizer.tiktoken and checkpoint.json.
+    """Write a checkpoint folder: the weights, the tokenizer and checkpoint.json.
 
-    It is written under a temporary name and renamed, so that a checkpoint is whole or not there.
+    At any moment there is one whole checkpoint in it, the old one or the new one. The states of the
+    run that ends with it are no longer needed and go, like the old one's files.
     """
-    path, temporary = Path(path), Path(f"{path}.writing")
+    path = Path(path)
     refuse_others(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    torch.save(model.state_dict(), temporary / "model.pt")
-    meta = {"kind": type(model).__name__, "config": dataclasses.asdict(model.config),
-            "tokenizer": tokenizer.save(temporary), "settings": dataclasses.asdict(settings),
-            "crc32": zlib.crc32((temporary / "model.pt").read_bytes()), **facts}
-    (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=1))
-    log = path / "log.jsonl"
-    if log.exists():
-        shutil.copy(log, temporary)
-    for file in temporary.iterdir():
-        with open(file, "rb") as f:
-            os.fsync(f.fileno())
-    old = Path(f"{path}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    temporary.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    path.mkdir(parents=True, exist_ok=True)
+    names = {"weights": write(path / "model.pt", lambda f: torch.save(model.state_dict(), f)),
+             "tokenizer": tokenizer.name}
+    if tokenizer.source is not None:
+        names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
+    meta = {"kind": type(model).__name__, "config": dataclasses.asdict(model.config), **names,
+            "settings": dataclasses.asdict(settings), **facts}
+    write(path / "checkpoint.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
+    for file in path.iterdir():
+        if OURS.fullmatch(file.name) and file.name not in names.values():
+            file.unlink()
 
 
 def refuse_others(path):
-    """Stop where a folder holds anything that `save` did not write: saving would replace it."""
-    ours = {"model.pt", "checkpoint.json", "tokenizer.tiktoken", "log.jsonl"}
-    others = {p.name for p in Path(path).glob("*")} - ours
-    if others:
-        stop(f"{path} holds {sorted(others)[0]}, which is no part of a checkpoint: choose another "
-             "--out")
+    """Stop where a folder holds anything that no stage wrote, as with --out=out."""
+    for file in sorted(Path(path).glob("*")):
+        if not OURS.fullmatch(file.name) and not re.fullmatch(
+                r"(checkpoint\.json|log\.jsonl)(\.writing)?", file.name):
+            stop(f"{path} holds {file.name}, which is no part of a checkpoint: choose another "
+                 "--out")
 
 
 def load(path, classes, hint):
@@ -283,44 +348,14 @@ def load(path, classes, hint):
     meta = json.loads((path / "checkpoint.json").read_text())
     if meta["kind"] not in classes:
         stop(f"{path} holds a {meta['kind']}, expected {' or '.join(classes)}")
-    data = (path / "model.pt").read_bytes()
-    if zlib.crc32(data) != meta["crc32"]:
-        stop(f"{path}/model.pt is damaged (its checksum differs): run `{hint}` again")
-    weights = huggingface.read_weights(path / "model.pt")
+    LOADED[str(path)] = meta["weights"]
+    for name in (meta["weights"], meta["tokenizer"]):
+        if name != "gpt2" and not whole(path / name):
+            stop(f"{path}/{name} is damaged (its checksum differs): run `{hint}` again")
     cls = classes[meta["kind"]]
     model = cls(cls.config_class(**meta["config"]))
-    huggingface.fill(model, weights, path / "model.pt")
+    huggingface.fill(model, huggingface.read_weights(path / meta["weights"]),
+                     path / meta["weights"])
     tokenizer = load_tokenizer(meta["tokenizer"], path)
     huggingface.match(tokenizer, model.config, path)
     return model, tokenizer, meta
-
-
-class Log:
-    """log.jsonl in the output folder, one line a step, and the same numbers on the bar."""
-
-    def __init__(self, world, folder, steps, name, shown=()):
-        self.world, self.shown = world, shown
-        self.file = self.bar = None
-        if world.main:
-            refuse_others(folder)
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.file = open(Path(folder) / "log.jsonl", "w")
-            self.bar = tqdm(total=steps, desc=name, dynamic_ncols=True, mininterval=0.5)
-
-    def step(self, **numbers):
-        if not self.world.main:
-            return
-        self.file.write(json.dumps({k: round_off(v) for k, v in numbers.items()}) + "\n")
-        self.file.flush()
-        self.bar.update()
-        shown = {k: f"{numbers[k]:.3g}" for k in self.shown if k in numbers}
-        self.bar.set_postfix(shown, refresh=False)
-
-    def close(self):
-        if self.world.main:
-            self.file.close()
-            self.bar.close()
-
-
-def round_off(x):
-    return float(f"{x:.6g}") if isinstance(x, float) else x

@@ -17,8 +17,9 @@ from data import records
 from data.batches import (TextRows, demonstration_rows, encode_prompt, fitting, response_mask)
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, ScalarGPT, generate, last_score
-from runtime import (Log, World, bare, cosine, load, make_optimizer, micro_batches, order, pad,
-                     parse, save, scoring_groups, stop, sync, take_step)
+from runtime import (World, bare, cosine, load, make_optimizer, micro_batches, order, pad, parse,
+                     save, scoring_groups, stop, sync, take_step)
+from training import Training
 
 
 @dataclass
@@ -43,6 +44,11 @@ class Settings:
     n_head: int = 8  # from scratch only
     n_embd: int = 192  # from scratch only
     max_new_tokens: int = 32  # of the samples that choose the epoch
+    explode: float = 1e5  # gradient norm beyond which a step is skipped, as it is for NaN
+    max_skips: int = 5  # skipped steps in a row after which the run stops
+    save_every: int = 100  # steps between the states that --resume goes on from
+    resume: bool = False  # go on where a run of these settings was interrupted
+    timeout: int = 600  # seconds that a process waits for another before the job stops
     seed: int = 1  # of weights, order and dropout
     device: str = "auto"  # cpu, cuda or auto
 
@@ -114,7 +120,7 @@ def train_step(model, optimizer, rows, lr, s, world):
             loss = model(ids, mask, objective=objective)[0]
             (loss * world.size).backward()  # torchrun's ranks average gradients: we want the sum
         total += float(loss.detach())
-    return float(world.sum(total)), take_step(model, optimizer, lr, s.clip)
+    return float(world.sum(total)), take_step(model, optimizer, lr, s.clip, s.explode)
 
 
 @torch.no_grad()
@@ -166,7 +172,7 @@ def read_data(s, tokenizer, block_size, world):
 
 def main():
     s = parse(Settings, PRESETS)
-    world = World(s.seed, s.device)
+    world = World(s.seed, s.device, s.timeout)
     if s.init == "scratch":
         tokenizer = load_tokenizer(s.tokenizer, s.data)
         torch.manual_seed(s.seed)  # the same weights on every rank
@@ -194,33 +200,36 @@ def main():
     parameters = sum(p.numel() for p in model.parameters())
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "
                 f"{len(text) * config.block_size if text else 0:,} tokens of text, {steps} steps")
-    log = Log(world, s.out, steps, s.out, shown=("loss", "valid"))
+    history, best, valid_loss = [], {}, {}
+    lowers_memory = ("block_size", "n_embd") if s.init == "scratch" else ("init", "data")
+    run = Training(world, s, steps, ("loss", "valid"), ("micro_batch", *lowers_memory), model=model,
+                   optimizer=optimizer, history=history, best=best, valid=valid_loss)
     model.train()
-    history, best, step, valid_loss = [], (None, 0, None), 0, {}
     for epoch in range(s.epochs):
-        for rows in batches(s, demos, text, epoch):
-            lr = cosine(step, steps, s.lr, warmup=s.warmup)
+        for rows in run.steps(batches(s, demos, text, epoch)):
+            lr = cosine(run.step, steps, s.lr, warmup=s.warmup)
             loss, norm = train_step(model, optimizer, rows, lr, s, world)
-            step += 1
-            log.step(step=step, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)
-        valid_loss = {"valid": evaluate_loss(model, valid, s, world)}
+            run.log(step=run.step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)
+        if epoch < len(history):
+            continue  # a resumed run has been here
+        valid_loss["valid"] = evaluate_loss(model, valid, s, world)
         history.append({"epoch": epoch + 1, **valid_loss})
         if reward is not None:
             history[-1]["reward"] = mean_reward(model, reward, prompts, s, world, tokenizer.eos)
-        if epoch == 0 or reward is None or history[-1]["reward"] > best[0]:
-            best = (history[-1].get("reward"), epoch + 1,
-                    {k: v.clone() for k, v in bare(model).state_dict().items()})
-    log.close()
-    if s.epochs:  # else the model stays as it was: from scratch, fresh
-        bare(model).load_state_dict(best[2])
+            if not best or history[-1]["reward"] > best["reward"]:
+                best.update(history[-1], weights={k: v.clone() for k, v in
+                                                  bare(model).state_dict().items()})
+    if best:
+        bare(model).load_state_dict(best["weights"])
     if world.main:
-        save(s.out, bare(model), tokenizer, s, parameters=parameters, epoch=best[1],
-             history=history, seconds=world.seconds())
+        save(s.out, bare(model), tokenizer, s, parameters=parameters,
+             epoch=best.get("epoch", s.epochs), history=history, seconds=world.seconds())
     world.print(f"{s.out}: validation loss by epoch "
                 + (" ".join(f"{h['valid']:.3f}" for h in history) or "not measured, as it began")
-                + (f"; epoch {best[1]} has the best reward, {best[0]:.2f}" if s.reward else "")
+                + (f"; epoch {best['epoch']} has the best reward, {best['reward']:.2f}"
+                   if s.reward else "")
                 + f" ({world.seconds():.0f} s)")
-    world.close()
+    run.close()
 
 
 if __name__ == "__main__":

@@ -46,13 +46,6 @@ class Tokenizer:
         text = self.encoding.decode([i for i in ids if i < self.size])
         return text if self.source is None else dedent(text)
 
-    def save(self, folder):
-        """Copy a trained vocabulary into a folder. Returns what `load_tokenizer` needs to know."""
-        if self.source is None:
-            return self.name
-        (Path(folder) / "tokenizer.tiktoken").write_bytes(self.source)
-        return "tokenizer.tiktoken"
-
 
 # tiktoken keeps each file that it fetched under the sha1 of its address.
 GPT2_FILES = ("put vocab.bpe and encoder.json of https://openaipublic.blob.core.windows.net/gpt-2/"

@@ -5,15 +5,11 @@ single stages of it with two processes. Errors are tried in this process, which 
 """
 import collections
 import importlib
-import itertools
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,84 +18,10 @@ import evaluate
 import runtime
 from data import labelers, records, tasks, town, world
 from data.batches import template
+from demo import FLAGS, WORLD, python
 from helpers import VOCAB, close, tiny, tiny_scalar
 from model import GPT, ScalarGPT, generate, last_score
 from runtime import load, parse, save
-
-ROOT = Path(runtime.__file__).parent
-WORLD = dict(documents=300, vocab=320, demonstrations=24, prompts=48, heldout=16)
-FLAGS = {  # what each stage of the demo is run with; paths are the scripts' own defaults
-    "world": ["-m", "data.world", *[f"--{k}={v}" for k, v in WORLD.items()]],
-    "base": ["sft.py", "--preset=base", "--block_size=160", "--n_layer=1", "--n_head=2",
-             "--n_embd=16", "--micro_batch=4", "--warmup=2"],
-    "sft": ["sft.py", "--epochs=2", "--dropout=0", "--batch=8", "--micro_batch=3"],
-    "init": ["sft.py", "--preset=init", "--batch=8"],
-    "sample": ["sample.py", "--max_new_tokens=8", "--batch=50"],
-    "sample valid": ["sample.py", "--split=valid", "--max_new_tokens=8", "--k_max=5"],
-    "labelers": ["-m", "data.labelers"],
-    "labelers valid": ["-m", "data.labelers", "--split=valid"],
-    "reward": ["reward.py", "--batch=8", "--micro_batch=3"],
-    "ppo-ptx": ["ppo.py", "--iterations=2", "--batch=8", "--minibatch=4", "--micro_batch=1",
-                "--ptx=0.5", "--ptx_rows=2", "--max_new_tokens=8", "--show=1"],
-    "ppo": ["ppo.py", "--preset=ppo", "--iterations=1", "--batch=8", "--minibatch=8",
-            "--max_new_tokens=8"],
-    "evaluate": ["evaluate.py", "--max_new_tokens=8", "--models=base=out/base,"
-                 "base-prompted=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"],
-}
-HASH_SEEDS = itertools.count(1)  # no two runs share one: what depends on it cannot be repeated
-
-
-def python(folder, *arguments, processes=1, seconds=120):
-    """Run python (or torchrun) in a folder. Returns its output; fails with it if the run fails,
-    or takes too long."""
-    first, *flags = arguments
-    module = ["-m", flags.pop(0)] if first == "-m" else [str(ROOT / first)]
-    if processes > 1:
-        module = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-                  "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", *module]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-                   "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": str(next(HASH_SEEDS))}
-    with open(folder / "output.txt", "w+") as file:  # a pipe would wait for stray workers
-        run = subprocess.Popen([sys.executable, *module, *flags], cwd=folder, env=environment,
-                               stdout=file, stderr=subprocess.STDOUT)
-        hangs = False
-        try:
-            run.wait(seconds)
-        except subprocess.TimeoutExpired:
-            hangs = True
-            run.terminate()  # torchrun then ends its workers
-            run.wait(60)
-        file.seek(0)
-        output = file.read()
-    assert not hangs, f"{' '.join(arguments)} hangs"
-    assert run.returncode == 0, f"{' '.join(arguments)}:\n{output[-3000:]}"
-    return output
-
-
-@dataclass
-class Demo:
-    folder: Path
-    output: dict  # stage -> what it printed
-
-    def checkpoint(self, name):
-        return json.loads((self.folder / "out" / name / "checkpoint.json").read_text())
-
-    def weights(self, name):
-        return torch.load(self.folder / "out" / name / "model.pt", weights_only=True)
-
-    def log(self, name):
-        return [json.loads(line) for line in open(self.folder / "out" / name / "log.jsonl")]
-
-    def records(self, name, kind="prompt"):
-        return records.read(self.folder / "out" / "toy" / f"{name}.jsonl", kind)
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    folder, output = tmp_path_factory.mktemp("demo"), {}
-    for stage, arguments in FLAGS.items():
-        output[stage] = python(folder, *arguments)
-    return Demo(folder, output)
 
 
 # --------------------------------------------------------------------------------- end to end
@@ -115,10 +37,10 @@ def test_the_world_is_the_same_in_any_process(demo, tmp_path):
 def test_checkpoints_are_folders_of_plain_files(demo):
     for name, kind in dict(base="GPT", sft="GPT", init="GPT", rm="ScalarGPT", ppo="GPT").items():
         folder = demo.folder / "out" / name
-        assert {p.name for p in folder.iterdir()} == {"model.pt", "checkpoint.json", "log.jsonl",
-                                                      "tokenizer.tiktoken"}
-        assert demo.checkpoint(name)["kind"] == kind
-        assert not list(folder.parent.glob("*.writing"))
+        meta = demo.checkpoint(name)
+        assert {p.name for p in folder.iterdir()} == {"checkpoint.json", "log.jsonl",
+                                                      meta["weights"], meta["tokenizer"]}
+        assert meta["kind"] == kind
 
 
 def test_each_stage_takes_architecture_and_tokenizer_from_the_one_before(demo):
@@ -127,7 +49,8 @@ def test_each_stage_takes_architecture_and_tokenizer_from_the_one_before(demo):
     vocabulary = (demo.folder / "out" / "toy" / "tokenizer.tiktoken").read_bytes()
     for name in ("sft", "init", "rm", "ppo", "ppo-ptx"):
         assert demo.checkpoint(name)["config"] == first
-        assert (demo.folder / "out" / name / "tokenizer.tiktoken").read_bytes() == vocabulary
+        file = demo.folder / "out" / name / demo.checkpoint(name)["tokenizer"]
+        assert file.read_bytes() == vocabulary
 
 
 def test_the_stages_log_every_step(demo):
@@ -503,7 +426,7 @@ def test_help_shows_every_setting_with_its_default_and_comment(capsys):
 # ------------------------------------------------------------------------------------- checkpoints
 
 class NoTokenizer:
-    size, save = VOCAB, staticmethod(lambda folder: "gpt2")
+    size, name, source = VOCAB, "gpt2", None
 
 
 @pytest.fixture
@@ -522,16 +445,17 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, no_download, model):
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     save(tmp_path / "a", tiny(), NoTokenizer, Example())
-    data = bytearray((tmp_path / "a" / "model.pt").read_bytes())
+    (file,) = (tmp_path / "a").glob("model-*.pt")
+    data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    (tmp_path / "a" / "model.pt").write_bytes(data)
+    file.write_bytes(data)
     with pytest.raises(SystemExit, match="damaged .* run `python x.py` again"):
         load(tmp_path / "a", {"GPT": GPT}, "python x.py")
 
 
-def half_a_file(_, path):
+def half_a_file(_, file):
     """What is on the disk when the power fails in torch.save."""
-    Path(path).write_bytes(b"half")
+    file.write(b"half")
     raise OSError
 
 
@@ -541,7 +465,7 @@ def no_more(*_, **__):
 
 @pytest.mark.parametrize("module, name, fails", [
     (runtime.torch, "save", half_a_file), (runtime.json, "dumps", no_more),
-    (runtime.os, "fsync", no_more),
+    (runtime.os, "fsync", no_more), (runtime.os, "replace", no_more),
 ])
 def test_a_checkpoint_that_could_not_be_written_leaves_the_old_one(
         tmp_path, no_download, monkeypatch, module, name, fails):

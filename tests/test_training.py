@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import ppo
 import reward
 import sft
+import training
 from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, log_softmax, one_process,
                      same, sequence_logprobs, tiny, tiny_scalar, tree_rows, world_of_ranks)
 from runtime import (cosine, make_optimizer, micro_batches, order, pad, scoring_groups,
@@ -57,7 +58,10 @@ SCRIPTS = [".".join(path.relative_to(ROOT).with_suffix("").parts)
 def test_every_setting_is_read(name):
     """Trap 26: a setting that nobody reads lies to whoever sets it."""
     module = importlib.import_module(name)
-    read = {node.attr for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
+    source = Path(module.__file__).read_text()
+    if "from training import" in source:
+        source += Path(training.__file__).read_text().replace("self.s.", "s.")
+    read = {node.attr for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
             and isinstance(node.value, ast.Name) and node.value.id in ("s", "settings")}
     assert {f.name for f in fields(module.Settings)} - read == set()
@@ -113,6 +117,19 @@ def test_a_step_is_clipped_before_it_is_taken():
         norm = math.sqrt(sum(float((g**2).sum()) for g in recorder.steps[0]))
         assert norm == pytest.approx(expected, rel=1e-4)
         assert all(p.grad is None for p in model.parameters()), "cleared for the next step"
+
+
+@pytest.mark.parametrize("size", [math.nan, math.inf, 1e6])
+def test_a_step_that_would_spoil_the_weights_is_not_taken(size):
+    """NaN and infinity are never taken, a finite gradient not beyond `explode`; Adam forgets it."""
+    model = torch.nn.Linear(3, 1)
+    optimizer = make_optimizer(model, 0.1, 0.5)
+    before = model.weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.full_like(p, size)
+    assert math.isnan(take_step(model, optimizer, 0.1, 1.0, explode=1e5))
+    assert torch.equal(before, model.weight) and not optimizer.state
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_optimizer_steps_at_the_rate_that_it_is_given():

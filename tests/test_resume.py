@@ -1,0 +1,382 @@
+"""Trap 28: whatever interrupts a run, resumed it ends with the same bits as if nothing had been.
+
+Runs are forked from a process that has imported the scripts (see harm.py), so that killing many of
+them takes little time. `make long` kills twenty times a stage, `make test` three times.
+"""
+import errno
+import json
+import random
+import re
+import signal
+import socket
+import time
+
+import pytest
+import torch
+
+import harm
+import runtime
+import training
+from demo import python
+from helpers import tiny
+from model import GPT
+from runtime import load, save, write
+
+STAGES = {  # dropout, a choice of epochs, text and moving averages: everything that a state holds
+    "sft": ("sft.py", "--epochs=3", "--dropout=0.2", "--batch=4", "--micro_batch=3", "--lr=0.01",
+            "--pretrain_mix=0.1", "--reward=out/rm", "--max_new_tokens=4", "--save_every=2"),
+    "reward": ("reward.py", "--epochs=3", "--batch=6", "--micro_batch=3", "--save_every=2"),
+    "ppo": ("ppo.py", "--iterations=5", "--batch=8", "--minibatch=4", "--ptx=0.5", "--ptx_rows=2",
+            "--max_new_tokens=8", "--show=0", "--save_every=1"),
+}
+TIMING = ("seconds_rollout", "seconds_update", "tokens_per_second")
+
+
+class Run:
+    """A stage that writes to a folder of its own beside the demo's, and is started many times."""
+
+    def __init__(self, demo, stage, name, *flags):
+        self.demo, self.folder = demo, demo.folder / "out" / name
+        self.arguments = (*STAGES[stage], f"--out=out/{name}", *flags)
+        self.printed = demo.folder / f"{name}.txt"
+
+    def start(self, *flags, harms=(), **environment):
+        self.printed.unlink(missing_ok=True)
+        return harm.start(self.demo.folder, self.printed, *self.arguments, *flags, harm=harms,
+                          **{"RANK": "0", "WORLD_SIZE": "1", **environment})
+
+    def ends(self, *flags, seconds=60, **others):
+        """Run to the end. Returns (exit code, what was printed)."""
+        process = self.start(*flags, **others)
+        process.join(seconds)
+        assert process.exitcode is not None, f"hangs:\n{self.output()}"
+        return process.exitcode, self.output()
+
+    def ranks(self, size, *flags, harms=()):
+        """The processes of a world, without torchrun."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        return [self.start(*flags, harms=harms, RANK=str(rank), WORLD_SIZE=str(size),
+                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for rank in range(size)]
+
+    def output(self):
+        return self.printed.read_text() if self.printed.exists() else ""
+
+    def lines(self):
+        """The log without what the clock says."""
+        log = [json.loads(line) for line in open(self.folder / "log.jsonl")]
+        return [{k: v for k, v in line.items() if k not in TIMING} for line in log]
+
+    def wait_for(self, steps):
+        """Until the log has so many lines."""
+        end = time.time() + 60
+        while time.time() < end:
+            path = self.folder / "log.jsonl"
+            if path.exists() and path.read_bytes().count(b"\n") >= steps:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"no step {steps}:\n{self.output()}")
+
+    def states(self):
+        return sorted(self.folder.glob("state-*"))
+
+
+def assert_same(run, other):
+    """Same weights, log and facts, bit for bit; nothing is left behind."""
+    name, reference = run.folder.name, other.folder.name
+    a, b = run.demo.weights(name), run.demo.weights(reference)
+    assert all(torch.equal(a[k], b[k]) for k in b) and len(a) == len(b)
+    assert run.lines() == other.lines()
+    facts, expected = run.demo.checkpoint(name), run.demo.checkpoint(reference)
+    for key in expected.keys() - {"settings", "seconds"}:
+        assert facts[key] == expected[key], key
+    assert len(list(run.folder.iterdir())) == 4, "states and unfinished files are gone"
+
+
+@pytest.fixture(scope="session")
+def whole_runs(demo):
+    """Each stage without an interruption, and how long it takes."""
+    runs = {}
+    harm.fork(int).join()  # the server's imports are not to be measured
+    for stage in STAGES:
+        run = Run(demo, stage, f"whole-{stage}")
+        began = time.time()
+        code, output = run.ends()
+        assert code == 0, output
+        run.seconds = time.time() - began
+        runs[stage] = run
+    return runs
+
+
+def killed(demo, whole_runs, stage, kills):
+    """Kill a stage so many times, by the clock and between operations on files in turn; whenever a
+    run gets to its end, compare it and start another."""
+    whole, dice, first = whole_runs[stage], random.Random(stage), True
+    run = Run(demo, stage, f"killed-{stage}")
+    done = 0
+    while done < kills or not first:
+        flags, harms = ([] if first else ["--resume"]), []
+        if done < kills and done % 2:
+            harms = [("kill_at_operation", dice.randint(1, 35))]
+        process = run.start(*flags, harms=harms)
+        if done < kills and not harms:
+            process.join(dice.uniform(0.1, 0.9) * whole.seconds)
+            process.kill()
+        process.join(60)
+        first = process.exitcode == 0
+        if first:
+            assert_same(run, whole)
+        else:
+            assert process.exitcode == -signal.SIGKILL, run.output()
+            done += 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_ends_with_the_same_bits(demo, whole_runs, stage):
+    killed(demo, whole_runs, stage, 3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(demo, whole_runs, stage):
+    killed(demo, whole_runs, stage, 20)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_asked_to_end_it_ends_within_a_step(demo, whole_runs, stage):
+    """SIGTERM, as before pre-emption: a state of that very step, exit 0."""
+    run = Run(demo, stage, f"asked-{stage}", "--save_every=1000")
+    process = run.start(harms=[("slow", 0.2)])
+    run.wait_for(2)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 0, run.output()
+    steps = len(run.lines())
+    assert steps in (2, 3)
+    assert f"after step {steps} of" in run.output() and "--resume" in run.output()
+    assert run.states()[-1].name.startswith(f"state-{steps:06}-")
+    code, output = run.ends("--resume")
+    assert code == 0 and f"resumed at step {steps} of" in output
+    assert f"{steps}/" in output.split("resumed")[1], "the bar goes on from there"
+    assert_same(run, whole_runs[stage])
+    code, output = run.ends("--resume")
+    assert code == 0 and "is finished: there is nothing to resume" in output
+    assert_same(run, whole_runs[stage])
+
+
+def interrupted(demo, stage, name, step, *flags):
+    """A run that was killed in the step after `step`."""
+    run = Run(demo, stage, name, *flags)
+    code, output = run.ends(harms=[("die", 0, step + 1)])
+    assert code == -signal.SIGKILL, output
+    return run
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_state_is_noticed_and_the_one_before_is_used(demo, whole_runs, damage):
+    run = interrupted(demo, "reward", "damaged", 5)
+    before, last = run.states()
+    assert before.name.startswith("state-000002-") and last.name.startswith("state-000004-")
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data if damage == "flipped" else data[:-100])
+    code, output = run.ends("--resume")
+    assert code == 0 and f"{last.name} is damaged" in output and "resumed at step 2" in output
+    assert_same(run, whole_runs["reward"])
+
+
+def test_without_a_state_it_starts_from_the_beginning(demo, whole_runs):
+    run = Run(demo, "reward", "nothing")
+    code, output = run.ends("--resume")
+    assert code == 0 and "has no state to resume: it starts from the beginning" in output
+    assert_same(run, whole_runs["reward"])
+
+
+def test_starting_again_forgets_the_unfinished_run(demo, whole_runs):
+    run = interrupted(demo, "reward", "again", 5, "--seed=7")
+    run.arguments = run.arguments[:-1]
+    code, output = run.ends(harms=[("die", 0, 2)])
+    assert "is started over" in output
+    code, output = run.ends("--resume")
+    assert code == 0 and "resumed at step 0" in output
+    assert_same(run, whole_runs["reward"])
+
+
+def test_other_settings_are_an_error_that_names_them(demo):
+    run = interrupted(demo, "reward", "other", 3)
+    code, output = run.ends("--resume", "--lr=0.5", "--seed=9", "--micro_batch=1", "--timeout=5")
+    assert code == 1 and "--lr=0.0005 --seed=2, not --lr=0.5 --seed=9:" in output
+    assert "micro_batch" not in output and "Traceback" not in output
+    assert len(run.states()) == 2, "nothing is lost"
+
+
+def test_a_changed_input_is_an_error(demo):
+    """Another model under the name of the one that the run began with."""
+    model, tokenizer, meta = load(demo.folder / "out" / "sft", {"GPT": GPT}, "")
+    save(demo.folder / "out" / "sft-copy", model, tokenizer, Settings())
+    run = interrupted(demo, "reward", "changed", 3, "--init=out/sft-copy")
+    with torch.no_grad():
+        model.transformer.wte.weight[0] += 1
+    save(demo.folder / "out" / "sft-copy", model, tokenizer, Settings())
+    code, output = run.ends("--resume")
+    assert code == 1 and "out/sft-copy has changed since out/changed was started" in output
+
+
+def test_a_longer_ppo_run_may_be_resumed(demo, whole_runs):
+    run = interrupted(demo, "ppo", "longer", 2, "--iterations=3")
+    code, output = run.ends("--resume", "--iterations=5")
+    assert code == 0, output
+    assert_same(run, whole_runs["ppo"])
+
+
+# ------------------------------------------------------------------------------------ checkpoints
+
+@training.dataclasses.dataclass
+class Settings:
+    out: str = "out"
+
+
+class NoTokenizer:
+    name, source = "words.tiktoken", b"d29yZA== 0\n"
+
+
+def save_and_die(folder, n):
+    harm.kill_at_operation(n)
+    save(folder, tiny(seed=2), NoTokenizer, Settings(), number=2)
+
+
+def test_there_is_always_one_whole_checkpoint(tmp_path, monkeypatch):
+    """Killed before each operation on files in turn: the old checkpoint, or the new one."""
+    monkeypatch.setattr(runtime, "load_tokenizer", lambda name, folder: None)
+    save(tmp_path, tiny(seed=1), NoTokenizer, Settings(), number=1)
+    weights = {i: tiny(seed=i).state_dict() for i in (1, 2)}
+    seen = []
+    for n in range(1, 100):
+        process = harm.fork(save_and_die, tmp_path, n)
+        process.join(30)
+        model, _, facts = load(tmp_path, {"GPT": GPT}, "")
+        expected = weights[facts["number"]]
+        assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+        seen.append(facts["number"])
+        if process.exitcode == 0:
+            break
+        save(tmp_path, tiny(seed=1), NoTokenizer, Settings(), number=1)
+    assert seen == sorted(seen) and seen.count(1) >= 8 and seen.count(2) >= 2
+    assert len(list(tmp_path.iterdir())) == 3, "what was left of the others is gone"
+
+
+# ----------------------------------------------------------------------------------------- faults
+
+@pytest.mark.parametrize("stage, harm", [("sft", "nan"), ("reward", "huge"), ("ppo", "nan")])
+def test_a_step_without_a_usable_gradient_is_skipped_and_counted(demo, stage, harm):
+    run = Run(demo, stage, f"{harm}-{stage}")
+    code, output = run.ends(harms=[(harm, 3)])
+    assert code == 0 and "skipped=1" in output
+    lines = run.lines()
+    at = 0 if stage == "ppo" else 2  # an iteration of PPO takes four steps
+    assert ["skipped" in line for line in lines] == [i >= at for i in range(len(lines))]
+    assert lines[-1]["skipped"] == 1
+    assert all(torch.isfinite(w).all() for w in demo.weights(run.folder.name).values())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_many_of_them_end_the_run_with_advice(demo, stage):
+    run = Run(demo, stage, f"hopeless-{stage}", "--max_skips=3")
+    code, output = run.ends(harms=[("nan", *range(2, 50))])
+    assert code == 1 and "3 steps in a row were skipped" in output
+    for piece in ("--lr (now", "--warmup (now", "--clip (now 1", "--explode=100000"):
+        assert piece in output
+    assert len(run.lines()) == (3 if stage == "ppo" else 4)
+
+
+@pytest.mark.parametrize("stage, named", [
+    ("sft", ["--micro_batch (now 3)", "--init (now out/base)", "--data (now out/toy)"]),
+    ("reward", ["--micro_batch (now 3)", "--init (now out/sft)", "--data (now out/toy)"]),
+    ("ppo", ["--micro_batch (now 32)", "--batch (now 8)", "--max_new_tokens (now 8)"]),
+])
+def test_out_of_memory_names_what_lowers_it(demo, stage, named):
+    run = Run(demo, stage, f"memory-{stage}")
+    code, output = run.ends(harms=[("out_of_memory", 7)])
+    assert code == 1 and "error: out of memory in step " in output and "Traceback" not in output
+    assert all(piece in output for piece in named)
+    assert run.states()[-1].name in output, "from where --resume goes on"
+
+
+def test_a_full_disk_is_one_line_and_what_is_there_stays(demo, whole_runs):
+    run = Run(demo, "reward", "full")
+    code, output = run.ends(harms=[("disk_full", 3)])
+    assert code == 1 and "No space left on device. Make room on the disk." in output
+    assert "Traceback" not in output and len(re.findall("error", output)) == 1
+    assert [f.name[:12] for f in run.states()] == ["state-000000", "state-000002"]
+    assert run.ends("--resume")[0] == 0
+    assert_same(run, whole_runs["reward"])
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line_before_the_first_step(demo):
+    run = Run(demo, "reward", "toy/world.json/x")
+    run.printed = demo.folder / "unwritable.txt"
+    code, output = run.ends()
+    assert code == 1 and "Not a directory" in output and "see --out" in output
+    assert "Traceback" not in output
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part_of_it(tmp_path):
+    """On a full disk the half of a file would take the room that is missing."""
+    def content(file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError):
+        write(tmp_path / "model.pt", content)
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------- many ranks
+
+def assert_close(demo, one, two):
+    """Another number of ranks adds in another order: equal to 1e-5, as in test_scripts.py."""
+    from test_scripts import assert_same_model
+    assert_same_model(demo, one, two)
+
+
+def test_the_ranks_end_together_and_one_alone_goes_on(demo):
+    """SIGTERM to one of two ranks; then the run is resumed by a single process."""
+    flags = ("--dropout=0", "--reward=")
+    whole = Run(demo, "sft", "whole-alone", *flags)
+    assert whole.ends()[0] == 0
+    run = Run(demo, "sft", "two-then-one", *flags, "--save_every=1000")
+    ranks = run.ranks(2, harms=[("slow", 0.2)])
+    run.wait_for(2)
+    ranks[1].terminate()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0, run.output()
+    steps = len(run.lines())
+    assert steps in (2, 3) and run.states()[-1].name.startswith(f"state-{steps:06}-")
+    code, output = run.ends("--resume")
+    assert code == 0 and f"resumed at step {steps} of" in output
+    assert_close(demo, "whole-alone", "two-then-one")
+
+
+def test_a_rank_that_does_not_answer_is_named(demo):
+    """It neither goes on nor dies; the others wait for --timeout, not for ever."""
+    run = Run(demo, "reward", "hung", "--timeout=2")
+    ranks = run.ranks(2, harms=[("hang", 1, 3)])
+    ranks[0].join(60)
+    ranks[1].kill()
+    assert ranks[0].exitcode == 1
+    assert "rank 0: rank 1 died, or did not answer for --timeout=2 seconds, in step 4" in (
+        run.output())
+
+
+def test_torchrun_starts_a_dead_rank_again_and_the_run_resumes(demo):
+    """With --max-restarts nobody needs to be there: the same result, and who died is said."""
+    flags = ["--dropout=0", "--reward="]
+    output = python(demo.folder, "tests/harm.py", '[["die", 1, 5]]', *STAGES["sft"],
+                    "--out=out/restarted", *flags, processes=2, restarts=1)
+    assert "rank 1 died" in output and "resumed at step 4 of" in output
+    run = Run(demo, "sft", "unharmed", *flags)
+    assert run.ends()[0] == 0
+    assert_close(demo, "unharmed", "restarted")
+    restarted = Run(demo, "sft", "restarted")
+    assert len(restarted.lines()) == len(run.lines()) and len(list(restarted.folder.iterdir())) == 4

@@ -1,0 +1,259 @@
+"""A training run that can be interrupted: its steps, its log, its states on the disk, its faults.
+
+    run = Training(world, s, steps, ..., model=model, optimizer=optimizer)
+    for rows in run.steps(batches):      from where the run stopped
+        ...
+        run.log(loss=loss, ...)          a JSONL line a step, and the same numbers on a tqdm bar
+
+A run that was killed, at any moment, goes on with --resume and ends with the same bits. A state
+holds all that a step changes; what it does not (the order of the data, the learning rate, the noise
+of the samples) depends on the settings and the number of the step alone.
+"""
+import dataclasses
+import errno
+import json
+import math
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from runtime import LOADED, bare, refuse_others, restarts, stop, whole, write
+
+# Settings that a resumed run may change: they do not change its numbers, or only later ones.
+FREE = ("device", "explode", "iterations", "max_skips", "micro_batch", "out", "resume",
+        "save_every", "show", "timeout")
+
+
+class Training:
+    """The steps of one run, with all that they change.
+
+    shown: which numbers of the log are on the bar; lowers_memory: settings to name when it runs
+    out; parts: what a state holds by name, models and optimisers, and dicts and lists that the
+    script changes in place.
+    """
+
+    def __init__(self, world, s, steps, shown, lowers_memory, **parts):
+        self.world, self.s, self.total, self.shown, self.parts = world, s, steps, shown, parts
+        self.lowers_memory, self.folder = lowers_memory, Path(s.out)
+        self.step = self.seen = self.skipped = self.in_a_row = 0
+        self.file = self.bar = None
+        self.terminated = False
+        self.hook, sys.excepthook = sys.excepthook, self.report
+        self.handler = signal.signal(signal.SIGTERM, self.terminate)
+        refuse_others(s.out)
+        resume = s.resume or float(world.sum(restarts())) > 0
+        found = world.gather([self.find(resume) if world.main else ""])[0]
+        if found == "checkpoint.json":
+            self.compare(json.loads((self.folder / found).read_text())["settings"])
+            world.print(f"{s.out} is finished: there is nothing to resume")
+            self.close()
+            raise SystemExit(0)
+        if found:
+            self.restore(found)
+            world.print(f"{s.out}: resumed at step {self.step} of {steps}")
+        else:
+            if resume:
+                world.print(f"{s.out} has no state to resume: it starts from the beginning")
+            self.save()  # at once: a disk that is full or read-only shows before the work is done
+        if world.main:
+            self.file = open(self.folder / "log.jsonl", "a+b")
+            self.file.seek(0)
+            self.file.truncate(sum(len(self.file.readline()) for _ in range(self.step)))
+            self.bar = tqdm(total=steps, initial=self.step, desc=s.out, dynamic_ncols=True,
+                            mininterval=0.5)
+
+    # ------------------------------------------------------------------------------------- steps
+
+    def steps(self, items):
+        """Those of `items` that are still to do, over all calls; after each one a state if it is
+        time for one, or if a rank was asked to end."""
+        for item in items:
+            self.seen += 1
+            if self.seen <= self.step:
+                continue
+            yield item
+            self.step += 1
+            ends = float(self.world.sum(float(self.terminated))) > 0
+            if ends or self.step % self.s.save_every == 0 or self.step == self.total:
+                self.save()
+            if ends:
+                self.world.print(f"{self.s.out}: asked to end, after step {self.step} of "
+                                 f"{self.total}; --resume goes on from there")
+                self.close()
+                raise SystemExit(0)
+        if self.step == self.total:
+            self.close_log()
+
+    def log(self, **numbers):
+        """Write the numbers of this step. Counts what was skipped (see `take_step`) and gives up
+        after s.max_skips steps of it in a row."""
+        bad = any(math.isnan(v) for k, v in numbers.items() if k.endswith("grad_norm"))
+        self.skipped, self.in_a_row = self.skipped + bad, (self.in_a_row + 1) * bad
+        if self.skipped:
+            numbers["skipped"] = self.skipped
+        if self.world.main:
+            line = json.dumps({k: round_off(v) for k, v in numbers.items()})
+            self.file.write(line.encode() + b"\n")
+            self.file.flush()
+            self.bar.update()
+            shown = {k: f"{numbers[k]:.3g}" for k in (*self.shown, "skipped") if k in numbers}
+            self.bar.set_postfix(shown, refresh=False)
+        if self.in_a_row >= self.s.max_skips:
+            s = self.s
+            stop(f"{self.in_a_row} steps in a row were skipped, up to step {self.step + 1}: their "
+                 f"gradients were no numbers, or larger than --explode={s.explode:g}. Start again "
+                 f"with a lower --lr (now {s.lr:g}), a longer --warmup (now {s.warmup}) or a "
+                 f"tighter --clip (now {s.clip:g}; 0 is none)")
+
+    def terminate(self, *_):
+        """SIGTERM: end after this step. Only a note, because a step is not to be cut in two."""
+        self.terminated = True
+
+    # ------------------------------------------------------------------------------------ states
+
+    def states(self):
+        """The files of the states in the folder, the latest first."""
+        return sorted(self.folder.glob("state-*-*.pt"), reverse=True,
+                      key=lambda file: int(file.name.split("-")[1]))
+
+    def find(self, resume):
+        """The file to go on from: the last state that is whole, checkpoint.json where the run is
+        finished, or "" where there is neither. Removes what is damaged."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            if self.states():
+                print(f"{self.folder}: an unfinished run is here and is started over; --resume "
+                      "would go on with it", file=sys.stderr)
+            return ""
+        for file in self.states():
+            if whole(file):
+                return file.name
+            print(f"{file} is damaged (its checksum differs): the state before it is taken",
+                  file=sys.stderr)
+            file.unlink()
+        return "checkpoint.json" if (self.folder / "checkpoint.json").exists() else ""
+
+    def save(self):
+        """Write a state, then remove all but the last two: until it is whole, they are there."""
+        noise = self.world.gather([rng_state(self.world.device)])  # of dropout, each rank's own
+        if not self.world.main:
+            return
+        if self.file:
+            os.fsync(self.file.fileno())  # the log never lags behind a state
+        state = {"settings": dataclasses.asdict(self.s), "steps": self.total, "step": self.step,
+                 "skipped": self.skipped, "in_a_row": self.in_a_row, "loaded": LOADED,
+                 "seconds": self.world.seconds(), "noise": noise,
+                 "parts": {k: bare(v).state_dict() if hasattr(v, "state_dict") else v
+                           for k, v in self.parts.items()}}
+        name = write(self.folder / f"state-{self.step:06}.pt", lambda f: torch.save(state, f))
+        keep = [name] + [f.name for f in self.states() if f.name != name][: bool(self.step)]
+        for file in self.states():
+            if file.name not in keep:
+                file.unlink()
+
+    def restore(self, name):
+        """Take over a state. It does not matter how many ranks wrote it, or how many read it."""
+        state = torch.load(self.folder / name, weights_only=True, map_location="cpu")
+        self.compare(state["settings"])
+        for folder, weights in state["loaded"].items():
+            if LOADED.get(folder, weights) != weights:
+                stop(f"{folder} has changed since {self.s.out} was started from it: leave --resume "
+                     "out to start again")
+        if state["steps"] != self.total and not hasattr(self.s, "iterations"):
+            stop(f"{self.s.data} has changed: it makes {self.total} steps, those of {self.s.out} "
+                 f"were {state['steps']}. Leave --resume out to start again")
+        for key, saved in state["parts"].items():
+            part = self.parts[key]
+            if hasattr(part, "load_state_dict"):
+                bare(part).load_state_dict(saved)
+            elif isinstance(part, dict):
+                part.update({k: v.to(self.world.device) if torch.is_tensor(v) else v
+                             for k, v in saved.items()})
+            else:
+                part[:] = saved
+        self.step, self.skipped, self.in_a_row = (state[k] for k in ("step", "skipped", "in_a_row"))
+        self.world.started -= state["seconds"]
+        if self.world.rank < len(state["noise"]):  # a rank more than there were has its own seed
+            set_rng_state(state["noise"][self.world.rank], self.world.device)
+
+    def compare(self, settings):
+        """Stop where this run has other settings than the one that is to be resumed."""
+        now = dataclasses.asdict(self.s)
+        other = [k for k in now if k not in FREE and settings.get(k, now[k]) != now[k]]
+        if other:
+            stop(f"{self.s.out} is a run with " + " ".join(f"--{k}={settings[k]}" for k in other)
+                 + ", not " + " ".join(f"--{k}={now[k]}" for k in other)
+                 + ": give it the same settings, or leave --resume out to start again")
+
+    # ------------------------------------------------------------------------------------ faults
+
+    def explain(self, error):
+        """What to do about an error of the machine, in one line; None where it is none of those."""
+        s, again = self.s, f" --resume goes on from the last state ({self.last_state()})."
+        text = str(error)
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
+            names = [f"--{name} (now {getattr(s, name)})" for name in self.lowers_memory]
+            return (f"out of memory in step {self.step + 1}. These lower it: {names[0]}, which "
+                    f"changes nothing else; then {names[1]} and {names[2]}.{again}")
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            return (f"{error.filename or s.out}: {error.strerror or text}. "
+                    + (f"Make room on the disk.{again}" if full else
+                       "The folder must be one that can be written to: see --out."))
+        if self.world.size > 1 and (isinstance(error, dist.DistError) or "gloo" in text):
+            gone = self.world.roll_call()
+            return (f"rank {', '.join(map(str, gone)) or '?'} died, or did not answer for --timeout"
+                    f"={s.timeout} seconds, in step {self.step + 1}.{again}")
+        return None
+
+    def last_state(self):
+        return next((file.name for file in self.states()), "none yet")
+
+    def report(self, kind, error, trace):
+        """sys.excepthook while the run lasts."""
+        line = self.explain(error)
+        self.close_log()
+        if line is None:
+            self.hook(kind, error, trace)
+        else:
+            rank = f"rank {self.world.rank}: " if self.world.size > 1 else ""
+            print(f"error: {rank}{line}", file=sys.stderr)
+
+    # --------------------------------------------------------------------------------------- end
+
+    def close_log(self):
+        if self.bar:
+            self.bar.close()
+            self.file.close()
+
+    def close(self):
+        """The end of the program: an error or a signal is no longer ours."""
+        self.close_log()
+        signal.signal(signal.SIGTERM, self.handler or signal.SIG_DFL)
+        sys.excepthook = self.hook
+        self.world.close()
+
+
+def rng_state(device):
+    """[the state of the CPU's generator, that of the GPU's]"""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda"
+                                      else [])
+
+
+def set_rng_state(state, device):
+    torch.set_rng_state(state[0])
+    if device.type == "cuda" and len(state) > 1:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def round_off(x):
+    """Six digits; None for what is no number: JSON has no word for NaN."""
+    if isinstance(x, float):
+        return float(f"{x:.6g}") if math.isfinite(x) else None
+    return x
