@@ -18,7 +18,7 @@ import harm
 import runtime
 import training
 from demo import python
-from helpers import tiny
+from helpers import VOCAB, tiny
 from model import GPT
 from runtime import load, save, write
 
@@ -40,8 +40,9 @@ class Run:
         self.arguments = (*STAGES[stage], f"--out=out/{name}", *flags)
         self.printed = demo.folder / f"{name}.txt"
 
-    def start(self, *flags, harms=(), **environment):
-        self.printed.unlink(missing_ok=True)
+    def start(self, *flags, harms=(), fresh=True, **environment):
+        if fresh:  # else another rank may be writing already
+            self.printed.unlink(missing_ok=True)
         return harm.start(self.demo.folder, self.printed, *self.arguments, *flags, harm=harms,
                           **{"RANK": "0", "WORLD_SIZE": "1", **environment})
 
@@ -57,8 +58,9 @@ class Run:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        return [self.start(*flags, harms=harms, RANK=str(rank), WORLD_SIZE=str(size),
-                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for rank in range(size)]
+        return [self.start(*flags, harms=harms, fresh=rank == 0, RANK=str(rank),
+                           WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                for rank in range(size)]
 
     def output(self):
         return self.printed.read_text() if self.printed.exists() else ""
@@ -238,7 +240,7 @@ class Settings:
 
 
 class NoTokenizer:
-    name, source = "words.tiktoken", b"d29yZA== 0\n"
+    size, name, source = VOCAB, "words.tiktoken", b"d29yZA== 0\n"
 
 
 def save_and_die(folder, n):
@@ -248,7 +250,7 @@ def save_and_die(folder, n):
 
 def test_there_is_always_one_whole_checkpoint(tmp_path, monkeypatch):
     """Killed before each operation on files in turn: the old checkpoint, or the new one."""
-    monkeypatch.setattr(runtime, "load_tokenizer", lambda name, folder: None)
+    monkeypatch.setattr(runtime, "load_tokenizer", lambda name, folder: NoTokenizer)
     save(tmp_path, tiny(seed=1), NoTokenizer, Settings(), number=1)
     weights = {i: tiny(seed=i).state_dict() for i in (1, 2)}
     seen = []
@@ -292,7 +294,7 @@ def test_many_of_them_end_the_run_with_advice(demo, stage):
 
 @pytest.mark.parametrize("stage, named", [
     ("sft", ["--micro_batch (now 3)", "--init (now out/base)", "--data (now out/toy)"]),
-    ("reward", ["--micro_batch (now 3)", "--init (now out/sft)", "--data (now out/toy)"]),
+    ("reward", ["--micro_batch (now 3)", "--init (now out/init)", "--data (now out/toy)"]),
     ("ppo", ["--micro_batch (now 32)", "--batch (now 8)", "--max_new_tokens (now 8)"]),
 ])
 def test_out_of_memory_names_what_lowers_it(demo, stage, named):
