@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from data import records
-from data.batches import TextRows, encode_prompt, fitting
+from data.batches import encode_prompt, fitting, text_rows_of
 from model import GPT, ScalarGPT, Samples, generate, last_score
 from runtime import (World, bare, load, make_optimizer, micro_batches, order, parse, save, stop,
                      sync, take_step)
@@ -34,7 +34,7 @@ class Settings:
     init: str = "out/init"  # the RL initialisation: policy at the start, and KL reference
     reward: str = "out/rm"  # the reward model, from which the value function starts too
     out: str = "out/ppo-ptx"  # folder to write
-    data: str = "out/toy"  # folder with prompts_train.jsonl and text_train.jsonl
+    data: str = "out/toy"  # folder with prompts_train.jsonl, and text_train.jsonl or shards
     iterations: int = 36  # of rollout and update (paper: 500)
     batch: int = 256  # episodes an iteration, over all ranks (paper: 512)
     minibatch: int = 32  # episodes an optimiser step (paper: 64, so 8 steps an iteration)
@@ -343,8 +343,7 @@ def main():
     room = min(policy.config.block_size, reward_model.config.block_size) - s.max_new_tokens
     prompts, dropped = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
         f"{s.data}/prompts_train.jsonl", "prompt")], room)
-    text = TextRows(tokenizer, [r["text"] for r in records.read(
-        f"{s.data}/text_train.jsonl", "text")], policy.config.block_size) if s.ptx else None
+    text = text_rows_of(s.data, "train", tokenizer, policy.config.block_size) if s.ptx else None
     world.print(f"{s.out}: {len(prompts):,} prompts ({dropped} too long), {s.iterations} "
                 f"iterations of {s.batch} episodes, gamma {s.ptx:g}, beta {s.beta:g}")
 

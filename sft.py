@@ -9,12 +9,14 @@ over the tokens of the response and its EOS; prompt tokens carry no loss (sectio
     python sft.py --preset=init       the RL initialisation: 2 epochs, 10 % pretraining data
     torchrun --nproc_per_node=2 sft.py
 """
+import math
 from dataclasses import dataclass
 
 import torch
 
 from data import records
-from data.batches import (TextRows, demonstration_rows, encode_prompt, fitting, response_mask)
+from data.batches import (demonstration_rows, encode_prompt, fitting, response_mask,
+                          text_rows_of)
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, ScalarGPT, generate, last_score
 from runtime import (World, bare, cosine, load, make_optimizer, micro_batches, order, pad, parse,
@@ -27,7 +29,7 @@ class Settings:
     """Step 1. Every setting is --name=value; the defaults are the toy's SFT baseline."""
     init: str = "out/base"  # checkpoint, gpt2 .. gpt2-xl, a Hugging Face folder, or "scratch"
     out: str = "out/sft"  # folder to write
-    data: str = "out/toy"  # folder with demonstrations_*.jsonl and text_*.jsonl
+    data: str = "out/toy"  # folder with demonstrations_*.jsonl, and text_*.jsonl or shards
     tokenizer: str = "tokenizer.tiktoken"  # from scratch only: a file in `data`, or gpt2
     reward: str = ""  # reward model that chooses the epoch (App. C.1); empty: the last epoch
     pretrain_mix: float = 0.0  # share of loss tokens that are text: 1 pretraining, 0.1 App. C.3
@@ -86,20 +88,25 @@ def collate(rows, device):
     return ids.to(device), mask.to(device)
 
 
+def text_share(s, demos, text):
+    """How many text rows an epoch has, for them to hold pretrain_mix of the tokens with loss."""
+    if s.pretrain_mix in (0, 1):
+        return len(text)  # none, or all
+    tokens = sum(len(ids) - n for ids, n in demos)
+    return max(1, round(tokens * s.pretrain_mix / (1 - s.pretrain_mix) / text.T))
+
+
 def batches(s, demos, text, epoch):
     """The row lists of an epoch's steps, the same on every rank.
 
-    Text rows are added until they hold pretrain_mix of the tokens that carry loss; which of them
-    moves on from epoch to epoch. Each epoch has its own order.
+    Which of the text rows are added moves on from epoch to epoch. Each epoch has its own order.
     """
-    rows = list(demos)
+    rows, n = list(demos), text_share(s, demos, text)
     if s.pretrain_mix == 1:
-        rows = range(len(text))  # too many to hold at once: made when they are used
-    elif s.pretrain_mix > 0:
-        tokens = sum(len(ids) - n for ids, n in demos)
-        n = round(tokens * s.pretrain_mix / (1 - s.pretrain_mix) / text.T)
+        rows = range(n)  # too many to hold at once: made when they are used
+    elif n:
         every = order(len(text), s.seed, 0)
-        rows += [(text[every[(epoch * n + i) % len(text)]], 1) for i in range(max(1, n))]
+        rows += [(text[every[(epoch * n + i) % len(text)]], 1) for i in range(n)]
     shuffled = order(len(rows), s.seed + 1, epoch)
     for i in range(0, len(shuffled), s.batch):
         chosen = [rows[j] for j in shuffled[i : i + s.batch]]
@@ -163,9 +170,8 @@ def read_data(s, tokenizer, block_size, world):
         if not demos:
             stop(f"{s.data}: no demonstration fits the context of {block_size} tokens")
     if s.pretrain_mix > 0:
-        read = lambda split: TextRows(tokenizer, [r["text"] for r in records.read(
-            f"{s.data}/text_{split}.jsonl", "text")], block_size)
-        text, held = read("train"), read("valid")
+        text, held = (text_rows_of(s.data, split, tokenizer, block_size)
+                      for split in ("train", "valid"))
         valid = valid or [(held[i], 1) for i in range(len(held))]
     return demos, valid, text
 
@@ -196,7 +202,7 @@ def main():
 
     model = world.wrap(model)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
-    steps = s.epochs * sum(1 for _ in batches(s, demos, text, 0))
+    steps = s.epochs * math.ceil((len(demos) + text_share(s, demos, text)) / s.batch)
     parameters = sum(p.numel() for p in model.parameters())
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "
                 f"{len(text) * config.block_size if text else 0:,} tokens of text, {steps} steps")

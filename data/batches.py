@@ -1,6 +1,12 @@
 """Records as token ids: the prompt template, demonstrations with their loss mask, and text rows."""
+import bisect
+import itertools
+from pathlib import Path
+
 import numpy as np
 import torch
+
+from data import records, shards
 
 
 def template(prompt):
@@ -74,6 +80,65 @@ class TextRows:
     def __getitem__(self, i):
         """Row i as a list of ids."""
         return self.rows[i].tolist()
+
+
+class ShardRows:
+    """The shards of data/shards.py as rows of T tokens, each read from disk when it is asked for.
+
+    A row is the next T tokens of the stream, across the ends of documents and of shards; only the
+    last, incomplete one is left out. TextRows does not cut documents, since the toy's are shorter
+    than a row. Most of a web page or a book is longer: it would be cut in any case, and to pack
+    whole ones the ends of all documents would have to be in memory.
+    """
+
+    def __init__(self, folder, split, tokenizer, T):
+        index = records.read_json(Path(folder) / shards.INDEX, "python -m data.shards")
+        entries = [shard[split] for shard in index["shards"] if split in shard]
+        if index["fingerprint"] != tokenizer.fingerprint:
+            raise SystemExit(f"error: {folder}: its shards are of the tokenizer "
+                             f"{index['tokenizer']}, the model's is {tokenizer.name}: run `python "
+                             "-m data.shards --tokenizer=...` with the model's")
+        if index["next"]["file"] < len(index["files"]):
+            raise SystemExit(f"error: {folder}: its shards are not complete: run the same `python "
+                             "-m data.shards` again, it goes on where it stopped")
+        if not entries:
+            raise SystemExit(f"error: {folder}: its shards have no {split} split: run `python -m "
+                             "data.shards` with another --split_valid")
+        self.parts = [self.part(Path(folder) / e["file"], index["dtype"], e["tokens"])
+                      for e in entries]
+        self.ends = list(itertools.accumulate(e["tokens"] for e in entries))
+        self.T = min(T, self.ends[-1])
+
+    @staticmethod
+    def part(path, dtype, tokens):
+        """The tokens of one file, mapped into memory: only what is looked at is read."""
+        if not path.exists() or path.stat().st_size != tokens * np.dtype(dtype).itemsize:
+            raise SystemExit(f"error: {path} is missing or has not its {tokens:,} tokens: run "
+                             "`python -m data.shards` again")
+        return np.memmap(path, dtype, "r")
+
+    def __len__(self):
+        return self.ends[-1] // self.T
+
+    def __getitem__(self, i):
+        """Row i as a list of ids."""
+        row = []
+        while len(row) < self.T:
+            at = i * self.T + len(row)
+            k = bisect.bisect(self.ends, at)
+            start = at - self.ends[k] + len(self.parts[k])
+            row += self.parts[k][start : start + self.T - len(row)].tolist()
+        return row
+
+
+def text_rows_of(folder, split, tokenizer, T):
+    """The text of a folder as rows of T tokens: its shards, or else text_{split}.jsonl."""
+    path, index = Path(folder) / f"text_{split}.jsonl", Path(folder) / shards.INDEX
+    if not index.exists():
+        return TextRows(tokenizer, [r["text"] for r in records.read(path, "text")], T)
+    if path.exists():
+        raise SystemExit(f"error: which text? There are {path} and {index}: move one of them away")
+    return ShardRows(folder, split, tokenizer, T)
 
 
 def response_mask(prompt_lengths, lengths, T):

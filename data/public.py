@@ -72,25 +72,39 @@ def find_files(names):
     return out
 
 
+def read_raw(path, max_bytes, max_line, offset=0, number=1):
+    """(number, bytes) of a file's lines, line ends kept, .gz unpacked; from byte `offset`, which
+    begins line `number`. Stops beyond max_bytes of the file, or max_line of a line, unpacked."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        try:
+            file.seek(offset)  # in a .gz this unpacks all that lies before, and keeps none of it
+            left = max_bytes - offset
+            # bounded: a single line could fill the memory
+            while line := file.readline(min(left, max_line) + 1):
+                left -= len(line)
+                for size, most, flag in ((max_bytes - left, max_bytes, "max_bytes"),
+                                         (len(line), max_line, "max_line")):
+                    if size > most:
+                        stop(f"{path}:{number}: more than {most:,} bytes unpacked: if you trust "
+                             f"the file, raise --{flag}")
+                yield number, line
+                number += 1
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+            stop(f"{path}:{number}: damaged .gz: {e}")
+
+
+def decode(line, path, number):
+    """The text of a line; a byte order mark before it goes."""
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        stop(f"{path}:{number}: not UTF-8 at byte {e.start}")
+
+
 def read_lines(path, max_bytes):
     """(number, line) of a UTF-8 file, line ends kept. Stops beyond max_bytes, unpacked."""
-    left = max_bytes
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        for number in itertools.count(1):
-            try:
-                line = file.readline(left + 1)  # bounded: a single line could fill the memory
-            except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-                stop(f"{path}:{number}: damaged .gz: {e}")
-            left -= len(line)
-            if left < 0:
-                stop(f"{path}:{number}: more than {max_bytes:,} bytes unpacked: if you trust the "
-                     "file, raise --max_bytes")
-            if not line:
-                return
-            try:
-                yield number, line.decode("utf-8-sig")
-            except UnicodeDecodeError as e:
-                stop(f"{path}:{number}: not UTF-8 at byte {e.start}")
+    for number, line in read_raw(path, max_bytes, max_bytes):
+        yield number, decode(line, path, number)
 
 
 def parse_json(text, path, number):

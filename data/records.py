@@ -82,6 +82,8 @@ def read(path, kind, hint="python -m data.world"):
                 raise SystemExit(f"error: {where}: not UTF-8 at byte {e.start}") from None
             except json.JSONDecodeError as e:
                 raise SystemExit(f"error: {where}: not JSON: {e.msg} at column {e.colno}") from None
+            except RecursionError:
+                raise SystemExit(f"error: {where}: nested too deep") from None
             records.append(check(record, kind, where))
     if not records:
         raise SystemExit(f"error: {path} has no {kind} records")
@@ -112,4 +114,8 @@ def read_json(path, hint):
     """What `write_json` wrote; stops with the command to run first where there is nothing."""
     if not Path(path).exists():
         raise SystemExit(f"error: no file {path}: run `{hint}` first")
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as e:  # not JSON, or not UTF-8
+        raise SystemExit(f"error: {path} is damaged ({e}): delete it, and run `{hint}` again"
+                         ) from None

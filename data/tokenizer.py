@@ -1,6 +1,7 @@
 """Tokenizers, all through tiktoken: `gpt2`, or a small byte-level BPE trained on given text."""
 import base64
 import collections
+import hashlib
 import re
 from pathlib import Path
 
@@ -45,6 +46,12 @@ class Tokenizer:
     def decode(self, ids):
         text = self.encoding.decode([i for i in ids if i < self.size])
         return text if self.source is None else dedent(text)
+
+    @property
+    def fingerprint(self):
+        """The same for two tokenizers only if their ids mean the same, whatever their files' names.
+        """
+        return hashlib.sha256(self.source or self.name.encode()).hexdigest()[:16]
 
 
 # tiktoken keeps each file that it fetched under the sha1 of its address.

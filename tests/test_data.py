@@ -53,10 +53,14 @@ def ranking(**changes):
     ("text", ["a"], 'expected a JSON object, got ["a"]'),
     ("text", b'{"text": "a"', "not JSON:"),
     ("text", b'{"text": "\xff"}', "not UTF-8 at byte 10"),
+    ("text", b"[" * 100_000, "nested too deep"),
     ("prompt", {"prompt": " \n"}, "field 'prompt': expected a string that is not empty"),
     ("demonstration", {"prompt": "a"}, "demonstration has no field 'response'"),
     ("demonstration", {"prompt": "a", "response": None}, "field 'response': expected a string"),
     ("ranking", ranking(completions=TWO[:1], ranks=[1]), "field 'completions': expected a list"),
+    ("ranking", ranking(completions=[], ranks=[]), "field 'completions': expected a list of at "),
+    ("ranking", ranking(ranks=[]), "field 'ranks': expected one rank for each of the 2"),
+    ("ranking", {"prompt": "Hello"}, "ranking has no field 'completions'"),
     ("ranking", ranking(completions=[{"text": "a"}, {}]), "field 'completions'"),
     ("ranking", ranking(completions=[{"text": "a"}, {"text": "b", "ended": "no"}]),
      "field 'completions'"),
@@ -93,6 +97,16 @@ def test_a_file_is_whole_or_not_there(tmp_path, write):
     with pytest.raises(TypeError):
         write(tmp_path / "x", {"text": object()})
     assert json.loads((tmp_path / "x").read_text()) == {"text": "old"}
+
+
+@pytest.mark.parametrize("body", [b'{"people": 3', b"", b'{"name": "\xff"}'])
+def test_damaged_facts_name_the_command_to_run_again(tmp_path, body):
+    (tmp_path / "x.json").write_bytes(body)
+    with pytest.raises(SystemExit) as error:
+        records.read_json(tmp_path / "x.json", "python do_this.py")
+    message = str(error.value)
+    assert message.startswith(f"error: {tmp_path}/x.json is damaged (") and "\n" not in message
+    assert message.endswith("delete it, and run `python do_this.py` again")
 
 
 # --------------------------------------------------------------------------------------- tokenizer

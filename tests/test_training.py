@@ -274,6 +274,17 @@ def test_pretraining_reads_all_text():
     assert sorted(ids for ids, _ in rows) == sorted(texts())
 
 
+@pytest.mark.parametrize("mix", [0.0, 0.1, 0.5, 1.0])
+def test_the_rows_of_an_epoch_are_counted_without_reading_them(mix):
+    """The number of steps must be known before the first; to read all text for it would take
+    hours where there is much."""
+    demos, text, s = demonstrations(30 * (mix < 1)), texts() if mix else [], sft_settings(
+        pretrain_mix=mix)
+    for epoch in range(2):
+        rows = sum(len(batch) for batch in sft.batches(s, demos, text, epoch))
+        assert rows == len(demos) + sft.text_share(s, demos, text)
+
+
 def test_validation_loss_has_no_dropout_and_leaves_it_on():
     """Trap 17."""
     rows, model = demonstrations(9), tiny(dropout=0.5).train()

@@ -1,0 +1,260 @@
+"""Text in, token shards out: `python -m data.shards --file=PATH[,PATH] --out=out/owt`.
+
+For text that is too long to tokenise at the start of every run, or to hold in memory. Reads .txt
+files, JSON lines {"text"} and folders of them, .gz or not (OpenWebText, FineWeb), and writes
+
+    text_train_00000.bin ...  token ids, uint16 or uint32, EOS after each document
+    text_valid_00000.bin ...  the same, of the documents that are held out
+    text_shards.json          the index: the tokenizer, and each file's tokens, documents and crc32
+
+which sft.py and ppo.py read instead of text_{train,valid}.jsonl. This process cuts the text into
+chunks of about 1 MB, workers tokenise them, and this process writes what they return, in the order
+of the text. Only the chunks under way are in memory, however long the text.
+
+A shard is a stretch of the text. When its two files are whole, a new index takes the place of the
+old: it names them and says where the next shard begins. That one rename makes the shard count.
+Killed at any moment, the same command goes on behind the last shard that counts, and ends with the
+same bytes; the number of workers does not change them either.
+"""
+import collections
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data import public, records
+from data.public import stop
+from data.tokenizer import load_tokenizer
+
+INDEX, SPLITS = "text_shards.json", ("train", "valid")
+FIXED = ("field", "split_valid", "document", "shard_tokens", "chunk")  # settings that shape shards
+
+
+@dataclass
+class Settings:
+    """Tokenises text into shards. Stopped or killed, the same command goes on where it was."""
+    file: str = ""  # .txt or JSON lines, .gz or not; several with commas between, or a folder
+    out: str = "out/shards"  # folder to write; other files that are there stay
+    tokenizer: str = "gpt2"  # gpt2, or a file as out/toy/tokenizer.tiktoken
+    field: str = "text"  # of a JSON line that holds the document
+    split_valid: float = 0.0005  # share of the documents that is held out, by a hash of their text
+    document: int = 4000  # characters of a document in a .txt file, see data/public.py
+    shard_tokens: int = 100_000_000  # a shard ends with the chunk that brings it to this many
+    chunk: int = 2**20  # bytes that a worker gets at a time
+    workers: int = 2  # processes that tokenise
+    max_bytes: int = 2**36  # of one file, unpacked: a small .gz can hide a huge file
+    max_line: int = 2**24  # bytes of one line, unpacked: all that must be in memory at once
+
+
+# ---------------------------------------------------------------------------- text into tokens
+
+def is_prose(path):
+    return path.name.removesuffix(".gz").endswith(".txt")
+
+
+def chunks(files, place, s):
+    """(file, its line, bytes that begin there, the place behind them) of all text from `place` on.
+
+    A place is {"file": number, "offset": bytes, "line": number}. A chunk is whole lines of one
+    file, and of a .txt file whole paragraphs, unless they go on for twice the length of a chunk.
+    """
+    for i in range(place["file"], len(files)):
+        first, offset, lines, size = place["line"], place["offset"], [], 0
+        for line, raw in public.read_raw(files[i], s.max_bytes, s.max_line, offset, first):
+            lines.append(raw)
+            size += len(raw)
+            if size >= (2 if is_prose(files[i]) and raw.strip() else 1) * s.chunk:
+                place = {"file": i, "offset": offset + size, "line": line + 1}
+                yield files[i], first, b"".join(lines), place
+                first, offset, lines, size = line + 1, offset + size, [], 0
+        place = {"file": i + 1, "offset": 0, "line": 1}
+        yield files[i], first, b"".join(lines), place
+
+
+def documents(path, first, body, s):
+    """The documents in the bytes of a chunk, which begins in line `first` of a file."""
+    lines = enumerate(body.split(b"\n"), first)
+    if is_prose(path):
+        yield from public.documents(
+            "\n".join(public.decode(raw, path, number) for number, raw in lines), s.document)
+        return
+    for number, raw in lines:
+        if raw.strip():
+            row = public.parse_json(public.decode(raw, path, number).rstrip(), path, number)
+            try:
+                yield public.take(row, s.field)
+            except public.Bad as e:
+                stop(f"{path}:{number}: {e}")
+
+
+def tokenise(tokenizer, path, first, body, s):
+    """A chunk -> {split: (ids of its documents, each ended by EOS, and how many they are)}, and
+    how many documents were empty."""
+    ids, count, empty = {split: [] for split in SPLITS}, collections.Counter(), 0
+    for text in documents(path, first, body, s):
+        if text.strip():
+            split = "valid" if public.chance(text) < s.split_valid else "train"
+            ids[split] += tokenizer.encode(text)
+            ids[split].append(tokenizer.eos)
+            count[split] += 1
+        else:
+            empty += 1
+    return {k: (np.array(v, dtype_of(tokenizer)), count[k]) for k, v in ids.items()}, empty
+
+
+def dtype_of(tokenizer):
+    return np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
+
+
+# ------------------------------------------------------------------------------------- workers
+
+def start_worker(name):
+    """Load the tokenizer once, leave Ctrl-C to the parent, and end where the parent is killed."""
+    global worker_tokenizer
+    worker_tokenizer = load_tokenizer(name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def work(*chunk):
+    return tokenise(worker_tokenizer, *chunk)
+
+
+def in_order(pool, tasks, ahead, s):
+    """(the place behind it, *what `tokenise` returns) of each chunk, in the order of the text.
+
+    At most `ahead` chunks are under way: reading waits for the workers, and they for writing.
+    """
+    waiting = collections.deque()
+    for path, first, body, place in tasks:
+        waiting.append((place, pool.submit(work, path, first, body, s)))
+        if len(waiting) == ahead:
+            place, result = waiting.popleft()
+            yield place, *result.result()
+    for place, result in waiting:
+        yield place, *result.result()
+
+
+# --------------------------------------------------------------------------- tokens into files
+
+def write_shard(out, number, results, s, progress):
+    """Write a shard of the results to come. Returns ({split: its entry in the index}, the place
+    behind it, empty documents). If anything fails, what was written is deleted."""
+    entries = {split: {"file": f"text_{split}_{number:05}.bin", "tokens": 0, "documents": 0,
+                       "crc32": 0} for split in SPLITS}
+    paths = {split: out / f"{entry['file']}.writing" for split, entry in entries.items()}
+    empty = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            files = {k: stack.enter_context(open(path, "wb")) for k, path in paths.items()}
+            for place, found, blank in results:
+                empty += blank
+                for split, (ids, count) in found.items():
+                    entry = entries[split]
+                    files[split].write(ids)
+                    entry["tokens"] += len(ids)
+                    entry["documents"] += count
+                    entry["crc32"] = zlib.crc32(ids, entry["crc32"])
+                    progress(len(ids))
+                if sum(entry["tokens"] for entry in entries.values()) >= s.shard_tokens:
+                    break
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        entries = {k: entry for k, entry in entries.items() if entry["tokens"]}
+        for split in entries:  # an empty file could not be mapped into memory
+            os.replace(paths[split], paths[split].with_suffix(""))
+    finally:
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+    return entries, place, empty
+
+
+def begin(s, tokenizer, files):
+    """The index as far as it has come, its shards checked; or the index of a run that begins."""
+    fresh = {"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint,
+             "dtype": dtype_of(tokenizer).name, **{name: getattr(s, name) for name in FIXED},
+             "files": [[str(path), path.stat().st_size] for path in files],
+             "next": {"file": 0, "offset": 0, "line": 1}, "empty": 0, "shards": []}
+    path = Path(s.out) / INDEX
+    if not path.exists():
+        return fresh
+    index = records.read_json(path, "python -m data.shards")
+    for key in ("fingerprint", "files", *FIXED):
+        if index.get(key) != fresh[key]:
+            stop(f"{path} is of another run, its {key!r} differs: choose another --out, or delete "
+                 "it to begin again")
+    for entry in (entry for shard in index["shards"] for entry in shard.values()):
+        file = path.with_name(entry["file"])
+        if not file.exists() or zlib.crc32(np.memmap(file, mode="r")) != entry["crc32"]:
+            stop(f"{file} is missing or damaged: delete {path} to begin again")
+    return index
+
+
+def total(index, fact, splits=SPLITS):
+    return sum(shard[k][fact] for shard in index["shards"] for k in splits if k in shard)
+
+
+def build(settings):
+    """Tokenise what is not in shards yet, and put it there. Returns (index, tokens a second)."""
+    s = settings
+    numbers = ("document", "shard_tokens", "chunk", "workers", "max_bytes", "max_line")
+    if wrong := [name for name in numbers if getattr(s, name) < 1]:
+        stop(f"--{wrong[0]}={getattr(s, wrong[0])}: expected 1 or more")
+    if not 0 <= s.split_valid <= 1:
+        stop(f"--split_valid={s.split_valid:g}: expected a share, from 0 to 1")
+    if not s.file:
+        stop("give --file=PATH: .txt files, JSON lines {\"text\"}, or a folder of them")
+    tokenizer, out = load_tokenizer(s.tokenizer), Path(s.out)
+    files = [path for path in public.find_files(s.file) if path.name != INDEX]
+    index = begin(s, tokenizer, files)
+    before, started = total(index, "tokens"), time.time()
+    out.mkdir(parents=True, exist_ok=True)
+    # Spawned, not forked: a worker then starts in the same way on every system.
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with (ProcessPoolExecutor(s.workers, spawn, start_worker, (s.tokenizer,)) as pool,
+              tqdm(desc=s.out, initial=before, unit="tok", unit_scale=True) as bar):
+            results = in_order(pool, chunks(files, index["next"], s), 2 * s.workers, s)
+            while index["next"]["file"] < len(files):
+                shard, place, empty = write_shard(out, len(index["shards"]), results, s, bar.update)
+                index["shards"] += [shard] if shard else []
+                index.update(next=place, empty=index["empty"] + empty)
+                if not index["shards"]:
+                    stop(f"{s.file}: no document, or none that is not empty")
+                records.write_json(out / INDEX, index)  # from here on the shard counts
+    finally:
+        if not any(out.iterdir()):
+            out.rmdir()
+    return index, (total(index, "tokens") - before) / (time.time() - started)
+
+
+def main():
+    from runtime import parse  # not above: it imports torch, which no worker needs
+    s = parse(Settings)
+    try:
+        index, rate = build(s)
+    except KeyboardInterrupt:
+        stop("interrupted: the same command goes on behind the last whole shard")
+    except (BrokenProcessPool, OSError) as e:  # no memory for a worker, a full disk ...
+        stop(f"{e}: the same command goes on behind the last whole shard")
+    train, valid = (total(index, "tokens", (split,)) for split in SPLITS)
+    print(f"{s.out}: {train:,} tokens to train on and {valid:,} held out, of "
+          f"{total(index, 'documents'):,} documents in {len(index['shards'])} shards; "
+          f"{index['empty']:,} empty documents left out\n"
+          + (f"{rate:,.0f} tokens/s with {s.workers} workers" if rate else "it was all there"))
+
+
+if __name__ == "__main__":
+    main()

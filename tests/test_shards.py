@@ -1,0 +1,566 @@
+"""data/shards.py against plain lists: every document one after the other, each with its EOS.
+
+Most tests run the workers' function in this process; those of workers, kills and the command start
+real ones. Real files are looked for in $PUBLIC_DATA, or in ../shared/data beside the repository.
+"""
+import gzip
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ppo
+import sft
+from data import public, records, shards, tokenizer
+from data.batches import ShardRows, TextRows, text_rows_of
+from helpers import tiny, tiny_scalar
+from runtime import load_tokenizer, save
+
+ROOT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("PUBLIC_DATA", ROOT.parent / "shared" / "data"))
+WORDS = "the cat sat on a mat, and Zoë saw 12 cats; любой <|endoftext|> !".split()
+
+
+class Inline:
+    """A pool without processes: the work is done when it is handed in."""
+
+    def __init__(self, workers, context, start, arguments):
+        shards.worker_tokenizer = shards.load_tokenizer(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", Inline)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    """The path of a small vocabulary."""
+    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.tiktoken"
+    path.write_bytes(tokenizer.train_bpe(" ".join(WORDS * 3), 290))
+    return path
+
+
+def sentence(rng):
+    return " ".join(rng.choices(WORDS, k=rng.randint(1, 30)))
+
+
+def write_files(folder, seed=0):
+    """Files of all formats with the known irregularities. Returns their documents, in order."""
+    rng, texts = random.Random(seed), []
+    folder.mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl.gz", "d.jsonl"):
+        lines = []
+        for _ in range(40):
+            text = rng.choice(["", " \n", *[sentence(rng) + "\r\n\u2028\x85" + sentence(rng)] * 8])
+            lines.append(json.dumps({"id": 1, "text": text}, ensure_ascii=rng.random() < 0.5))
+            lines += [""] * (rng.random() < 0.1)  # a blank line
+            texts.append(text)
+        ending = {"a": "\r\n", "b": "\n", "d": "\n"}[name[0]]
+        body = ("\ufeff" * (name[0] == "a") + ending.join(lines) + "\n" * (name[0] != "d")).encode()
+        (folder / name).write_bytes(gzip.compress(body) if name[0] == "b" else body)
+        if name[0] == "b":
+            paragraphs = [sentence(rng) + "\n" + sentence(rng) for _ in range(30)]
+            (folder / "c.txt").write_bytes("\r\n\r\n".join(paragraphs).encode())
+            texts += public.documents("\n\n".join(paragraphs), 100)
+    (folder / "e.jsonl").write_bytes(b"")
+    (folder / "f.png").write_bytes(b"\xff")
+    return texts
+
+
+def streams(tokenizer, texts, share):
+    """{split: (ids, documents)}: the oracle."""
+    out = {"train": ([], 0), "valid": ([], 0)}
+    for text in texts:
+        if text.strip():
+            chance = int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64
+            ids, n = out[split := "valid" if chance < share else "train"]
+            out[split] = (ids + tokenizer.encode(text) + [tokenizer.eos], n + 1)
+    return out
+
+
+def settings(tmp_path, vocabulary, **changes):
+    return shards.Settings(**{**dict(
+        file=str(tmp_path / "in"), out=str(tmp_path / "out"), tokenizer=str(vocabulary),
+        split_valid=0.2, document=100, shard_tokens=900, chunk=1500, workers=2), **changes})
+
+
+def read_back(folder):
+    """{split: (ids, documents)} that a folder of shards holds; checks the index against them."""
+    index = json.loads((folder / shards.INDEX).read_text())
+    named = {e["file"] for shard in index["shards"] for e in shard.values()}
+    assert named | {shards.INDEX} == {p.name for p in folder.iterdir()}, "no file too many"
+    out = {}
+    for split in ("train", "valid"):
+        entries = [shard[split] for shard in index["shards"] if split in shard]
+        parts = [np.fromfile(folder / e["file"], index["dtype"]) for e in entries]
+        assert [len(part) for part in parts] == [e["tokens"] for e in entries]
+        out[split] = (np.concatenate([*parts, []]).astype(int).tolist(),
+                      sum(e["documents"] for e in entries))
+    return out
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+# ------------------------------------------------------------------------------ text into shards
+
+@pytest.mark.parametrize("chunk, shard_tokens, share", [
+    (1, 1, 0.2), (1500, 900, 0.2), (10**6, 10**6, 0.2), (300, 10**6, 0.0), (10**6, 500, 1.0)])
+def test_shards_hold_every_document_once_and_in_order(tmp_path, inline, vocabulary, chunk,
+                                                      shard_tokens, share):
+    """However it is cut into chunks and shards. The end of a chunk ends a document of c.txt, too:
+    with small chunks that file is left to the next test."""
+    texts = write_files(tmp_path / "in")
+    if chunk < 10**6:
+        (tmp_path / "in" / "c.txt").unlink()
+        texts = texts[:80] + texts[-40:]
+    s = settings(tmp_path, vocabulary, chunk=chunk, shard_tokens=shard_tokens, split_valid=share)
+    index, _ = shards.build(s)
+    assert read_back(tmp_path / "out") == streams(load_tokenizer(vocabulary), texts, share)
+    assert index["empty"] == sum(not text.strip() for text in texts) > 0
+    assert index["dtype"] == "uint16" and index["next"]["file"] == len(index["files"])
+    for shard in index["shards"][:-1]:  # each is full
+        assert sum(e["tokens"] for e in shard.values()) >= shard_tokens
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 400, 10**6])
+def test_prose_is_cut_at_blank_lines(tmp_path, inline, vocabulary, chunk):
+    """Into documents; nothing but white space goes, and paragraphs longer than two chunks are cut
+    at the end of a line."""
+    rng = random.Random(chunk)
+    paragraphs = [sentence(rng) + "\n" + sentence(rng) for _ in range(60)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("\ufeff" + "\n \n".join(paragraphs), encoding="utf-8")
+    shards.build(settings(tmp_path, vocabulary, chunk=chunk, split_valid=0.0))
+    own = load_tokenizer(vocabulary)
+    ids, documents = read_back(tmp_path / "out")["train"]
+    ends = [i for i, token in enumerate(ids) if token == own.eos]
+    found = [own.decode(ids[a + 1 : b]) for a, b in zip([-1, *ends], ends)]
+    assert len(found) == documents and ends[-1] == len(ids) - 1
+    assert " ".join(found).split() == " ".join(paragraphs).split()
+    if chunk >= 400:
+        pieces = [p.strip() for d in found for p in re.split(r"\n\s*\n", d)]
+        assert pieces == [p.strip() for p in paragraphs], "no paragraph was cut"
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path, inline, monkeypatch):
+    class Large:
+        name, fingerprint, eos, size = "large", "1", 69_999, 70_000
+        encode = staticmethod(lambda text: [int(word) for word in text.split()])
+
+    monkeypatch.setattr(shards, "load_tokenizer", lambda name: Large)
+    (tmp_path / "in.jsonl").write_text('{"content": "69998 5"}')
+    index, _ = shards.build(settings(tmp_path, "", file=str(tmp_path / "in.jsonl"),
+                                     field="content", split_valid=0.0))
+    assert index["dtype"] == "uint32"
+    assert read_back(tmp_path / "out")["train"] == ([69_998, 5, 69_999], 1)
+
+
+def test_reading_waits_for_the_workers():
+    """Of a text without an end, only the chunks under way are read."""
+    class Slow:
+        def submit(self, work, path, first, body, s):
+            future = Future()
+            future.set_result(((body, 1), 0))
+            return future
+
+    read = []
+    tasks = ((None, 1, read.append(i) or i, f"behind {i}") for i in iter(int, 1))
+    results = shards.in_order(Slow(), tasks, 4, None)
+    for n in range(100):
+        assert next(results)[0] == "behind 0" and len(read) == n + 4
+
+
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path, vocabulary, monkeypatch):
+    write_files(tmp_path / "in")
+    folders = []
+    for workers in (0, 1, 3):
+        with monkeypatch.context() as patch:
+            if not workers:
+                patch.setattr(shards, "ProcessPoolExecutor", Inline)
+            s = settings(tmp_path, vocabulary, out=str(tmp_path / f"{workers}"),
+                         workers=max(1, workers))
+            shards.build(s)
+        folders.append(contents(tmp_path / f"{workers}"))
+    assert len(folders[0]) > 10 and folders[0] == folders[1] == folders[2]
+
+
+# ------------------------------------------------------------------------------------ interrupted
+
+def test_a_kill_at_any_step_changes_nothing(tmp_path, inline, vocabulary, monkeypatch):
+    """The folder is copied before and after each rename and behind each write, as a kill would
+    leave it. Continued from any copy, it ends as if nothing had been."""
+    write_files(tmp_path / "in")
+    out, copies = tmp_path / "out", []
+
+    def snapshot():
+        copies.append(tmp_path / f"copy {len(copies)}")
+        shutil.copytree(out, copies[-1])
+
+    def watched(function):
+        def call(*arguments):
+            snapshot()
+            result = function(*arguments)
+            snapshot()
+            return result
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", watched(os.replace))
+        patch.setattr(shards.zlib, "crc32", watched(shards.zlib.crc32))
+        shards.build(settings(tmp_path, vocabulary, chunk=4000, shard_tokens=3000))
+    whole = contents(out)
+    assert len(whole) > 6 and len(copies) > 40
+    started = set()
+    for copy in copies:
+        if (copy / shards.INDEX).exists():
+            started.add(len(json.loads((copy / shards.INDEX).read_text())["shards"]))
+        shards.build(settings(tmp_path, vocabulary, chunk=4000, shard_tokens=3000, out=str(copy)))
+        assert contents(copy) == whole, copy
+    assert len(started) > 2, "continued behind each of several shards"
+
+
+KILLED = """
+import os, signal, sys
+from data import records, shards
+where, n, calls = sys.argv[1], int(sys.argv[2]), 0
+def count(function):
+    def call(*arguments):
+        global calls
+        calls += 1
+        if calls == n:
+            os.kill(os.getpid(), signal.SIGKILL if where != "interrupt" else signal.SIGINT)
+        return function(*arguments)
+    return call
+if where == "replace":
+    os.replace = count(os.replace)
+else:
+    shards.zlib.crc32 = count(shards.zlib.crc32)
+try:
+    shards.build(shards.Settings(**eval(sys.argv[3])))
+except KeyboardInterrupt:
+    sys.exit("interrupted")
+"""
+
+
+def test_killed_processes_leave_no_workers_and_go_on(tmp_path, vocabulary, monkeypatch):
+    """Kill -9 and Ctrl-C, one after the other in the same folder, each at a step of its own."""
+    write_files(tmp_path / "in")
+    s = settings(tmp_path, vocabulary, chunk=4000, shard_tokens=3000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "ProcessPoolExecutor", Inline)
+        shards.build(shards.Settings(**{**vars(s), "out": str(tmp_path / "whole")}))
+    codes, begun = [], 0
+    for where, n in (("replace", 3), ("write", 9), ("interrupt", 12), ("replace", 5), ("write", 0)):
+        run = subprocess.Popen([sys.executable, "-c", KILLED, where, str(n), repr(vars(s))],
+                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        said = run.communicate(timeout=30)[0]  # which waits for the last to close its output
+        codes.append(run.returncode)
+        assert codes[-1] <= 1, said
+        begun += codes[-1] != 0 and (tmp_path / "out" / shards.INDEX).exists()
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 1, -signal.SIGKILL, 0] and begun
+    assert b"Traceback" not in said
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_only_the_same_run_is_continued(tmp_path, inline, vocabulary):
+    write_files(tmp_path / "in")
+    shards.build(settings(tmp_path, vocabulary))
+    whole = contents(tmp_path / "out")
+    index, rate = shards.build(settings(tmp_path, vocabulary, workers=5))
+    assert rate == 0 and contents(tmp_path / "out") == whole, "all was there"
+    for name, value in dict(chunk=99, shard_tokens=99, split_valid=0.1, document=99,
+                            field="id").items():
+        with pytest.raises(SystemExit, match=f"of another run, its '{name}' differs: choose"):
+            shards.build(settings(tmp_path, vocabulary, **{name: value}))
+    other = tmp_path / "other.tiktoken"
+    other.write_bytes(tokenizer.train_bpe("another text", 260))
+    with pytest.raises(SystemExit, match="its 'fingerprint' differs"):
+        shards.build(settings(tmp_path, other))
+    (tmp_path / "in" / "g.txt").write_text("more")
+    with pytest.raises(SystemExit, match="its 'files' differs"):
+        shards.build(settings(tmp_path, vocabulary))
+    assert contents(tmp_path / "out") == whole
+
+
+def test_damaged_shards_are_not_continued(tmp_path, inline, vocabulary):
+    write_files(tmp_path / "in")
+    shards.build(settings(tmp_path, vocabulary))
+    shard, index = tmp_path / "out" / "text_train_00001.bin", tmp_path / "out" / shards.INDEX
+    body = bytearray(shard.read_bytes())
+    body[5] ^= 1
+    shard.write_bytes(body)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"00001.bin is missing or damaged: delete .*\.json"):
+            shards.build(settings(tmp_path, vocabulary))
+        shard.unlink(missing_ok=True)
+    index.write_text(index.read_text()[:-50])
+    with pytest.raises(SystemExit, match="text_shards.json is damaged .*: delete it, and run"):
+        shards.build(settings(tmp_path, vocabulary))
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+GOOD = b'{"text": "a cat"}\n'
+
+
+@pytest.mark.parametrize("name, body, message", [
+    ("a.jsonl", GOOD + b'{"test": "b"}\n', ":2: no field 'text'; there are test"),
+    ("a.jsonl", GOOD + b"\n" + b'{"text": null}\n', ":3: field 'text': expected str, got null"),
+    ("a.jsonl", GOOD + b'["b"]', ':2: expected a JSON object, got ["b"]'),
+    ("a.jsonl", GOOD + b'{"text": "b', ":2: not JSON: "),
+    ("a.jsonl", GOOD + b'{"text": "\xff"}\n', ":2: not UTF-8 at byte 10"),
+    ("a.jsonl", b'{"text": "\\ud800"}\n', ":1: not Unicode: surrogates not allowed"),
+    ("a.jsonl", b"[" * 5000, ":1: nested too deep"),
+    ("a.jsonl", GOOD + b" " * 10**5, ":2: more than 20,000 bytes unpacked: if you trust the file, "
+                                     "raise --max_line"),
+    ("a.txt", b"a\n\nb\n\xe9\n", ":4: not UTF-8 at byte 0"),
+    ("a.txt", b"\n" * 50_001, ":50001: more than 50,000 bytes unpacked"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 99)[:-9], ":100: damaged .gz: "),
+    ("a.jsonl.gz", GOOD, ":1: damaged .gz: Not a gzipped file"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 3000), ":2778: more than 50,000 bytes unpacked: if you "
+                                               "trust the file, raise --max_bytes"),
+    ("a.jsonl.gz", gzip.compress(b"\0" * 10**8), ":1: more than 20,000 bytes unpacked"),
+    ("a.jsonl", b"\n" + b'{"text": " "}', ": no document, or none that is not empty"),
+])
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, inline, vocabulary, name, body,
+                                                  message):
+    path = tmp_path / name
+    path.write_bytes(body)
+    s = settings(tmp_path, vocabulary, file=str(path), max_bytes=50_000, max_line=20_000,
+                 shard_tokens=10**6)
+    with pytest.raises(SystemExit) as error:
+        shards.build(s)
+    assert str(error.value).startswith(f"error: {path}{message}") and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_later_leaves_whole_shards_only(tmp_path, inline, vocabulary):
+    """Also where the folder holds something else, which stays."""
+    write_files(tmp_path / "in")
+    (tmp_path / "in" / "z.jsonl").write_bytes(GOOD + b"{}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "prompts_train.jsonl").write_text("mine")
+    for _ in range(2):  # and again, when it goes on
+        with pytest.raises(SystemExit, match="z.jsonl:2: no field 'text'"):
+            shards.build(settings(tmp_path, vocabulary))
+        assert (tmp_path / "out" / "prompts_train.jsonl").read_text() == "mine"
+        names = {p.name for p in (tmp_path / "out").iterdir()}
+        assert shards.INDEX in names and not [name for name in names if "writing" in name]
+    with pytest.raises(SystemExit, match="its shards are not complete: run the same"):
+        ShardRows(tmp_path / "out", "train", load_tokenizer(vocabulary), 8)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(file=""), "give --file=PATH"), (dict(file="nowhere"), "no file nowhere"),
+    (dict(chunk=0), "--chunk=0: expected 1 or more"), (dict(workers=-1), "--workers=-1"),
+    (dict(split_valid=1.5), "--split_valid=1.5: expected a share"),
+    (dict(tokenizer="nowhere"), "no tokenizer nowhere"),
+])
+def test_wrong_settings(tmp_path, vocabulary, changes, message):
+    write_files(tmp_path / "in")
+    with pytest.raises(SystemExit, match=f"^error: {re.escape(message)}"):
+        shards.build(settings(tmp_path, vocabulary, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def command(*flags):
+    return subprocess.run([sys.executable, "-m", "data.shards", *flags], cwd=ROOT,
+                          capture_output=True, text=True, timeout=60)
+
+
+def test_the_command(tmp_path, vocabulary):
+    """Its last lines say what it made and how fast; an error in a worker is the last line, too."""
+    write_files(tmp_path / "in")
+    flags = [f"--file={tmp_path}/in", f"--out={tmp_path}/out", f"--tokenizer={vocabulary}",
+             "--split_valid=0.1"]
+    done = command(*flags)
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    found = read_back(tmp_path / "out")
+    assert f"{len(found['train'][0]):,} tokens to train on and {len(found['valid'][0]):,}" in first
+    assert re.fullmatch(r"[\d,]+ tokens/s with 2 workers", last)
+    (tmp_path / "in" / "a.jsonl").write_bytes(GOOD + b'{"text": 3}')
+    done = command(*flags, f"--out={tmp_path}/bad")
+    assert done.returncode == 1 and not (tmp_path / "bad").exists()
+    assert done.stderr.splitlines()[-1] == (f"error: {tmp_path}/in/a.jsonl:2: field 'text': "
+                                            "expected str, got 3")
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------- shards into rows
+
+@pytest.fixture
+def folder(tmp_path, inline, vocabulary):
+    """A folder of shards, and its {split: ids}."""
+    write_files(tmp_path / "in")
+    shards.build(settings(tmp_path, vocabulary))
+    return tmp_path / "out", {k: ids for k, (ids, _) in read_back(tmp_path / "out").items()}
+
+
+@pytest.mark.parametrize("T", [1, 7, 64, 1000])
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_rows_are_the_stream_cut_into_pieces(folder, vocabulary, T, split):
+    path, ids = folder
+    rows = text_rows_of(path, split, load_tokenizer(vocabulary), T)
+    expected = [ids[split][i : i + T] for i in range(0, len(ids[split]) - T + 1, T)]
+    assert rows.T == T and [rows[i] for i in range(len(rows))] == expected
+    assert type(rows[0]) is list and type(rows[0][0]) is int
+    assert all(isinstance(part, np.memmap) for part in rows.parts) and len(rows.parts) > 1
+
+
+def test_rows_are_never_longer_than_the_text(folder, vocabulary):
+    path, ids = folder
+    rows = ShardRows(path, "valid", load_tokenizer(vocabulary), 10**6)
+    assert rows.T == len(ids["valid"]) and len(rows) == 1 and rows[0] == ids["valid"]
+
+
+def test_shards_that_cannot_be_used_are_refused(folder, vocabulary, tmp_path):
+    path, _ = folder
+    own, other = load_tokenizer(vocabulary), tmp_path / "other.tiktoken"
+    other.write_bytes(tokenizer.train_bpe("another text", 260))
+
+    def refused(tokenizer, split="train"):
+        with pytest.raises(SystemExit) as error:
+            text_rows_of(path, split, tokenizer, 8)
+        assert str(error.value).startswith("error: ") and "\n" not in str(error.value)
+        return str(error.value)
+
+    said = refused(load_tokenizer(other))
+    assert f"are of the tokenizer {vocabulary}, the model's is {other}" in said
+    assert "no test split: run `python -m data.shards` with another --split_valid" in refused(
+        own, "test")
+    (path / "text_train.jsonl").write_text('{"text": "a"}')
+    assert "which text? There are" in refused(own)
+    (path / "text_train.jsonl").unlink()
+    with open(path / "text_train_00001.bin", "ab") as file:
+        file.write(b"\0\0")
+    assert "text_train_00001.bin is missing or has not its" in refused(own)
+    (path / "text_train_00001.bin").unlink()
+    assert "text_train_00001.bin is missing" in refused(own)
+
+
+def test_without_shards_there_are_text_files(tmp_path, vocabulary):
+    records.write(tmp_path / "text_train.jsonl", [{"text": "a cat"}])
+    own = load_tokenizer(vocabulary)
+    rows = text_rows_of(tmp_path, "train", own, 100)
+    assert type(rows) is TextRows and rows[0] == own.encode("a cat") + [own.eos]
+    with pytest.raises(SystemExit, match="no file .*text_valid.jsonl: run"):
+        text_rows_of(tmp_path, "valid", own, 100)
+
+
+def test_a_tokenizer_is_known_by_what_it_does(tmp_path, vocabulary):
+    """Not by the name of its file."""
+    shutil.copy(vocabulary, tmp_path / "copy")
+    copy, own = load_tokenizer(tmp_path / "copy"), load_tokenizer(vocabulary)
+    (tmp_path / "other").write_bytes(tokenizer.train_bpe("another text", 260))
+    assert own.fingerprint == copy.fingerprint and own.name != copy.name
+    assert len({own.fingerprint, load_tokenizer(tmp_path / "other").fingerprint,
+                tokenizer.Tokenizer("gpt2", own.encoding).fingerprint}) == 3
+
+
+@pytest.fixture
+def world(folder, vocabulary, monkeypatch):
+    """The folder of shards with prompts beside it, and tiny checkpoints of its tokenizer."""
+    path, ids = folder
+    own = load_tokenizer(vocabulary)
+    records.write(path / "prompts_train.jsonl", [{"prompt": "the cat"}, {"prompt": "a mat"}])
+    for name, kind in (("base", tiny), ("rm", tiny_scalar)):
+        model = kind(vocab_size=own.size, loud=1.0)
+        save(path.parent / name, model, own, shards.Settings())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(script, *flags):
+        monkeypatch.setattr(sys, "argv", ["", f"--data={path}", "--device=cpu", *flags])
+        with torch.enable_grad():
+            script.main()
+    return path, ids, run
+
+
+def test_sft_pretrains_on_shards(world, monkeypatch):
+    """An epoch reads each row once: 24 tokens, the context of the checkpoint."""
+    path, ids, run = world
+    read, get = [], ShardRows.__getitem__
+    monkeypatch.setattr(ShardRows, "__getitem__", lambda rows, i: read.append(i) or get(rows, i))
+    run(sft, f"--init={path.parent}/base", f"--out={path.parent}/sft", "--pretrain_mix=1",
+        "--epochs=1", "--batch=8", "--lr=1e-2", "--dropout=0")
+    log = [json.loads(line) for line in open(path.parent / "sft" / "log.jsonl")]
+    assert len(log) == -(-(len(ids["train"]) // 24) // 8) and log[-1]["loss"] < log[0]["loss"]
+    meta = json.loads((path.parent / "sft" / "checkpoint.json").read_text())
+    assert meta["history"][0]["valid"] < log[0]["loss"]
+    assert len(read) == len(ids["train"]) // 24 + len(ids["valid"]) // 24
+
+
+def test_ppo_mixes_shards_in(world, vocabulary, tmp_path):
+    path, ids, run = world
+    flags = [f"--init={path.parent}/base", f"--reward={path.parent}/rm", "--ptx=1",
+             f"--out={path.parent}/ppo", "--iterations=1", "--batch=4", "--minibatch=2",
+             "--ptx_rows=2", "--max_new_tokens=4", "--show=0"]
+    run(ppo, *flags)
+    assert json.loads(open(path.parent / "ppo" / "log.jsonl").readline())["loss/ptx"] > 1
+    index = json.loads((path / shards.INDEX).read_text())
+    records.write_json(path / shards.INDEX, {**index, "tokenizer": "gpt2", "fingerprint": "x"})
+    with pytest.raises(SystemExit, match="its shards are of the tokenizer gpt2, the model's is"):
+        run(ppo, *flags)
+
+
+# ------------------------------------------------------------------------------------ real files
+
+@pytest.fixture
+def gpt2(tmp_path, monkeypatch):
+    """GPT-2's tokenizer, from a copy of the cache beside the real files where there is one."""
+    if not os.environ.get("TIKTOKEN_CACHE_DIR"):
+        if not (REAL / "tiktoken-cache").is_dir():
+            pytest.skip("no file of the gpt2 tokenizer: set TIKTOKEN_CACHE_DIR")
+        shutil.copytree(REAL / "tiktoken-cache", tmp_path / "cache", copy_function=shutil.copyfile)
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    return load_tokenizer("gpt2")
+
+
+@pytest.mark.parametrize("name, field", [
+    ("tinyshakespeare", ""), ("wikitext-2", ""), ("gutenberg", ""),
+    ("hh-rlhf/helpful-base/test.jsonl.gz", "chosen"), ("t0-p3", "prompt")])
+def test_real_files(tmp_path, gpt2, name, field):
+    """With workers; compared as arrays: a failure shows no text."""
+    if not (REAL / name).exists():
+        pytest.skip(f"no {name} in {REAL}: set PUBLIC_DATA to a folder that has it")
+    paths = [REAL / name] if (REAL / name).is_file() else sorted((REAL / name).iterdir())
+    texts = []
+    for path in paths:
+        body = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        texts += ([json.loads(line)[field] for line in body.decode().split("\n") if line.strip()]
+                  if field else public.documents(body.decode("utf-8-sig"), 4000))
+    s = settings(tmp_path, "gpt2", file=str(REAL / name), field=field, document=4000, chunk=2**22,
+                 shard_tokens=100_000, split_valid=0.05)
+    index, rate = shards.build(s)
+    found, expected = read_back(tmp_path / "out"), streams(gpt2, texts, 0.05)
+    for split in ("train", "valid"):
+        assert np.array_equal(found[split][0], expected[split][0])
+        assert found[split][1] == expected[split][1] > 0
+    assert rate > 0 and index["tokenizer"] == "gpt2"
