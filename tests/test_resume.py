@@ -41,7 +41,8 @@ class Run:
         self.printed = demo.folder / f"{name}.txt"
 
     def start(self, *flags, harms=(), **environment):
-        self.printed.unlink(missing_ok=True)
+        if environment.get("RANK", "0") == "0":  # which starts first; they share the file
+            self.printed.unlink(missing_ok=True)
         return harm.start(self.demo.folder, self.printed, *self.arguments, *flags, harm=harms,
                           **{"RANK": "0", "WORLD_SIZE": "1", **environment})
 

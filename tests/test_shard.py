@@ -4,7 +4,6 @@ Runs of two and more processes are forked as in test_resume.py; `make long` trie
 """
 import os
 import shutil
-import signal
 import socket
 
 import pytest
@@ -21,16 +20,17 @@ from test_scripts import assert_same_logs, assert_same_model
 SAME = {  # without dropout, whose noise is each rank's own
     "sft": ["--dropout=0", "--epochs=2"],
     "reward": ["--epochs=1"],
-    "ppo": ["--iterations=2", "--ptx_rows=4"],
+    "ppo": ["--iterations=2", "--ptx_rows=4", "--lr=0.01", "--ema=0.5"],
 }
 
 
-def finish(run, size, *flags, harms=(), code=0):
-    """Run to the end with so many processes, each of which ends with this code."""
+def finish(run, size, *flags, harms=()):
+    """Run with so many processes to the end, which is a good one unless they come to harm."""
     processes = run.ranks(size, *flags, harms=harms)
     for process in processes:
         process.join(60)
-    assert {p.exitcode for p in processes} == {code}, run.output()
+        assert process.exitcode is not None, f"hangs:\n{run.output()}"
+        assert (process.exitcode != 0) == bool(harms), run.output()
     return run
 
 
@@ -178,8 +178,7 @@ def test_without_ranks_nothing_is_lent_but_the_model():
 def interrupted(demo, stage, name, size, step, *flags):
     """A run whose processes are all killed in the step after `step`."""
     run = Run(demo, stage, name, *SAME[stage], *UNEVEN[stage], *flags)
-    harms = [("die", rank, step + 1) for rank in range(size)]
-    return finish(run, size, harms=harms, code=-signal.SIGKILL)
+    return finish(run, size, harms=[("die", rank, step + 1) for rank in range(size)])
 
 
 def resumed(demo, run, size, *flags):
@@ -214,7 +213,7 @@ def test_a_run_may_be_resumed_with_shards(demo, plain, stage):
 @pytest.mark.parametrize("after", [(1, ), (2, ), (2, "--shard"), (4, "--shard")])
 def test_any_ranks_resume_what_any_ranks_began(demo, plain, stage, before, after):
     name = f"from-{stage}-{before}-to-{after}".translate(str.maketrans("(),' ", "_____"))
-    run = interrupted(demo, stage, name, before[0], 1, *before[1:])
+    run = interrupted(demo, stage, name, before[0], 1 if stage == "ppo" else 3, *before[1:])
     assert_equal(resumed(demo, run, *after), plain[stage])
 
 
