@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from data import records
 from data.batches import encode_prompt, fitting, text_rows_of
 from model import GPT, ScalarGPT, Samples, generate, last_score
-from runtime import (World, bare, load, make_optimizer, micro_batches, order, parse, save, stop,
-                     sync, take_step)
+from runtime import (World, bare, gathered, load, make_optimizer, micro_batches, order, parse, save,
+                     stop, sync, take_step)
 from training import Training
 
 
@@ -62,6 +62,7 @@ class Settings:
     save_every: int = 4  # iterations between the states that --resume goes on from
     resume: bool = False  # go on where a run of these settings was interrupted
     timeout: int = 600  # seconds that a process waits for another before the job stops
+    shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 4  # of the order of the prompts and the sampling noise
     device: str = "auto"  # cpu, cuda or auto
 
@@ -176,25 +177,26 @@ class Episodes:
 
 
 @torch.no_grad()
-def in_groups(model, samples, rows, *extra):
+def in_groups(model, samples, rows, *extra, **options):
     """Run model(ids, *extra) over groups of rows of similar length: [B, T], 0 past the group."""
     out = torch.zeros(samples.ids.shape, device=samples.ids.device)
-    for group in micro_batches(samples.lengths.tolist(), rows):
-        T = int(samples.lengths[group].max())
-        result = model(samples.ids[group, :T], *(x[group, :T] for x in extra))
-        out[group, :T] = result[0] if isinstance(result, tuple) else result
+    with gathered(model) as whole:
+        for group in micro_batches(samples.lengths.tolist(), rows):
+            T = int(samples.lengths[group].max())
+            result = whole(samples.ids[group, :T], *(x[group, :T] for x in extra), **options)
+            out[group, :T] = result[0] if isinstance(result, tuple) else result
     return out
 
 
 def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos, s, world):
     """Steps 1 to 4 for this rank's prompts. numbers: the episodes' own numbers, for their noise."""
-    samples = generate(bare(policy), prompts, s.max_new_tokens, eos, s.temperature, s.seed, numbers)
+    with gathered(policy) as whole:
+        samples = generate(whole, prompts, s.max_new_tokens, eos, s.temperature, s.seed, numbers)
     mask = samples.mask
-    tempered = lambda ids, m: reference(ids, m, s.temperature)
-    ref_logprob = in_groups(tempered, samples, 2 * s.micro_batch, mask)
+    ref_logprob = in_groups(reference, samples, 2 * s.micro_batch, mask, temperature=s.temperature)
     score = last_score(in_groups(reward_model, samples, 2 * s.micro_batch), samples.lengths)
     score = torch.where(samples.ended, score, torch.full_like(score, s.unfinished))
-    value = state_values(in_groups(bare(value_model), samples, 2 * s.micro_batch))
+    value = state_values(in_groups(value_model, samples, 2 * s.micro_batch))
     reward = shape_rewards(samples.logprobs, ref_logprob, score, mask, s.beta)
     advantage, returns = gae(reward, value, mask, s.discount, s.gae_lambda)
     advantage = whiten(advantage, mask, world.sum)
@@ -339,7 +341,7 @@ def main():
     reward_model, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
     value_model, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
     for frozen in (reference, reward_model):
-        frozen.to(world.device).eval().requires_grad_(False)
+        world.wrap(frozen.eval().requires_grad_(False), s.shard)
     room = min(policy.config.block_size, reward_model.config.block_size) - s.max_new_tokens
     prompts, dropped = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
         f"{s.data}/prompts_train.jsonl", "prompt")], room)
@@ -347,7 +349,7 @@ def main():
     world.print(f"{s.out}: {len(prompts):,} prompts ({dropped} too long), {s.iterations} "
                 f"iterations of {s.batch} episodes, gamma {s.ptx:g}, beta {s.beta:g}")
 
-    policy, value_model = world.wrap(policy), world.wrap(value_model)
+    policy, value_model = world.wrap(policy, s.shard), world.wrap(value_model, s.shard)
     optimizers = [make_optimizer(policy, s.lr, s.weight_decay, eps=1e-5),
                   make_optimizer(value_model, s.value_lr, s.weight_decay, eps=1e-5)]
     ema = {k: v.detach().clone() for k, v in bare(policy).state_dict().items()}
@@ -372,8 +374,7 @@ def main():
         if s.show and iteration % s.show == s.show - 1:
             show(world, tokenizer, e, iteration)
     bare(policy).load_state_dict(ema)
-    if world.main:
-        save(s.out, bare(policy), tokenizer, s, last=last, seconds=world.seconds())
+    save(s.out, bare(policy), tokenizer, s, last=last, seconds=world.seconds())
     world.print(f"{s.out}: score {last['score']:.2f}, KL {last['kl']:.2f} nats, "
                 f"{last['ended']:.0%} ended ({world.seconds():.0f} s)")
     run.close()

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from data import records
 from data.batches import demonstration_rows, encode_prompt, encode_response
 from model import GPT, PrefixTree, ScalarGPT
-from runtime import (World, bare, cosine, load, make_optimizer, micro_batches, order, parse, save,
-                     scoring_groups, sync, take_step)
+from runtime import (World, bare, cosine, gathered, load, make_optimizer, micro_batches, order,
+                     parse, save, scoring_groups, sync, take_step)
 from training import Training
 
 
@@ -43,6 +43,7 @@ class Settings:
     save_every: int = 50  # steps between the states that --resume goes on from
     resume: bool = False  # go on where a run of these settings was interrupted
     timeout: int = 600  # seconds that a process waits for another before the job stops
+    shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 2  # of the scalar head and the order of the prompts
     device: str = "auto"  # cpu, cuda or auto
 
@@ -117,9 +118,8 @@ def collate(rankings, prompts, device):
 
 def train_step(model, optimizer, rankings, lr, s, world):
     """One optimiser step. Returns (loss, share of pairs in the right order, gradient norm)."""
-    mine, loss_sum, right, total = world.share(rankings), 0.0, 0, 0
-    if not mine:  # a rank without a prompt of a short last batch takes part with no pair of one
-        mine = [(rankings[0][0], [])]
+    # A rank that is a prompt short in the last batch takes part with no pair of one.
+    mine, loss_sum, right, total = world.share(rankings, spare=(rankings[0][0], [])), 0.0, 0, 0
     groups = micro_batches([max(map(len, rows)) for rows, _ in mine], s.micro_batch)
     for i, group in enumerate(groups):
         tree, pairs, weights = collate([mine[j] for j in group], len(rankings), world.device)
@@ -139,10 +139,11 @@ def score(model, rows, world):
     """Rows of ids -> their scores, a list of floats, the rows shared over all ranks."""
     mine = world.share(rows)
     out = [0.0] * len(mine)
-    for group in scoring_groups(list(map(len, mine))):
-        tree = PrefixTree([mine[i] for i in group], world.device)
-        for i, value in zip(group, bare(model)(tree)[tree.ends].tolist()):
-            out[i] = value
+    with gathered(model) as whole:
+        for group in scoring_groups(list(map(len, mine))):
+            tree = PrefixTree([mine[i] for i in group], world.device)
+            for i, value in zip(group, whole(tree)[tree.ends].tolist()):
+                out[i] = value
     return world.gather(out)
 
 
@@ -202,7 +203,7 @@ def main():
     world.print(f"{s.out}: {len(rankings):,} prompts, {completions:,} completions, {pairs:,} "
                 f"untied pairs, {steps} steps; {len(demos):,} demonstrations that fit set the bias")
 
-    model = world.wrap(model)
+    model = world.wrap(model, s.shard)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
     run = Training(world, s, steps, ("loss", "accuracy"), ("micro_batch", "init", "data"),
                    model=model, optimizer=optimizer)
@@ -218,10 +219,8 @@ def main():
     offset = center(model, demos, world)
     spread = torch.tensor(score(model, [ids for rows, _ in rankings[:500] for ids in rows], world))
     facts = heldout_accuracy(model, tokenizer, s, config, world)
-    if world.main:
-        save(s.out, bare(model), tokenizer, s, accuracy=facts, demonstrations_scored=offset,
-             score_mean=float(spread.mean()), score_std=float(spread.std()),
-             seconds=world.seconds())
+    save(s.out, bare(model), tokenizer, s, accuracy=facts, demonstrations_scored=offset,
+         score_mean=float(spread.mean()), score_std=float(spread.std()), seconds=world.seconds())
     world.print(f"{s.out}: held-out accuracy "
                 + (", ".join(f"{k} {v:.1%}" for k, v in facts.items()) or "not measured")
                 + f"; scores of completions {spread.mean():.2f} ± {spread.std():.2f}, "

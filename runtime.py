@@ -121,9 +121,15 @@ class World:
         if self.main:
             tqdm.write(" ".join(map(str, args)))
 
-    def share(self, rows):
-        """This rank's part of a list: every size-th row, so that the union is the whole."""
-        return rows[self.rank :: self.size]
+    def share(self, rows, spare=None):
+        """This rank's part of a list: every size-th row, so that the union is the whole.
+
+        spare: goes to those that would have a row less. Ranks with shards of one model must call
+        it equally often, and with DDP each must call it once.
+        """
+        mine = rows[self.rank :: self.size]
+        less = spare is not None and len(mine) < -(-len(rows) // self.size)
+        return [*mine, spare] if less else mine
 
     def sum(self, x):
         """The sum of a tensor (or number) over all ranks."""
@@ -148,10 +154,22 @@ class World:
             merged[rank :: self.size] = part
         return merged
 
-    def wrap(self, model):
-        """Let gradients be averaged over ranks on each backward pass (see `sync`)."""
+    def wrap(self, model, shard=False):
+        """Let gradients be averaged over ranks on each backward pass (see `sync`).
+
+        shard: each rank keeps its part of the weights, and with it of their gradients and Adam's
+        moments. A block is whole while it computes. A rank alone has the one part that there is.
+        """
+        if shard and self.size > 1:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard  # takes 0.6 s that others need not wait
+            mesh = init_device_mesh(self.device.type, (self.size,))
+            for part in (*model.transformer.h, model):  # each goes to the device alone
+                fully_shard(part, mesh=mesh)
+            return model
         model.to(self.device)
-        return DistributedDataParallel(model) if self.size > 1 else model
+        trains = any(p.requires_grad for p in model.parameters())
+        return DistributedDataParallel(model) if trains and self.size > 1 else model
 
     def roll_call(self, patience=5):
         """The ranks that do not answer. Called by all that are left when one went missing."""
@@ -180,6 +198,9 @@ def restarts():
 
 def sync(model, last):
     """Within this context backward passes exchange gradients only if `last`: once a step."""
+    if sharded(model):
+        model.set_requires_gradient_sync(last)
+        model.set_is_last_backward(last)
     if last or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()
@@ -188,6 +209,80 @@ def sync(model, last):
 def bare(model):
     """The model itself, without the wrapper that torchrun's ranks need."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+# ---------------------------------------------------------------------------------------- shards
+#
+# With --shard a rank holds a part of every weight (a DTensor), of its gradient, its moments and its
+# average. What is written to the disk is whole: the same files, whoever wrote them.
+
+def sharded(x):
+    """Whether a model, or a tensor, is in parts on all ranks. Asked without the imports that only
+    --shard needs: a model can be unsharded, a part made full."""
+    return hasattr(x, "unshard") or hasattr(x, "full_tensor")
+
+
+def kind(model):
+    """Its class. fully_shard makes a class of its own of (FSDPModule, class)."""
+    return type(model).__bases__[-1] if sharded(model) else type(model)
+
+
+@contextlib.contextmanager
+def gathered(model):
+    """The model with all its weights, for work without gradients: samples, scores, evaluations.
+
+    Each block is gathered once, on entry, not at each of its calls: sampling calls it for every
+    token, and a rank may have more to do than others. What is lent is a plain model on the same
+    memory, as FSDP would take each call of its own for the first half of a training step.
+    """
+    if not sharded(model):
+        yield bare(model)
+        return
+    parts = [part for part in model.modules() if sharded(part)]
+    try:
+        for part in parts:
+            part.unshard()
+        with torch.device("meta"):
+            plain = kind(model)(model.config).eval()
+        plain.load_state_dict({k: p.detach() for k, p in model.named_parameters()}, assign=True)
+        yield plain
+    finally:
+        for part in parts:
+            part.reshard()
+
+
+def full(x):
+    """A tensor, or dicts and lists of them, with the parts of each put together on rank 0; the
+    other ranks must take part, and get None in their place."""
+    if isinstance(x, dict):
+        return {k: full(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [full(v) for v in x]
+    if not sharded(x):
+        return x
+    x = x.full_tensor()
+    return x.cpu() if dist.get_rank() == 0 else None
+
+
+def like(x, other):
+    """This rank's part of a whole tensor x, if `other` is in parts; else x."""
+    if sharded(x) or not sharded(other) or x.shape != other.shape:
+        return x
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(x.to(other.device), other.device_mesh, other.placements,
+                             src_data_rank=None)  # all ranks have read the same x
+
+
+def put(part, state):
+    """load_state_dict of a model or an optimiser, in parts or not, with what `full` returned."""
+    if isinstance(part, torch.optim.Optimizer):
+        params = [p for group in part.param_groups for p in group["params"]]
+        moments = {i: {k: like(v, params[i]) if torch.is_tensor(v) else v for k, v in own.items()}
+                   for i, own in state["state"].items()}
+        part.load_state_dict({**state, "state": moments})
+    else:
+        own = part.state_dict()
+        part.load_state_dict({k: like(v, own[k]) for k, v in state.items()})
 
 
 # ------------------------------------------------------------------------- optimiser and batches
@@ -207,7 +302,8 @@ def take_step(model, optimizer, lr, clip, explode=math.inf):
     A gradient that is no number, or whose norm passes `explode`, is thrown away without a step: one
     would be enough to spoil the weights, or Adam's moments, for good. Then NaN is returned.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf))
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
+    norm = float(norm.full_tensor() if sharded(norm) else norm)
     good = math.isfinite(norm) and norm <= explode  # all ranks have the same gradient: they agree
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -308,16 +404,19 @@ def save(path, model, tokenizer, settings, **facts):
     """Write a checkpoint folder: the weights, the tokenizer and checkpoint.json.
 
     At any moment there is one whole checkpoint in it, the old one or the new one. The states of the
-    run that ends with it are no longer needed and go, like the old one's files.
+    run that ends with it are no longer needed and go, like the old one's files. All ranks call it,
+    as each may have a part of the weights; rank 0 writes.
     """
-    path = Path(path)
+    path, weights = Path(path), full(model.state_dict())
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return
     refuse_others(path)
     path.mkdir(parents=True, exist_ok=True)
-    names = {"weights": write(path / "model.pt", lambda f: torch.save(model.state_dict(), f)),
+    names = {"weights": write(path / "model.pt", lambda f: torch.save(weights, f)),
              "tokenizer": tokenizer.name}
     if tokenizer.source is not None:
         names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
-    meta = {"kind": type(model).__name__, "config": dataclasses.asdict(model.config), **names,
+    meta = {"kind": kind(model).__name__, "config": dataclasses.asdict(model.config), **names,
             "settings": dataclasses.asdict(settings), **facts}
     write(path / "checkpoint.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
     for file in path.iterdir():

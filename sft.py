@@ -19,8 +19,8 @@ from data.batches import (demonstration_rows, encode_prompt, fitting, response_m
                           text_rows_of)
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, ScalarGPT, generate, last_score
-from runtime import (World, bare, cosine, load, make_optimizer, micro_batches, order, pad, parse,
-                     save, scoring_groups, stop, sync, take_step)
+from runtime import (World, bare, cosine, gathered, load, make_optimizer, micro_batches, order, pad,
+                     parse, put, save, scoring_groups, stop, sync, take_step)
 from training import Training
 
 
@@ -51,6 +51,7 @@ class Settings:
     save_every: int = 100  # steps between the states that --resume goes on from
     resume: bool = False  # go on where a run of these settings was interrupted
     timeout: int = 600  # seconds that a process waits for another before the job stops
+    shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 1  # of weights, order and dropout
     device: str = "auto"  # cpu, cuda or auto
 
@@ -116,9 +117,8 @@ def batches(s, demos, text, epoch):
 def train_step(model, optimizer, rows, lr, s, world):
     """One optimiser step on a batch of rows. Returns (its loss, the gradient's norm)."""
     tokens = sum(len(ids) - n for ids, n in rows)  # of the whole world
-    mine, total = world.share(rows), 0.0
-    if not mine:  # a rank without a row of a short last batch takes part with no token of one
-        mine = [(rows[0][0], len(rows[0][0]))]
+    # A rank that is a row short in the last batch takes part with no token of one.
+    mine, total = world.share(rows, spare=(rows[0][0], len(rows[0][0]))), 0.0
     groups = micro_batches([len(ids) for ids, _ in mine], s.micro_batch)
     for i, group in enumerate(groups):
         ids, mask = collate([mine[j] for j in group], world.device)
@@ -135,10 +135,11 @@ def evaluate_loss(model, rows, s, world):
     """Mean cross-entropy over all loss tokens of `rows`, dropout off."""
     model.eval()
     mine, total, tokens = world.share(rows), 0.0, 0
-    for group in scoring_groups([len(ids) for ids, _ in mine]):
-        ids, mask = collate([mine[j] for j in group], world.device)
-        total -= float(bare(model)(ids, mask)[0].sum())
-        tokens += int(mask.sum())
+    with gathered(model) as whole:
+        for group in scoring_groups([len(ids) for ids, _ in mine]):
+            ids, mask = collate([mine[j] for j in group], world.device)
+            total -= float(whole(ids, mask)[0].sum())
+            tokens += int(mask.sum())
     model.train()
     total, tokens = world.sum([total, tokens]).tolist()
     return total / max(1, tokens)
@@ -147,11 +148,11 @@ def evaluate_loss(model, rows, s, world):
 def mean_reward(model, reward, prompts, s, world, eos):
     """The mean reward-model score of samples for the validation prompts (App. C.1)."""
     total, mine = 0.0, world.share(list(enumerate(prompts)))
-    for i in range(0, len(mine), 64):
-        numbers, part = zip(*mine[i : i + 64])
-        samples = generate(bare(model), part, s.max_new_tokens, eos, 1.0, s.seed, numbers)
-        with torch.no_grad():
-            total += float(last_score(reward(samples.ids), samples.lengths).sum())
+    with torch.no_grad(), gathered(model) as policy, gathered(reward) as judge:
+        for i in range(0, len(mine), 64):
+            numbers, part = zip(*mine[i : i + 64])
+            samples = generate(policy, part, s.max_new_tokens, eos, 1.0, s.seed, numbers)
+            total += float(last_score(judge(samples.ids), samples.lengths).sum())
     return float(world.sum(total)) / len(prompts)
 
 
@@ -196,11 +197,11 @@ def main():
     reward, prompts = None, []
     if s.reward:
         reward, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
-        reward.to(world.device).eval()
+        reward = world.wrap(reward.eval().requires_grad_(False), s.shard)
         prompts, _ = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
             f"{s.data}/prompts_valid.jsonl", "prompt")], config.block_size - s.max_new_tokens)
 
-    model = world.wrap(model)
+    model = world.wrap(model, s.shard)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
     steps = s.epochs * math.ceil((len(demos) + text_share(s, demos, text)) / s.batch)
     parameters = sum(p.numel() for p in model.parameters())
@@ -226,10 +227,9 @@ def main():
                 best.update(history[-1], weights={k: v.clone() for k, v in
                                                   bare(model).state_dict().items()})
     if best:
-        bare(model).load_state_dict(best["weights"])
-    if world.main:
-        save(s.out, bare(model), tokenizer, s, parameters=parameters,
-             epoch=best.get("epoch", s.epochs), history=history, seconds=world.seconds())
+        put(bare(model), best["weights"])
+    save(s.out, bare(model), tokenizer, s, parameters=parameters,
+         epoch=best.get("epoch", s.epochs), history=history, seconds=world.seconds())
     world.print(f"{s.out}: validation loss by epoch "
                 + (" ".join(f"{h['valid']:.3f}" for h in history) or "not measured, as it began")
                 + (f"; epoch {best['epoch']} has the best reward, {best['reward']:.2f}"

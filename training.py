@@ -23,11 +23,12 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from runtime import LOADED, bare, refuse_others, restarts, stop, whole, write
+from runtime import (LOADED, bare, full, like, put, refuse_others, restarts, stop, whole,
+                     write)
 
 # Settings that a resumed run may change: they do not change its numbers, or only later ones.
 FREE = ("device", "explode", "iterations", "max_skips", "micro_batch", "out", "resume",
-        "save_every", "show", "timeout")
+        "save_every", "shard", "show", "timeout")
 
 
 class Training:
@@ -142,15 +143,15 @@ class Training:
     def save(self):
         """Write a state, then remove all but the last two: until it is whole, they are there."""
         noise = self.world.gather([rng_state(self.world.device)])  # of dropout, each rank's own
+        parts = {k: full(bare(v).state_dict() if hasattr(v, "state_dict") else v)
+                 for k, v in self.parts.items()}
         if not self.world.main:
             return
         if self.file:
             os.fsync(self.file.fileno())  # the log never lags behind a state
         state = {"settings": dataclasses.asdict(self.s), "steps": self.total, "step": self.step,
                  "skipped": self.skipped, "in_a_row": self.in_a_row, "loaded": LOADED,
-                 "seconds": self.world.seconds(), "noise": noise,
-                 "parts": {k: bare(v).state_dict() if hasattr(v, "state_dict") else v
-                           for k, v in self.parts.items()}}
+                 "seconds": self.world.seconds(), "noise": noise, "parts": parts}
         name = write(self.folder / f"state-{self.step:06}.pt", lambda f: torch.save(state, f))
         keep = [name] + [f.name for f in self.states() if f.name != name][: bool(self.step)]
         for file in self.states():
@@ -158,7 +159,8 @@ class Training:
                 file.unlink()
 
     def restore(self, name):
-        """Take over a state. It does not matter how many ranks wrote it, or how many read it."""
+        """Take over a state. It does not matter how many ranks wrote it, or how many read it, or
+        whether either of them had the models in parts."""
         state = torch.load(self.folder / name, weights_only=True, map_location="cpu")
         self.compare(state["settings"])
         for folder, weights in state["loaded"].items():
@@ -171,10 +173,10 @@ class Training:
         for key, saved in state["parts"].items():
             part = self.parts[key]
             if hasattr(part, "load_state_dict"):
-                bare(part).load_state_dict(saved)
+                put(bare(part), saved)
             elif isinstance(part, dict):
-                part.update({k: v.to(self.world.device) if torch.is_tensor(v) else v
-                             for k, v in saved.items()})
+                part.update({k: like(v.to(self.world.device), part.get(k)) if torch.is_tensor(v)
+                             else v for k, v in saved.items()})
             else:
                 part[:] = saved
         self.step, self.skipped, self.in_a_row = (state[k] for k in ("step", "skipped", "in_a_row"))

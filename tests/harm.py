@@ -143,7 +143,7 @@ def child(folder, output, harm, script, flags, environment):
 def fork(target, *args):
     """A process of a server that has imported the scripts and computed nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harm", "sft", "reward", "ppo"])
+    context.set_forkserver_preload(["harm", "sft", "reward", "ppo", "torch.distributed.fsdp"])
     process = context.Process(target=target, args=args)
     process.start()
     return process

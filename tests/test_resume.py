@@ -40,8 +40,8 @@ class Run:
         self.arguments = (*STAGES[stage], f"--out=out/{name}", *flags)
         self.printed = demo.folder / f"{name}.txt"
 
-    def start(self, *flags, harms=(), fresh=True, **environment):
-        if fresh:  # else another rank may be writing already
+    def start(self, *flags, harms=(), **environment):
+        if environment.get("RANK", "0") == "0":  # which starts first; they share the file
             self.printed.unlink(missing_ok=True)
         return harm.start(self.demo.folder, self.printed, *self.arguments, *flags, harm=harms,
                           **{"RANK": "0", "WORLD_SIZE": "1", **environment})
@@ -58,9 +58,8 @@ class Run:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        return [self.start(*flags, harms=harms, fresh=rank == 0, RANK=str(rank),
-                           WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-                for rank in range(size)]
+        return [self.start(*flags, harms=harms, RANK=str(rank), WORLD_SIZE=str(size),
+                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for rank in range(size)]
 
     def output(self):
         return self.printed.read_text() if self.printed.exists() else ""
