@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+import plan
 from data import records
 from data.batches import TextRows, encode_prompt, fitting
 from model import GPT, ScalarGPT, Samples, generate, last_score
@@ -325,7 +326,7 @@ def check(s, world):
 
 
 def main():
-    s = parse(Settings, PRESETS)
+    s = parse(Settings, PRESETS, plan=plan.ppo)
     world = World(s.seed, s.device)
     check(s, world)
     policy, tokenizer, _ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")

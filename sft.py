@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+import plan
 from data import records
 from data.batches import (TextRows, demonstration_rows, encode_prompt, fitting, response_mask)
 from data.tokenizer import load_tokenizer
@@ -165,7 +166,7 @@ def read_data(s, tokenizer, block_size, world):
 
 
 def main():
-    s = parse(Settings, PRESETS)
+    s = parse(Settings, PRESETS, plan=plan.sft)
     world = World(s.seed, s.device)
     if s.init == "scratch":
         tokenizer = load_tokenizer(s.tokenizer, s.data)
