@@ -65,7 +65,7 @@ class Machine:
 MACHINES = {
     "a100": Machine("A100 80 GB", 80e9, 312e12, 0.4, 1.4e12, 300e9, 200e9),
     "h100": Machine("H100 80 GB", 80e9, 989e12, 0.4, 2.3e12, 450e9, 400e9),
-    "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.55, 10e9, 1e9, 1e9, low=4),
+    "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.65, 10e9, 1e9, 1e9, low=4),
 }
 
 
