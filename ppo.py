@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+import plan
 from data import records
 from data.batches import encode_prompt, fitting, text_rows_of
 from model import GPT, ScalarGPT, Samples, generate, last_score
@@ -333,7 +334,7 @@ def check(s, world):
 
 
 def main():
-    s = parse(Settings, PRESETS)
+    s = parse(Settings, PRESETS, plan=plan.ppo)
     world = World(s.seed, s.device, s.timeout)
     check(s, world)
     policy, tokenizer, _ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")

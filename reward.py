@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import plan
 from data import records
 from data.batches import demonstration_rows, encode_prompt, encode_response
 from model import GPT, PrefixTree, ScalarGPT
@@ -185,7 +186,7 @@ def center(model, rows, world):
 
 
 def main():
-    s = parse(Settings, PRESETS)
+    s = parse(Settings, PRESETS, plan=plan.reward)
     world = World(s.seed, s.device, s.timeout)
     sft, tokenizer, _ = load(s.init, {"GPT": GPT, "ScalarGPT": ScalarGPT},
                              "python sft.py --preset=init")

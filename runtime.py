@@ -36,32 +36,37 @@ def stop(message):
     raise SystemExit(f"error: {message}")
 
 
-def parse(settings, presets=None, argv=None):
+def parse(settings, presets=None, argv=None, plan=None):
     """Settings from the command line: `--name=value` for any field of the dataclass `settings`.
 
     `--preset=NAME` first applies presets[NAME]. Values take the type of the field's default. An
     unknown flag stops with the closest name. --help prints every field with its trailing comment.
+    With --plan, plan(preset, settings, machine) prints what the run would cost (plan.py).
     """
     argv, presets = sys.argv[1:] if argv is None else argv, presets or {}
     fields = {f.name: f for f in dataclasses.fields(settings)}
-    given = {}
+    flags, given = [*fields, "preset", *["plan"] * bool(plan)], {}
     for arg in argv:
         if arg in ("-h", "--help"):
-            print(usage(settings, presets))
+            about = "  --plan                    print what this run would cost, and stop (plan.py)"
+            print(usage(settings, presets), *[about] * bool(plan), sep="\n")
             raise SystemExit(0)
         name, equals, value = arg.removeprefix("--").partition("=")
         name = name.replace("-", "_")
-        if not arg.startswith("--") or name not in [*fields, "preset"]:
-            close = difflib.get_close_matches(name, [*fields, "preset"], 1, 0.4)
+        if not arg.startswith("--") or name not in flags:
+            close = difflib.get_close_matches(name, flags, 1, 0.4)
             stop(f"unknown argument {arg!r}" + (f": did you mean --{close[0]}?" if close else "")
                  + "; --help lists them all")
         given[name] = value if equals else "true"
-    preset = given.pop("preset", None)
+    preset, machine = given.pop("preset", None), given.pop("plan", None)
     if preset is not None and preset not in presets:
         stop(f"no preset {preset!r}; there are {', '.join(presets) or 'none'}")
     values = dict(presets.get(preset, {}))
     values.update({name: convert(name, value, fields[name].default)
                    for name, value in given.items()})
+    if machine:
+        plan(preset, settings(**values), machine)
+        raise SystemExit(0)
     return settings(**values)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+import plan
 from data import records
 from data.batches import (demonstration_rows, encode_prompt, fitting, response_mask,
                           text_rows_of)
@@ -178,7 +179,7 @@ def read_data(s, tokenizer, block_size, world):
 
 
 def main():
-    s = parse(Settings, PRESETS)
+    s = parse(Settings, PRESETS, plan=plan.sft)
     world = World(s.seed, s.device, s.timeout)
     if s.init == "scratch":
         tokenizer = load_tokenizer(s.tokenizer, s.data)

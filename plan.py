@@ -1,0 +1,370 @@
+"""What a run would cost, on paper: `python ppo.py --preset=175b --plan`. Nothing is allocated.
+
+    parameters      of a GPTConfig, with the language head or the scalar head
+    Work            rows that one model reads, writes or learns from: FLOPs, seconds, bytes sent
+    sft, reward, ppo    the work of a step or iteration, from the settings of the script
+    memory          bytes a GPU
+    report          all of it as text
+
+A token's forward pass takes 2 FLOPs a parameter and training on it 6 (Kaplan et al. 2020, section
+2.1); attention adds 4 n_embd n_layer for each pair of a query and a key. Decoding is another
+matter: a step reads all weights to write one token a row, so that memory bandwidth bounds it.
+"""
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface
+from model import GPTConfig
+
+DAY = 1e15 * 86400  # a petaflop/s-day in FLOPs, the paper's unit (section 5.1)
+
+SIZES = {  # GPT-3: Brown et al. 2020, Table 2.1; 16 heads: Stiennon et al. 2020, Table 3
+    "gpt2": GPTConfig(50257, 1024, 12, 12, 768),
+    "gpt2-medium": GPTConfig(50257, 1024, 24, 16, 1024),
+    "gpt2-large": GPTConfig(50257, 1024, 36, 20, 1280),
+    "gpt2-xl": GPTConfig(50257, 1024, 48, 25, 1600),
+    "1.3b": GPTConfig(50257, 2048, 24, 16, 2048),
+    "6b": GPTConfig(50257, 2048, 32, 32, 4096),
+    "175b": GPTConfig(50257, 2048, 96, 96, 12288),
+}
+TOY = GPTConfig(686, 128, 2, 8, 192)
+
+# Mean lengths in tokens. The paper's: Tables 6 and 8 to 10; it does not say how long its models'
+# responses are, 128 is our guess. The text of GPT-3 (Brown et al. 2020, Table D.1). The toy's are
+# counted in its default world.
+PAPER = SimpleNamespace(demos=12725, demo=(408, 43), prompts=33207, ranked=199, asked=166,
+                        answer=128, text=300e9)
+TOWN = SimpleNamespace(demos=200, demo=(14, 12), prompts=9000, ranked=20, asked=20, answer=12,
+                       text=3.8e6)
+K = 6.5  # completions of a prompt, 4 to 9 (section 3.5)
+
+# Petaflop/s-days, section 5.1. Ours are those if every row fills the context of 2,048 tokens (4.9
+# to 5.1, 60 to 63), so that is how the paper seems to count; 6 N D alone gives 5.1 for SFT and 51
+# for the text of PPO-ptx, 8 rows an episode and nine tenths of all. Our batches hold hardly any
+# pads, so that short prompts and responses cost what they are: 1.1 and 53.
+PUBLISHED = {("sft", "175b"): 4.9, ("ppo", "175b"): 60}
+
+
+@dataclass
+class Machine:
+    """Makers' numbers, and what we expect of them. `--plan=h100` chooses."""
+    name: str
+    memory: float  # bytes
+    flops: float  # FLOP/s at its peak
+    utilisation: float  # share of that which products of matrices reach
+    bandwidth: float  # bytes/s of its memory, as reached: 70 % of the peak
+    inside: float  # bytes/s to the GPUs of its node of 8
+    outside: float  # bytes/s to other nodes: rings use all of a node's 8 network cards
+    master: int = 4  # bytes of a weight, and of a gradient, that is trained
+    low: int = 2  # bytes of a number in products: bf16, and of a frozen model's weights
+
+
+MACHINES = {
+    "a100": Machine("A100 80 GB", 80e9, 312e12, 0.4, 1.4e12, 300e9, 200e9),
+    "h100": Machine("H100 80 GB", 80e9, 989e12, 0.4, 2.3e12, 450e9, 400e9),
+    "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.65, 10e9, 1e9, 1e9, low=4),
+}
+
+
+# ---------------------------------------------------------------------------- one model, one row
+
+def parameters(c, scalar=False):
+    """How many parameters a GPT has, or a ScalarGPT. c: its GPTConfig."""
+    block = 12 * c.n_embd**2 + 13 * c.n_embd  # 4 matrices of 3, 1, 4, 4 C^2; biases; 2 norms
+    head = c.n_embd + 1 if scalar else 0  # the language head is the embedding
+    return c.n_layer * block + (c.vocab_size + c.block_size + 2) * c.n_embd + head
+
+
+def forward_flops(c, tokens, pairs, marked=0):
+    """FLOPs of a forward pass. pairs: of a query and a key that it sees; marked: tokens whose
+    log-probability is asked for (all others never reach the output embedding)."""
+    return (24 * c.n_layer * c.n_embd**2 * tokens + 4 * c.n_layer * c.n_embd * pairs
+            + 2 * c.n_embd * c.vocab_size * marked)
+
+
+def train_flops(c, tokens, pairs, marked=0, checkpoint=False):
+    """FLOPs of a forward and a backward pass. A product's gradients are two products; attention
+    makes its scores again, so five for two. With checkpointing the blocks run forward twice."""
+    blocks = forward_flops(c, tokens, pairs)
+    return (3 * forward_flops(c, tokens, 0, marked) + 3.5 * forward_flops(c, 0, pairs)
+            + blocks * checkpoint)
+
+
+def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False):
+    """Bytes at the peak of a backward pass, without gradients of weights.
+
+    A block keeps 16 C numbers a token: two inputs of norms and their outputs, q, k and v, what
+    attention says, 4 C before gelu and 4 C after it. With checkpointing it keeps its input, and
+    one block at a time has the rest; dropout adds 4 C. The last norm and the head keep 4 C, and the
+    gradients on their way through a block are 10 C more, unless the head's logits were.
+    """
+    kept = (16 + 4 * dropout) * c.n_embd + c.n_head
+    blocks = c.n_layer * c.n_embd + kept if checkpoint else c.n_layer * kept
+    chunk = 2**(24 if low == 4 else 28)  # logits at a time: kernels.CHUNK
+    logits = 4 * min(marked * c.vocab_size, chunk) if marked else 0
+    return low * tokens * (blocks + 4 * c.n_embd) + max(low * tokens * 10 * c.n_embd, logits)
+
+
+def cache_bytes(c, tokens, low=4):
+    """Keys and values of so many tokens."""
+    return 2 * c.n_layer * c.n_embd * tokens * low
+
+
+# --------------------------------------------------------------------------------- the work to do
+
+@dataclass
+class Model:
+    name: str
+    config: GPTConfig
+    scalar: bool = False
+    trained: bool = False
+    ema: bool = False
+
+    @property
+    def size(self):
+        return parameters(self.config, self.scalar)
+
+
+@dataclass
+class Work:
+    """Rows that a model computes in one step or iteration, over all GPUs.
+
+    prompt, response: mean tokens of a row; the log-probs of the response are asked for. copies:
+    responses to one prompt, which is computed once (model.py: PrefixTree).
+    """
+    phase: str  # rollout, scoring or update
+    what: str
+    model: Model
+    rows: float
+    prompt: float
+    response: float
+    steps: int = 0  # of the optimiser, which share the rows out; 0: no gradient
+    copies: float = 1
+    longest: int = 0  # rollout only: tokens that are decoded one by one
+
+    def flops(self, full=False, checkpoint=False):
+        """FLOPs of all rows; `full`: as if each filled the context, as the paper seems to count."""
+        c, prompt, response = self.model.config, self.prompt, self.response
+        if full:
+            scale = c.block_size / (prompt + response)
+            prompt, response = prompt * scale, response * scale
+        row, tokens = prompt + response, prompt + self.copies * response
+        args = tokens, self.copies * row * (row + 1) / 2, self.copies * response
+        marked = 0 if self.model.scalar else args[2]
+        return self.rows * (train_flops(c, *args[:2], marked, checkpoint) if self.steps
+                            else forward_flops(c, *args[:2], marked))
+
+    def seconds(self, n, sharded, micro_batch, m, checkpoint=False):
+        """(computing, communicating) on n GPUs. The one with the most rows decides; nothing is
+        hidden behind anything else. Micro-batches without gradients are twice as large."""
+        steps, P = max(1, self.steps), self.model.size
+        rows = math.ceil(self.rows / steps / n)  # of the busiest GPU, each step
+        passes = steps * math.ceil(rows / micro_batch / (1 if self.steps else 2))
+        compute = (self.flops(checkpoint=checkpoint) / self.rows * steps * rows
+                   / (m.flops * m.utilisation))
+        if self.longest:  # each decoding step reads the weights; each token, its row's cache
+            read = self.longest * m.low * P + rows * self.response * cache_bytes(
+                self.model.config, self.prompt + self.response / 2, m.low)
+            compute = max(compute, read / m.bandwidth)
+            passes = 1 if m.low * P < m.memory / 2 else self.longest  # see `memory`
+        link = (m.inside if n <= 8 else m.outside) * n / max(1, n - 1)  # of a ring
+        if n == 1:
+            sent = 0
+        elif sharded:  # gather the weights, again for backward; reduce the gradients
+            sent = passes * P * (m.low if not self.steps else 2 * m.low + m.master)
+        else:
+            sent = self.steps * 2 * m.master * P  # all-reduce, once a step
+        return compute, sent / link
+
+
+def architecture(preset, init, s):
+    """The GPTConfig that a run would have: of the preset's size, from scratch, of a checkpoint or
+    a Hugging Face folder that is there; the toy's if none is."""
+    name, path = (preset or "").removesuffix("-init"), Path(init)
+    if name in SIZES or init in SIZES:
+        return SIZES.get(name) or SIZES[init]
+    if init == "scratch":
+        vocab = 50257 if s.tokenizer == "gpt2" else TOY.vocab_size
+        return GPTConfig(vocab, s.block_size, s.n_layer, s.n_head, s.n_embd)
+    if (path / "checkpoint.json").exists():
+        return GPTConfig(**json.loads((path / "checkpoint.json").read_text())["config"])
+    if (path / "config.json").exists():
+        return GPTConfig(**huggingface.read_config(path / "config.json"))
+    return TOY
+
+
+def judge(preset, init, s):
+    """The reward model's GPTConfig: GPT-3 of 6B for policies of every size (App. C.2)."""
+    paper = (preset or "").split("-")[0] in ("1.3b", "6b", "175b")
+    return SIZES["6b"] if paper else architecture(preset, init, s)
+
+
+def data_of(config):
+    return PAPER if config.vocab_size == 50257 else TOWN
+
+
+def sft(preset, s, machine):
+    """The plan of sft.py: epochs over the demonstrations, with the mix of text, or text alone."""
+    config = architecture(preset, s.init, s)
+    data, T = data_of(config), config.block_size
+    prompt, response = data.demo
+    mix = s.pretrain_mix / max(1e-9, 1 - s.pretrain_mix)  # tokens of text to one of a response
+    demos, texts = data.demos, data.demos * response * mix / T
+    if s.pretrain_mix == 1:
+        demos, texts = 0, data.text / T
+    rows, share = demos + texts, texts / (demos + texts)  # a mean row is that much of a text row
+    policy = Model("policy", config, trained=True)
+    work = [Work("update", "policy", policy, s.batch, (1 - share) * prompt,
+                 (1 - share) * response + share * T, 1)]
+    report("sft", preset, s, machine, [policy], work, s.epochs * math.ceil(rows / s.batch))
+
+
+def reward(preset, s, machine):
+    """The plan of reward.py: each prompt once, with its K completions."""
+    config = judge(preset, s.init, s)
+    data = data_of(config)
+    model = Model("reward model", config, True, trained=True)
+    work = [Work("update", "reward model", model, s.batch, data.ranked, data.answer, 1, K)]
+    report("reward", preset, s, machine, [model], work,
+           s.epochs * math.ceil(data.prompts / s.batch))
+
+
+def ppo(preset, s, machine):
+    """The plan of ppo.py: the five parts of an iteration, as its docstring numbers them."""
+    config, judged = architecture(preset, s.init, s), judge(preset, s.reward, s)
+    data = data_of(config)
+    row = s.batch, data.asked, min(data.answer, s.max_new_tokens)
+    steps = s.batch // s.minibatch * s.inner_epochs
+    again = s.batch * s.inner_epochs, *row[1:], steps
+    policy, reference = Model("policy", config, False, True, True), Model("reference", config)
+    value, judge_ = Model("value", judged, True, True), Model("reward model", judged, True)
+    work = [Work("rollout", "policy", policy, *row, longest=s.max_new_tokens),
+            Work("scoring", "reference", reference, *row),
+            Work("scoring", "reward model", judge_, *row), Work("scoring", "value", value, *row),
+            Work("update", "policy", policy, *again), Work("update", "value", value, *again)]
+    if s.ptx:
+        work.append(Work("update", "policy, text", policy, steps * s.ptx_rows, 0,
+                         config.block_size, steps))
+    report("ppo", preset, s, machine, [policy, reference, value, judge_], work, s.iterations)
+
+
+# -------------------------------------------------------------------------------- memory, report
+
+def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=False):
+    """Bytes a GPU at the peak, by what they are for; rows as long as the context.
+
+    An update and a rollout are not there at the same time, nor are two models' gradients. Sharded,
+    every weight lies on one GPU of n; what computes has two blocks and the embedding whole, which
+    a rollout would gather for every token: it takes all weights at once if half the GPU holds them.
+    """
+    trained, share = [x for x in models if x.trained], n if sharded else 1
+    largest = max(trained, key=lambda x: x.size)
+    c, whole = largest.config, max(x.size for x in trained)
+    block, embedding = 12 * c.n_embd**2, c.n_embd * c.vocab_size
+    own = sum(x.size for x in trained)
+    bytes_ = {"weights": (m.master * own + m.low * (sum(x.size for x in models) - own)) / share,
+              "gradients": m.master * (whole + own * (n > 1 and not sharded)) / share,  # DDP: twice
+              "Adam": 8 * own / share,
+              "EMA": m.master * sum(x.size for x in models if x.ema) / share}
+    gathered = (m.low * (2 * block + embedding) + m.master * (block + embedding) if sharded
+                else m.low * whole * (m.low != m.master))
+    activations = 0
+    for w in work:
+        if w.steps:
+            rows = w.copies * min(micro_batch, math.ceil(w.rows / w.steps / n))
+            tokens = rows * w.model.config.block_size
+            activations = max(activations, activation_bytes(
+                w.model.config, tokens, 0 if w.model.scalar else tokens, checkpoint, m.low,
+                dropout))
+    bytes_["update"] = gathered + activations
+    for w in work:
+        if w.longest:
+            fits = m.low * w.model.size < m.memory / 2
+            bytes_["rollout"] = m.low * w.model.size if fits or not sharded else gathered
+            bytes_["rollout"] += cache_bytes(w.model.config, math.ceil(w.rows / n)
+                                             * w.model.config.block_size, m.low)
+    bytes_["peak"] = (bytes_["weights"] + bytes_["Adam"] + bytes_["EMA"]
+                      + max(bytes_["gradients"] + bytes_["update"], bytes_.get("rollout", 0)))
+    return bytes_
+
+
+def timing(work, n, sharded, micro_batch, m, checkpoint=False):
+    """{phase: seconds} of a step or iteration, with communication as a phase of its own, and the
+    bottleneck: what takes longest, and why."""
+    phases, worst = dict.fromkeys(["rollout", "scoring", "update", "network"], 0.0), (0, "")
+    for w in work:
+        compute, sent = w.seconds(n, sharded, micro_batch, m, checkpoint and w.steps > 0)
+        phases[w.phase] += compute
+        phases["network"] += sent
+        rows = w.rows / max(1, w.steps)
+        why = ("memory bandwidth: weights and caches are read for each token" if w.longest else
+               f"{rows:g} rows a step for {n} GPUs" if rows < n else "arithmetic")
+        worst = max(worst, (compute, f"{w.what} {w.phase}, {why}"),
+                    (sent, f"{w.what} {w.phase}, network: " + (
+                        "weights are gathered for each token" if w.longest else
+                        "weights and gradients of each micro-batch" if sharded else "gradients")
+                     + f"; {rows:g} rows a step" * (rows < n)))
+    return phases, worst[1]
+
+
+def table(head, rows):
+    """Columns as wide as they must be; the first is on the left, and so is one without a head."""
+    rows = [[str(x) for x in row] for row in [head, *rows]]
+    wide = [max(map(len, column)) for column in zip(*rows)]
+    left = [i == 0 or not head[i] for i in range(len(head))]
+    return ["  ".join(x.ljust(w) if l else x.rjust(w) for x, w, l in
+                      zip(row, wide, left)).rstrip() for row in rows]
+
+
+def number(x):
+    """Three digits."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def report(script, preset, s, machine, models, work, iterations):
+    """Print the plan."""
+    if machine not in (*MACHINES, "true"):
+        raise SystemExit(f"error: --plan={machine}: there are {', '.join(MACHINES)}")
+    m = MACHINES.get(machine, MACHINES["a100"])
+    dropout, micro = getattr(s, "dropout", 0) > 0, s.micro_batch
+    lines = [f"{script}.py{f' --preset={preset}' * bool(preset)}: {iterations:,} "
+             f"{'iterations' if script == 'ppo' else 'steps'} on {m.name}, at {m.utilisation:.0%} "
+             f"of {m.flops / 1e12:g} TFLOP/s, {m.bandwidth / 1e12:g} TB/s", ""]
+    lines += table(["model", "layers", "heads", "width", "context", "parameters", ""],
+                   [[x.name, x.config.n_layer, x.config.n_head, x.config.n_embd,
+                     x.config.block_size, f"{x.size:,}", "trained" if x.trained else "frozen"]
+                    for x in models])
+    total = sum(w.flops() for w in work)
+    lines += ["", *table(["FLOPs of each", "rows", "tokens a row", "TFLOP", "share"],
+                         [[f"{w.phase}: {w.what}", f"{w.rows:,}",
+                           f"{w.prompt:.0f} + {w.copies * w.response:.0f}",
+                           number(w.flops() / 1e12), f"{w.flops() / total:.1%}"] for w in work])]
+    full = sum(w.flops(full=True) for w in work) * iterations / DAY
+    paper = PUBLISHED.get((script, preset))
+    lines += ["", f"The run: {number(total * iterations / DAY)} petaflop/s-days; {number(full)} if "
+              "every row filled the context" + f"; the paper says {paper}" * bool(paper)]
+    rows, times = [], []
+    for n, sharded in ((1, False), (8, False), (8, True), (64, False), (64, True), (512, False),
+                       (512, True)):
+        plain, saved = (memory(models, work, n, sharded, micro, m, c, dropout) for c in (0, 1))
+        fits = "yes" if plain["peak"] < m.memory else ("checkpointed" if saved["peak"] < m.memory
+                                                       else "no")
+        name = f"{n} {'sharded' if sharded else 'DDP'}" if n > 1 else "1"
+        parts = ("weights", "gradients", "Adam", "EMA", "rollout", "update")
+        rows.append([name, *(number(plain.get(x, 0) / 1e9) for x in parts),
+                     *(number(x / 1e9) for x in (saved["update"], plain["peak"], saved["peak"])),
+                     fits])
+        t, why = timing(work, n, sharded, micro, m, fits != "yes")
+        hours = sum(t.values()) * iterations / 3600
+        times.append([name, *(f"{x / sum(t.values()):.0%}" for x in t.values()),
+                      number(sum(t.values())), number(hours), fits, why])
+    lines += ["", f"GB a GPU, micro-batches of {micro}, rows as long as the context", *table(
+        ["GPUs", "weights", "gradients", "Adam", "EMA", "rollout", "update", "checkpointed", "peak",
+         "checkpointed", f"fits {m.memory / 1e9:.0f} GB"], rows)]
+    lines += ["", "Time of a step or iteration", *table(
+        ["GPUs", "rollout", "scoring", "update", "network", "seconds", "hours a run", "fits",
+         ""], times)]
+    print("\n".join(lines))

@@ -1,0 +1,247 @@
+"""The cost model against what it models: real models, PyTorch's count of FLOPs, a process's memory,
+and the compute that the paper says it took."""
+import re
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import kernels
+import model
+import plan
+import ppo
+import reward
+import sft
+from model import GPT, GPTConfig, ScalarGPT
+from plan import DAY, MACHINES, SIZES, Model, Work, memory, parameters
+from runtime import parse
+
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
+import plan_check  # noqa: E402
+
+SHAPES = [GPTConfig(13, 24, 2, 2, 16), GPTConfig(301, 40, 3, 4, 64), GPTConfig(1000, 64, 1, 8, 128)]
+SCRIPTS = {"sft": sft, "reward": reward, "ppo": ppo}
+
+
+def printed(capsys, script, *flags):
+    """What `python SCRIPT.py FLAGS` prints, and that it ends there."""
+    with pytest.raises(SystemExit) as end:
+        module = SCRIPTS[script]
+        parse(module.Settings, module.PRESETS, list(flags), getattr(plan, script))
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def run_of(text):
+    """(petaflop/s-days, the same if every row filled the context) that a plan says."""
+    found = re.search(r"The run: ([\d.,e+-]+) petaflop/s-days; ([\d.,e+-]+) if", text).groups()
+    return [float(x.replace(",", "")) for x in found]
+
+
+# ------------------------------------------------------------------------- parameters and FLOPs
+
+@pytest.mark.parametrize("config", SHAPES)
+@pytest.mark.parametrize("kind", [GPT, ScalarGPT])
+def test_parameters_are_those_of_the_model(config, kind):
+    count = sum(p.numel() for p in kind(config).parameters())
+    assert parameters(config, kind is ScalarGPT) == count
+
+
+def test_parameters_of_published_sizes():
+    assert parameters(SIZES["gpt2"]) == 124_439_808  # what everyone counts
+    assert parameters(SIZES["gpt2-xl"]) == 1_557_611_200
+    for name, billions in (("1.3b", 1.3), ("6b", 6.7), ("175b", 175)):
+        assert parameters(SIZES[name]) / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+class Tiles(torch.autograd.Function):
+    """Attention as kernels.py computes it, where PyTorch's counter can look inside."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = kernels.tiled_attention(q, k, v)
+        ctx.save_for_backward(q, k, v, *out)
+        return out[0]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return kernels.tiled_attention_backward(grad, *ctx.saved_tensors)
+
+
+def counter():
+    """PyTorch's, which forgets products that are added to a sum in place."""
+    product = lambda total, a, b, **_: 2 * a[0] * a[1] * a[2] * b[2]  # shapes
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: product})
+
+
+@pytest.fixture
+def in_the_open(monkeypatch):
+    monkeypatch.setattr(kernels, "ONEDNN", False)  # its products are no operators of PyTorch's own
+    monkeypatch.setattr(model, "attention", Tiles.apply)
+
+
+@pytest.mark.parametrize("layers, heads, width, T", [(2, 2, 64, 512), (3, 4, 64, 128),
+                                                     (2, 8, 128, 256)])
+def test_flops_are_those_that_pytorch_counts(in_the_open, layers, heads, width, T):
+    """Exactly, if attention's pairs are those of whole blocks of 64 queries, which the kernel
+    computes. A plan counts the causal pairs alone: at these sizes all FLOPs within 10 %."""
+    c, B = GPTConfig(307, T, layers, heads, width), 2
+    gpt, ids = GPT(c), torch.randint(0, 307, (B, T))
+    blocks, pairs = B * T * (T + 64) / 2, B * T * (T + 1) / 2
+    marked = B * (T // 2)
+    mask = torch.arange(T).expand(B, T) >= T - T // 2
+    with counter() as trained:
+        gpt(ids, mask, objective=lambda logprob, mask: -logprob.sum())[0].backward()
+    assert plan.train_flops(c, B * T, blocks, marked) == trained.get_total_flops()
+    assert plan.train_flops(c, B * T, pairs, marked) == pytest.approx(trained.get_total_flops(),
+                                                                     rel=0.10)
+    gpt.requires_grad_(False)
+    with counter() as forward:
+        gpt(ids, mask, objective=lambda logprob, mask: -logprob.sum())
+    assert plan.forward_flops(c, B * T, blocks, marked) == forward.get_total_flops()
+
+
+def test_flops_of_the_scalar_head(in_the_open):
+    """The plan leaves out the scalar head itself: 2 C a token, and 6 C in training."""
+    c, B, T = GPTConfig(307, 128, 2, 4, 64), 2, 128
+    judge, ids = ScalarGPT(c), torch.randint(0, 307, (B, T))
+    with counter() as trained:
+        judge(ids).sum().backward()
+    count = trained.get_total_flops() - 6 * 64 * B * T
+    assert plan.train_flops(c, B * T, B * T * (T + 64) / 2) == count
+
+
+def test_checkpointing_costs_a_forward_pass_of_the_blocks():
+    c = SHAPES[1]
+    more = plan.train_flops(c, 100, 900, 50, True) - plan.train_flops(c, 100, 900, 50)
+    assert more == plan.forward_flops(c, 100, 900)
+
+
+# --------------------------------------------------------------------------- the paper's compute
+
+def test_the_papers_compute(capsys):
+    """Section 5.1: 4.9 petaflop/s-days for SFT and 60 for PPO-ptx at 175B; 3,640 for GPT-3."""
+    text = printed(capsys, "sft", "--preset=175b", "--plan")
+    assert run_of(text)[1] == pytest.approx(4.9, rel=0.06) and "the paper says 4.9" in text
+    text = printed(capsys, "ppo", "--preset=175b", "--plan")
+    assert run_of(text)[1] == pytest.approx(60, rel=0.06) and "the paper says 60" in text
+    shape = ["--block_size=2048", "--n_layer=96", "--n_head=96", "--n_embd=12288"]
+    text = printed(capsys, "sft", "--preset=base", "--tokenizer=gpt2", *shape, "--plan")
+    assert run_of(text)[0] == pytest.approx(3640, rel=0.03)
+
+
+def test_a_row_as_a_reader_would_count_it():
+    """4,000 steps of 512 text rows of 2,048 tokens: 6 N a token, and a little for attention."""
+    policy = Model("policy", SIZES["175b"], trained=True)
+    work = Work("update", "text", policy, 4000 * 512, 0, 2048, 4000)
+    assert work.flops() / DAY == pytest.approx(4000 * 512 * 2048 * 6 * 175e9 / DAY, rel=0.02)
+
+
+# ------------------------------------------------------------------------------- memory and time
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("script, sizes", [
+    ("sft", (256, 4, 4, 256, 8)), ("sft", (128, 6, 6, 384, 8)), ("ppo", (64, 6, 6, 384, 32))])
+def test_memory_is_what_a_process_takes(script, sizes):
+    peak, _ = plan_check.measured(script, sizes, seconds=False)
+    assert plan_check.predict(script, sizes)[0] == pytest.approx(peak, rel=0.15)
+
+
+def test_memory_of_training_without_activations():
+    """The README's 16 bytes a parameter, and 44 of PPO less the gradients that are not there at
+    the same time."""
+    m, c = MACHINES["cpu"], GPTConfig(50257, 1024, 12, 12, 768)
+    policy, value = Model("policy", c, False, True, True), Model("value", c, True, True)
+    frozen, P = [Model("reference", c), Model("reward", c, True)], parameters(c)
+    sizes = memory([policy], [], 1, False, 1, m)
+    assert sizes["weights"] + sizes["gradients"] + sizes["Adam"] == 16 * P
+    sizes = memory([policy, value, *frozen], [], 1, False, 1, m)
+    assert sizes["peak"] == pytest.approx(40 * P, rel=1e-4)
+
+
+def test_sharding_divides_what_a_gpu_keeps():
+    policy, m = Model("policy", SIZES["6b"], False, True, True), MACHINES["a100"]
+    work = [Work("update", "policy", policy, 64, 166, 128, 1)]
+    ddp, sharded = (memory([policy], work, 8, x, 1, m) for x in (False, True))
+    for part in ("weights", "Adam", "EMA"):
+        assert sharded[part] == ddp[part] / 8
+    assert memory([policy], work, 64, True, 1, m)["peak"] < sharded["peak"] < ddp["peak"]
+    assert memory([policy], work, 8, True, 1, m, checkpoint=True)["peak"] < sharded["peak"]
+
+
+def test_decoding_is_bound_by_memory_bandwidth():
+    """Eight rows take hardly longer than one: reading the weights takes the time. Training on them
+    takes eight times as long."""
+    policy, m = Model("policy", SIZES["1.3b"], trained=True), MACHINES["a100"]
+    decode = lambda n: Work("rollout", "", policy, n, 32, 128, longest=128).seconds(1, 0, 8, m)[0]
+    train = lambda n: Work("update", "", policy, n, 32, 128, 1).seconds(1, 0, 8, m)[0]
+    assert decode(1) == pytest.approx(128 * 2 * policy.size / m.bandwidth, rel=0.01)
+    assert decode(8) < 1.1 * decode(1)
+    assert train(8) == pytest.approx(8 * train(1))
+
+
+def test_the_gpu_with_most_rows_decides():
+    policy, m = Model("policy", SIZES["1.3b"], trained=True), MACHINES["a100"]
+    seconds = lambda n: Work("update", "", policy, 64, 32, 128, 1).seconds(n, True, 1, m)[0]
+    assert seconds(1) == pytest.approx(64 * seconds(64)) and seconds(512) == seconds(64)
+    assert seconds(33) == pytest.approx(2 * seconds(64))
+
+
+def test_a_gpu_alone_sends_nothing():
+    policy, m = Model("policy", SIZES["1.3b"], trained=True), MACHINES["a100"]
+    work = Work("update", "", policy, 64, 32, 128, 4)
+    assert work.seconds(1, False, 1, m)[1] == 0
+    all_reduced = work.seconds(8, False, 1, m)[1] * m.inside  # 4 steps, twice 7/8 of the gradients
+    assert all_reduced == pytest.approx(4 * 2 * 7 / 8 * 4 * policy.size)
+
+
+# ------------------------------------------------------------------------------ the command line
+
+@pytest.mark.parametrize("script, preset", [(s, p) for s, m in SCRIPTS.items()
+                                            for p in [None, *m.PRESETS]])
+def test_every_preset_has_a_plan(capsys, tmp_path, monkeypatch, script, preset):
+    monkeypatch.chdir(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    text = printed(capsys, script, *[f"--preset={preset}"] * bool(preset), "--plan")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
+    assert all(f"{n} {how}" in text for n in (8, 64, 512) for how in ("DDP", "sharded"))
+    assert "nan" not in text and "inf" not in text and not list(tmp_path.iterdir())
+
+
+def test_settings_change_the_plan(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = run_of(printed(capsys, "ppo", "--preset=1.3b", "--plan=h100"))[0]
+    half = run_of(printed(capsys, "ppo", "--preset=1.3b", "--plan", "--iterations=250"))[0]
+    assert plain / half == pytest.approx(2, rel=0.02)  # three digits are printed
+    assert "H100" in printed(capsys, "sft", "--plan=h100")
+    text = printed(capsys, "sft", "--plan=cpu", "--init=scratch", "--n_layer=3", "--n_embd=512")
+    assert f"{parameters(GPTConfig(686, 128, 3, 8, 512)):,}" in text
+    assert "124,439,808" in printed(capsys, "sft", "--plan", "--init=gpt2")
+
+
+def test_a_checkpoint_gives_its_architecture(capsys, tmp_path):
+    (tmp_path / "checkpoint.json").write_text('{"config": {"vocab_size": 300, "block_size": 64, '
+                                              '"n_layer": 5, "n_head": 2, "n_embd": 32}}')
+    text = printed(capsys, "ppo", f"--init={tmp_path}", "--plan")
+    assert f"{parameters(GPTConfig(300, 64, 5, 2, 32)):,}" in text
+
+
+def test_an_unknown_machine_and_a_script_without_a_plan():
+    with pytest.raises(SystemExit, match="a100, h100, cpu"):
+        parse(sft.Settings, sft.PRESETS, ["--plan=abacus"], plan.sft)
+    with pytest.raises(SystemExit, match="unknown argument '--plan'"):
+        parse(sft.Settings, sft.PRESETS, ["--plan"])
+
+
+def test_help_names_the_plan(capsys):
+    with pytest.raises(SystemExit):
+        parse(sft.Settings, sft.PRESETS, ["--help"], plan.sft)
+    assert "--plan" in capsys.readouterr().out
+
+
+def test_numbers_of_a_table():
+    assert [plan.number(x) for x in (0, 0.01234, 12.34, 1234.5)] == ["0", "0.0123", "12.3", "1,234"]
+    assert plan.table(["a", "bc"], [["long", 1]]) == ["a     bc", "long   1"]
