@@ -29,7 +29,11 @@ def finish(run, size, *flags, harms=()):
     processes = run.ranks(size, *flags, harms=harms)
     for process in processes:
         process.join(60)
-        assert process.exitcode is not None, f"hangs:\n{run.output()}"
+    hangs = [process for process in processes if process.exitcode is None]
+    for process in hangs:
+        process.kill()
+    assert not hangs, f"hangs:\n{run.output()}"
+    for process in processes:
         assert (process.exitcode != 0) == bool(harms), run.output()
     return run
 
