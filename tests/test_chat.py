@@ -229,7 +229,7 @@ def test_a_real_terminal(made):
         """Wait until it asks: what is shown ends with a prompt, and nothing follows."""
         shown, end = b"", time.time() + 60
         while time.time() < end:
-            if select.select([parent], [], [], 0.3)[0]:
+            if select.select([parent], [], [], 1.0)[0]:
                 shown += os.read(parent, 1000)
             elif shown.endswith(b"> "):
                 return

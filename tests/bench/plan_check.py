@@ -10,7 +10,6 @@ one to warm up. The time of all rows is planned with one utilisation, `MACHINES[
 """
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -24,9 +23,11 @@ PPO = [(64, 4, 4, 256, 64), (64, 6, 6, 384, 64), (64, 8, 8, 512, 64)]
 VOCAB = 1024
 
 
-def resident():
-    with open("/proc/self/status") as status:
-        return int(next(x for x in status if x.startswith("VmRSS")).split()[1]) * 1024
+def resident(name="VmRSS"):
+    """Bytes of this process in memory now, or at its peak ("VmHWM"): getrusage's peak would begin
+    with that of the process which started it."""
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(lines[name].split()[0]) * 1024
 
 
 def sft_steps(config, rows, n):
@@ -83,7 +84,7 @@ def measure(script, sizes, n=None):
     T, layers, heads, width, rows = sizes
     before = resident()
     times = run(GPTConfig(VOCAB, T, layers, heads, width), rows, n)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = resident("VmHWM") - before
     parts = [min(x) for x in zip(*times)] if script == "ppo" else [min(times)]
     return peak, parts
 
