@@ -217,12 +217,17 @@ def test_ctrl_c_drops_the_line_or_the_answer(made, policy, words, monkeypatch, c
     assert out.endswith(f"\n{answer}\n\n")
 
 
+def heeds_ctrl_c():
+    """What is started in the background inherits that SIGINT is ignored, and Python keeps to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_real_terminal(made):
     """Through model.py: a prompt, Ctrl-C twice, another prompt, Ctrl-D. It ends with success."""
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
     parent, child = pty.openpty()
     process = subprocess.Popen(PROGRAM, cwd=made, env=ENVIRONMENT, stdin=child, stdout=child,
-                               stderr=child, start_new_session=True)
+                               stderr=child, start_new_session=True, preexec_fn=heeds_ctrl_c)
     os.close(child)
 
     def prompted():
