@@ -8,7 +8,7 @@
 
 Nothing here knows a model or a dataset: tensors in, tensors out. What is written out here in
 PyTorch runs everywhere; on a CUDA GPU the same algorithms run as the Triton kernels of
-kernels_triton.py. Each is a custom operator with a fake version (shapes without numbers), so that
+kernels_triton.py. Each has a custom operator with a fake version (shapes without numbers), so that
 torch.compile works around it.
 """
 import functools
@@ -52,7 +52,7 @@ def gemm(x, weight, bias=None, gelu=False):
 
     On a CPU through oneDNN, which uses the widest vector units of any maker's chip; the default
     library keeps to half their width on some (2.3 times slower on a Zen 5). Both are exact float32.
-    It also applies gelu while the sums are still in registers, for a third of a second pass's time.
+    It also applies gelu while the sums are still in registers, which spares a second pass.
     """
     if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel():
         after = ("gelu", [], "tanh") if gelu else ("none", [], "")
