@@ -327,9 +327,12 @@ def cosine(step, steps, peak, floor=0.1, warmup=0):
 
 
 def order(n, seed, epoch):
-    """A permutation of 0..n-1 for this epoch, the same on every rank and machine."""
+    """A permutation of 0..n-1 for this epoch, the same on every rank and machine.
+
+    An array of 8 bytes a row, where a list would take 36: text in shards has millions of rows.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(n, generator=generator).tolist()
+    return torch.randperm(n, generator=generator).numpy()
 
 
 def pad(rows, value=0):

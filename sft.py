@@ -16,8 +16,8 @@ import torch
 
 import plan
 from data import records
-from data.batches import (demonstration_rows, encode_prompt, fitting, response_mask,
-                          text_rows_of)
+from data.batches import (WithoutPrompt, demonstration_rows, encode_prompt, fitting,
+                          response_mask, text_rows_of)
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, ScalarGPT, generate, last_score
 from runtime import (World, bare, cosine, gathered, load, make_optimizer, micro_batches, order, pad,
@@ -73,6 +73,9 @@ PRESETS = {
 }
 
 
+AT_ONCE = 2**11  # validation rows in memory: held-out text may be of any length
+
+
 def sft_loss(logprob, mask, tokens):
     """Cross-entropy in nats a token: - sum of log p over the masked tokens / `tokens`.
 
@@ -103,16 +106,14 @@ def batches(s, demos, text, epoch):
 
     Which of the text rows are added moves on from epoch to epoch. Each epoch has its own order.
     """
-    rows, n = list(demos), text_share(s, demos, text)
-    if s.pretrain_mix == 1:
-        rows = range(n)  # too many to hold at once: made when they are used
-    elif n:
+    texts, n = WithoutPrompt(text), text_share(s, demos, text)
+    rows = texts  # too many to hold at once: read when they are used
+    if s.pretrain_mix < 1:
         every = order(len(text), s.seed, 0)
-        rows += [(text[every[(epoch * n + i) % len(text)]], 1) for i in range(n)]
+        rows = [*demos, *(texts[every[(epoch * n + i) % len(text)]] for i in range(n))]
     shuffled = order(len(rows), s.seed + 1, epoch)
     for i in range(0, len(shuffled), s.batch):
-        chosen = [rows[j] for j in shuffled[i : i + s.batch]]
-        yield [(text[j], 1) for j in chosen] if s.pretrain_mix == 1 else chosen
+        yield [rows[j] for j in shuffled[i : i + s.batch]]
 
 
 def train_step(model, optimizer, rows, lr, s, world):
@@ -135,12 +136,14 @@ def train_step(model, optimizer, rows, lr, s, world):
 def evaluate_loss(model, rows, s, world):
     """Mean cross-entropy over all loss tokens of `rows`, dropout off."""
     model.eval()
-    mine, total, tokens = world.share(rows), 0.0, 0
+    total, tokens = 0.0, 0
     with gathered(model) as whole:
-        for group in scoring_groups([len(ids) for ids, _ in mine]):
-            ids, mask = collate([mine[j] for j in group], world.device)
-            total -= float(whole(ids, mask)[0].sum())
-            tokens += int(mask.sum())
+        for i in range(0, len(rows), AT_ONCE):
+            mine = world.share([rows[j] for j in range(i, min(i + AT_ONCE, len(rows)))])
+            for group in scoring_groups([len(ids) for ids, _ in mine]):
+                ids, mask = collate([mine[j] for j in group], world.device)
+                total -= float(whole(ids, mask)[0].sum())
+                tokens += int(mask.sum())
     model.train()
     total, tokens = world.sum([total, tokens]).tolist()
     return total / max(1, tokens)
@@ -174,7 +177,7 @@ def read_data(s, tokenizer, block_size, world):
     if s.pretrain_mix > 0:
         text, held = (text_rows_of(s.data, split, tokenizer, block_size)
                       for split in ("train", "valid"))
-        valid = valid or [(held[i], 1) for i in range(len(held))]
+        valid = valid or WithoutPrompt(held)
     return demos, valid, text
 
 

@@ -141,6 +141,20 @@ def text_rows_of(folder, split, tokenizer, T):
     return ShardRows(folder, split, tokenizer, T)
 
 
+class WithoutPrompt:
+    """Rows of text as sft.py has demonstrations, (ids, prompt length): the first token, which has
+    nothing before it, is the prompt. Each is read when it is asked for."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __len__(self):
+        return len(self.text)
+
+    def __getitem__(self, i):
+        return self.text[i], 1
+
+
 def response_mask(prompt_lengths, lengths, T):
     """[B, T] bool: the tokens of the response, EOS among them (see Samples.mask)."""
     t = torch.arange(T)

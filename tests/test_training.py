@@ -21,6 +21,7 @@ import ppo
 import reward
 import sft
 import training
+from data.batches import WithoutPrompt
 from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, log_softmax, one_process,
                      same, sequence_logprobs, tiny, tiny_scalar, tree_rows, world_of_ranks)
 from runtime import (cosine, make_optimizer, micro_batches, order, pad, scoring_groups,
@@ -91,10 +92,10 @@ def test_micro_batches_partition_the_rows():
 
 
 def test_each_epoch_has_an_order_of_its_own():
-    orders = [order(50, seed, epoch) for seed in (1, 2) for epoch in range(3)]
+    orders = [order(50, seed, epoch).tolist() for seed in (1, 2) for epoch in range(3)]
     assert all(sorted(o) == list(range(50)) for o in orders)
     assert len(set(map(tuple, orders))) == 6
-    assert order(50, 2, 1) == orders[4]
+    assert order(50, 2, 1).tolist() == orders[4]
 
 
 def test_learning_rate_schedule():
@@ -292,6 +293,35 @@ def test_validation_loss_has_no_dropout_and_leaves_it_on():
     assert model.training
     model.eval()
     assert got == pytest.approx(float(sft_oracle(model, rows).detach()), rel=1e-5)
+
+
+def test_held_out_text_is_not_held_in_memory(monkeypatch):
+    """As many rows as are evaluated at once, and the loss is that of all rows together."""
+    alive, most = [0], [0]
+
+    class Row(list):
+        def __init__(self, ids):
+            super().__init__(ids)
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self):
+            alive[0] -= 1
+
+    class OnDisk(Rows):
+        def __getitem__(self, i):
+            return Row(super().__getitem__(i))
+
+    rows, model = texts(40), tiny().eval()
+    monkeypatch.setattr(sft, "AT_ONCE", 6)
+    for world in (one_process(), world_of_ranks(0, 2, lambda x: x), world_of_ranks(1, 2, None)):
+        sums = []
+        world.sum = lambda x: sums.append(x) or torch.as_tensor(x)
+        got = sft.evaluate_loss(model, WithoutPrompt(OnDisk(rows)), sft_settings(), world)
+        mine = [(ids, 1) for i, ids in enumerate(rows) if i % 6 % world.size == world.rank]
+        assert sums[0][1] == len(mine) * (Rows.T - 1)
+        assert got == pytest.approx(float(sft_oracle(model, mine).detach()), rel=1e-5)
+    assert most[0] <= 12 and alive[0] == 0, "those, and the next ones while they are read"
 
 
 def test_sft_learns_to_copy():
