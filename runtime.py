@@ -466,3 +466,13 @@ def load(path, classes, hint):
     tokenizer = load_tokenizer(meta["tokenizer"], path)
     huggingface.match(tokenizer, model.config, path)
     return model, tokenizer, meta
+
+
+def load_for(tokenizer, path, classes, hint):
+    """The model of `load` that is to read another model's ids: stops where its tokenizer is not
+    this one."""
+    model, own, _ = load(path, classes, hint)
+    if own.fingerprint != tokenizer.fingerprint:
+        stop(f"{path} has another tokenizer, {own.name}, than the model whose text it is to read, "
+             f"{tokenizer.name}: both must begin with the same --init")
+    return model

@@ -16,12 +16,12 @@ import torch
 
 import plan
 from data import records
-from data.batches import (WithoutPrompt, demonstration_rows, encode_prompt, fitting,
+from data.batches import (Cut, WithoutPrompt, demonstration_rows, encode_prompt, fitting,
                           response_mask, text_rows_of)
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, ScalarGPT, generate, last_score
-from runtime import (World, bare, cosine, gathered, load, make_optimizer, micro_batches, order, pad,
-                     parse, put, save, scoring_groups, stop, sync, take_step)
+from runtime import (World, bare, cosine, gathered, load, load_for, make_optimizer, micro_batches,
+                     order, pad, parse, put, save, scoring_groups, stop, sync, take_step)
 from training import Training
 
 
@@ -33,6 +33,7 @@ class Settings:
     data: str = "out/toy"  # folder with demonstrations_*.jsonl, and text_*.jsonl or shards
     tokenizer: str = "tokenizer.tiktoken"  # from scratch only: a file in `data`, or gpt2
     reward: str = ""  # reward model that chooses the epoch (App. C.1); empty: the last epoch
+    too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
     pretrain_mix: float = 0.0  # share of loss tokens that are text: 1 pretraining, 0.1 App. C.3
     epochs: int = 16  # over the demonstrations, or over the text where there is nothing else
     batch: int = 32  # rows a step, over all ranks (paper: 32, 175B: 8)
@@ -167,11 +168,12 @@ def read_data(s, tokenizer, block_size, world):
     if s.pretrain_mix < 1:
         for split, rows in (("train", demos), ("valid", valid)):
             path = f"{s.data}/demonstrations_{split}.jsonl"
-            raw = records.read(path, "demonstration")
-            rows += demonstration_rows(tokenizer, raw, block_size)
-            if len(rows) < len(raw):
-                world.print(f"{path}: {len(raw) - len(rows)} of {len(raw)} demonstrations are "
-                            f"dropped: longer than the context of {block_size} tokens")
+            raw, cut = records.read(path, "demonstration"), Cut(s.too_long)
+            rows += demonstration_rows(tokenizer, raw, block_size, cut)
+            for n, fate in ((cut.dropped, "dropped"), (cut.cut, "cut in their prompts")):
+                if n:
+                    world.print(f"{path}: {n} of {len(raw)} demonstrations are {fate}: longer than "
+                                f"the context of {block_size} tokens")
         if not demos:
             stop(f"{s.data}: no demonstration fits the context of {block_size} tokens")
     if s.pretrain_mix > 0:
@@ -200,10 +202,11 @@ def main():
     demos, valid, text = read_data(s, tokenizer, config.block_size, world)
     reward, prompts = None, []
     if s.reward:
-        reward, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
+        reward = load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
         reward = world.wrap(reward.eval().requires_grad_(False), s.shard)
         prompts, _ = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
-            f"{s.data}/prompts_valid.jsonl", "prompt")], config.block_size - s.max_new_tokens)
+            f"{s.data}/prompts_valid.jsonl", "prompt")], config.block_size - s.max_new_tokens,
+            Cut(s.too_long))
 
     model = world.wrap(model, s.shard)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)

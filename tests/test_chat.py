@@ -151,7 +151,7 @@ def test_a_long_prompt_leaves_less_room(made, policy, words, monkeypatch, capsys
     (["nothing", "a"], "nothing has no checkpoint: run `python sft.py` first"),
     (["rm", "a"], "rm holds a ScalarGPT, expected GPT"),
     (["m", "a", "--reward=m"], "m holds a GPT, expected ScalarGPT"),
-    (["m", "a", "--reward=other"], "other has another tokenizer than m"),
+    (["m", "a", "--reward=other"], "other has another tokenizer, other/tokenizer-"),
     (["export", "m"], "expected: python model.py export CHECKPOINT DIR"),
     (["export", "nothing", "x"], "nothing has no checkpoint"),
     (["export", "m", "rm"], "rm is there already"),

@@ -472,6 +472,30 @@ def test_demonstrations_that_do_not_fit_are_counted(tmp_path):
         sft.read_data(s, Letters(), 3, world)
 
 
+@pytest.mark.parametrize("way, kept", [("keep_end", [3, 4, 11]), ("keep_beginning", [0, 1, 11])])
+def test_prompts_that_are_cut_are_counted(tmp_path, way, kept):
+    """Trap 29: all completions of a prompt keep the same prompt, with room for the longest."""
+    from data import records
+    records.write(tmp_path / "r.jsonl", [
+        {"prompt": "abcde", "ranks": [1, 2], "completions": [{"text": "b"}, {"text": "cc"}]},
+        {"prompt": "a", "ranks": [1, 2, 3], "completions": [
+            {"text": "b"}, {"text": "c" * 20}, {"text": "d"}]}])
+    told = []
+    world = SimpleNamespace(print=told.append)
+    got = reward.read_rankings(tmp_path / "r.jsonl", Letters(), 6, world, way)
+    assert got == [([[*kept, 1, EOS], [*kept, 2, 2, EOS]], [(0, 1)]),
+                   ([[0, 11, 1, EOS], [0, 11, 3, EOS]], [(0, 1)])]
+    assert "1 of 2 prompts are cut" in told[0] and "1 of 5 completions are dropped" in told[1]
+    for split in ("train", "valid"):
+        records.write(tmp_path / f"demonstrations_{split}.jsonl", [
+            {"prompt": "abcde", "response": "bb"}, {"prompt": "a", "response": "c" * 20}])
+    told.clear()
+    demos, _, _ = sft.read_data(sft.Settings(data=str(tmp_path), too_long=way), Letters(), 6, world)
+    assert demos == [([*kept, 1, 1, EOS], 3)]
+    assert "train.jsonl: 1 of 2 demonstrations are dropped" in told[0]
+    assert "train.jsonl: 1 of 2 demonstrations are cut in their prompts" in told[1]
+
+
 def test_scoring_groups_hold_all_rows_and_no_more_tokens_than_said():
     """Pads count; a row longer than the bound is a group of its own."""
     lengths = [3, 40, 1, 7, 7, 2, 9, 12, 1]
