@@ -73,6 +73,9 @@ PAPER = dict(iterations=500, batch=512, minibatch=64, beta=0.02, ptx=27.8, ptx_r
              max_new_tokens=1024)
 PRESETS = {  # App. C.4; policy rates read off figure 38
     "ppo": dict(ptx=0.0, out="out/ppo"),
+    "gpt2": dict(PAPER, init="out/gpt2/init", reward="out/gpt2/rm", out="out/gpt2/ppo-ptx",
+                 data="out/public", lr=3.5e-5, value_lr=4.5e-5, max_new_tokens=512,
+                 micro_batch=8),  # rates as in sft.py: times 3 from 1.3B, times 5 from 6B
     "1.3b": dict(PAPER, lr=1.18e-5, value_lr=9e-6, micro_batch=4),
     "6b": dict(PAPER, lr=1.18e-5, value_lr=9e-6, micro_batch=2),
     "175b": dict(PAPER, lr=2.55e-6, value_lr=5e-6, micro_batch=1),

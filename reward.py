@@ -50,10 +50,10 @@ class Settings:
     device: str = "auto"  # cpu, cuda or auto
 
 
+PAPER = dict(lr=9e-6, batch=64, micro_batch=1, warmup=0)
 PRESETS = {  # App. C.2: one 6B reward model serves policies of every size
-    "1.3b": dict(lr=9e-6, batch=64, micro_batch=1),
-    "6b": dict(lr=9e-6, batch=64, micro_batch=1),
-    "175b": dict(lr=9e-6, batch=64, micro_batch=1),
+    "gpt2": dict(PAPER, init="out/gpt2/init", out="out/gpt2/rm", data="out/public", lr=4.5e-5),
+    "1.3b": PAPER, "6b": PAPER, "175b": PAPER,  # gpt2's rate: as in sft.py, times 5 from 6B
 }
 
 

@@ -62,6 +62,11 @@ PRESETS = {
     "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=3e-3,
                  batch=8, warmup=50, weight_decay=0.1),
     "init": dict(out="out/init", pretrain_mix=0.1, epochs=2, dropout=0.0, batch=8, lr=5e-4),
+    # GPT-2 on your own data. The rates are those of 1.3B times 3, as GPT-3's for pretraining 125M
+    # are of those for 1.3B (Brown et al. 2020, Table 2.1): scaled, not measured.
+    "gpt2": dict(init="gpt2", out="out/gpt2/sft", data="out/public", lr=2.9e-5, micro_batch=8),
+    "gpt2-init": dict(init="gpt2", out="out/gpt2/init", data="out/public", pretrain_mix=0.1,
+                      epochs=2, lr=1.5e-5, micro_batch=8),
     # App. C.1 and C.3. A batch of 32 demonstrations, 8 for the largest.
     "1.3b": dict(lr=9.65e-6, batch=32, micro_batch=4),
     "6b": dict(lr=9.65e-6, batch=32, micro_batch=2),
