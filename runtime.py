@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import huggingface
+from data import records
 from data.tokenizer import load_tokenizer
 
 
@@ -425,6 +426,7 @@ def save(path, model, tokenizer, settings, **facts):
     if tokenizer.source is not None:
         names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
     meta = {"kind": kind(model).__name__, "config": dataclasses.asdict(model.config), **names,
+            "fingerprint": tokenizer.fingerprint,
             "settings": dataclasses.asdict(settings), **facts}
     write(path / "checkpoint.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
     for file in path.iterdir():
@@ -452,7 +454,10 @@ def load(path, classes, hint):
         if huggingface.known(path):
             return huggingface.load(path, classes)
         stop(f"{path} has no checkpoint: run `{hint}` first")
-    meta = json.loads((path / "checkpoint.json").read_text())
+    meta = records.read_json(path / "checkpoint.json", hint)
+    for key in ("kind", "config", "weights", "tokenizer"):
+        if key not in meta:
+            stop(f"{path}/checkpoint.json has no {key!r}: run `{hint}` again")
     if meta["kind"] not in classes:
         stop(f"{path} holds a {meta['kind']}, expected {' or '.join(classes)}")
     LOADED[str(path)] = meta["weights"]
@@ -460,11 +465,17 @@ def load(path, classes, hint):
         if name != "gpt2" and not whole(path / name):
             stop(f"{path}/{name} is damaged (its checksum differs): run `{hint}` again")
     cls = classes[meta["kind"]]
-    model = cls(cls.config_class(**meta["config"]))
+    try:
+        model = cls(cls.config_class(**meta["config"]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        stop(f"{path}/checkpoint.json asks for a model that is not ours: {error}")
     huggingface.fill(model, huggingface.read_weights(path / meta["weights"]),
                      path / meta["weights"])
     tokenizer = load_tokenizer(meta["tokenizer"], path)
     huggingface.match(tokenizer, model.config, path)
+    if meta.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
+        stop(f"{path}/{meta['tokenizer']} is not the tokenizer that the model was trained with: "
+             f"run `{hint}` again")
     return model, tokenizer, meta
 
 

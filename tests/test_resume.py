@@ -4,6 +4,7 @@ Runs are forked from a process that has imported the scripts (see harm.py), so t
 them takes little time. `make long` kills twenty times a stage, `make test` three times.
 """
 import errno
+import hashlib
 import json
 import os
 import random
@@ -282,6 +283,7 @@ class Settings:
 
 class NoTokenizer:
     size, name, source = VOCAB, "words.tiktoken", b"d29yZA== 0\n"
+    fingerprint = hashlib.sha256(source).hexdigest()[:16]
 
 
 def save_and_die(folder, n):
