@@ -426,7 +426,7 @@ def save(path, model, tokenizer, settings, **facts):
     if tokenizer.source is not None:
         names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
     meta = {"kind": kind(model).__name__, "config": dataclasses.asdict(model.config), **names,
-            "fingerprint": tokenizer.fingerprint,
+            "fingerprint": tokenizer.fingerprint, "template": tokenizer.template,
             "settings": dataclasses.asdict(settings), **facts}
     write(path / "checkpoint.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
     for file in path.iterdir():
@@ -476,6 +476,7 @@ def load(path, classes, hint):
     if meta.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
         stop(f"{path}/{meta['tokenizer']} is not the tokenizer that the model was trained with: "
              f"run `{hint}` again")
+    tokenizer.template = meta.get("template", tokenizer.template)
     return model, tokenizer, meta
 
 

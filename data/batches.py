@@ -7,15 +7,17 @@ import numpy as np
 import torch
 
 from data import records, shards
+from data.tokenizer import TEMPLATE
 
 
-def template(prompt):
+def template(prompt, form=TEMPLATE):
     """The one way in which a prompt is put before a model, in every stage and in the terminal."""
-    return prompt.rstrip() + "\n"
+    return form.replace("{prompt}", prompt.rstrip())
 
 
 def encode_prompt(tokenizer, prompt):
-    return tokenizer.encode(template(prompt))
+    """The ids of a prompt in the template that the model's checkpoint names."""
+    return tokenizer.encode(template(prompt, tokenizer.template))
 
 
 def encode_response(tokenizer, text, ended=True):

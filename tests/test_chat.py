@@ -85,6 +85,18 @@ def test_a_prompt_gives_its_completion(made, policy, words, monkeypatch, capsys)
     assert out == expected(policy, words, "Who is Anna?", temperature=0.0)[0][0] + "\n"
 
 
+def test_a_checkpoint_keeps_its_template(made, policy, words, tmp_path, monkeypatch, capsys):
+    """It is applied wherever the model is loaded: here in the terminal."""
+    own = tokenizer.Tokenizer("own", words.encoding, words.source)
+    own.template = "Anna: {prompt}\nthe baker:"
+    runtime.save(tmp_path / "m", policy, own, Example())
+    assert words.template == "{prompt}\n" and encode_prompt(own, "Who? ") == own.encode(
+        "Anna: Who?\nthe baker:")
+    out = run(tmp_path, monkeypatch, capsys, "m", "Who?", NEW)
+    assert out == expected(policy, own, "Who?")[0][0] + "\n"
+    assert out != expected(policy, words, "Who?")[0][0] + "\n"
+
+
 def test_several_completions_with_their_scores(made, policy, words, monkeypatch, capsys):
     """--num, --temperature, --seed, --reward: each score is of the row as PPO scores it."""
     out = run(made, monkeypatch, capsys, "m", "Who?", NEW, "--num=4", "--temperature=0.7",

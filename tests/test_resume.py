@@ -283,7 +283,7 @@ class Settings:
 
 class NoTokenizer:
     size, name, source = VOCAB, "words.tiktoken", b"d29yZA== 0\n"
-    fingerprint = hashlib.sha256(source).hexdigest()[:16]
+    fingerprint, template = hashlib.sha256(source).hexdigest()[:16], "{prompt}"
 
 
 def save_and_die(folder, n):

@@ -427,6 +427,7 @@ def test_help_shows_every_setting_with_its_default_and_comment(capsys):
 
 class NoTokenizer:
     size, name, source, fingerprint = VOCAB, "gpt2", None, "that of gpt2"
+    template = "{prompt}"
 
 
 @pytest.fixture

@@ -412,7 +412,7 @@ def test_each_completion_is_read_once(micro_batch):
 
 class Letters:
     """A tokenizer of single letters: a is 0."""
-    eos, size = EOS, VOCAB
+    eos, size, template = EOS, VOCAB, "{prompt}\n"
 
     def encode(self, text):
         return [11 if c == "\n" else ord(c) - ord("a") for c in text]
