@@ -160,12 +160,14 @@ def main(argv=None):
             stop("the prompt on stdin is no UTF-8 text")
     if len(words) == 2 and not words[1].strip():
         stop("the prompt is empty")
-    speaker = Speaker(words[0], s)
-    if len(words) == 1:
-        return converse(speaker)
     try:
-        speaker.answer(words[1])
-    except ValueError as error:
-        stop(error)
-    except KeyboardInterrupt:
-        raise SystemExit("") from None
+        speaker = Speaker(words[0], s)
+        if len(words) == 1:
+            return converse(speaker)
+        try:
+            speaker.answer(words[1])
+        except ValueError as error:  # a prompt that does not fit
+            stop(error)
+    except KeyboardInterrupt:  # while the model was loaded, or in the only answer
+        print()
+        raise SystemExit(130) from None

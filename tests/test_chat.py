@@ -229,6 +229,18 @@ def test_ctrl_c_drops_the_line_or_the_answer(made, policy, words, monkeypatch, c
     assert out.endswith(f"\n{answer}\n\n")
 
 
+@pytest.mark.parametrize("place", ["load", "generate"])
+def test_ctrl_c_ends_a_single_answer(made, monkeypatch, capsys, place):
+    """While the model is loaded, too: no traceback, and what a shell expects of Ctrl-C."""
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, place, interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(made, monkeypatch, capsys, "m", "Who?")
+    assert stop.value.code == 130 and capsys.readouterr().out == "\n"
+
+
 def heeds_ctrl_c():
     """What is started in the background inherits that SIGINT is ignored, and Python keeps to it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
