@@ -120,7 +120,7 @@ class World:
             if "OMP_NUM_THREADS" not in os.environ and self.device.type == "cpu":
                 torch.set_num_threads(max(1, os.cpu_count() // self.size))
         self.main = self.rank == 0
-        torch.manual_seed(seed + self.rank)  # dropout differs by rank; models start from `build`
+        torch.manual_seed(seed)  # models start with the same weights on every rank
         self.seed, self.started = seed, time.time()
 
     def print(self, *args):
