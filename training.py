@@ -199,6 +199,8 @@ class Training:
         """What to do about an error of the machine, in one line; None where it is none of those."""
         s, again = self.s, f" --resume goes on from the last state ({self.last_state()})."
         text = str(error)
+        if isinstance(error, KeyboardInterrupt):
+            return f"interrupted in step {self.step + 1} of {self.total}.{again}"
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
             names = [f"--{name} (now {getattr(s, name)})" for name in self.lowers_memory]
             return (f"out of memory in step {self.step + 1}. These lower it: {names[0]}, which "
