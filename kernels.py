@@ -3,7 +3,7 @@
     linear(x, weight, bias)                     x W^T + b
     attention(q, k, v)                          causal self-attention             [B, H, T, D]
     decode_attention(q, cache, slots)           one new token against a cache     [B, H, D]
-    token_logprobs(hidden, weight, targets)     log-probs (and entropy), any gradient     [N]
+    token_logprobs(hidden, weight, targets)     log-probs (and entropy), any gradient   [...]
     token_objective(hidden, weight, targets, objective)    a loss and its gradients at once
 
 Nothing here knows a model or a dataset: tensors in, tensors out. What is written out here in
@@ -440,37 +440,47 @@ def _head(x):
     return triton.head if triton else tiled_head
 
 
+def _marked(x, targets):
+    """The tokens with a target: their places in targets.flatten(), states [N, C], targets [N]."""
+    marks = targets >= 0
+    return marks.flatten().nonzero().squeeze(1), x[marks], targets[marks]
+
+
 @torch.library.custom_op("nanoinstructgpt::token_logprobs", mutates_args=())
 def _token_logprobs(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
                     temperature: float, entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    out = x.new_zeros(2, len(x), dtype=_accumulator(x))
+    logprob, h = (x.new_zeros(targets.shape, dtype=_accumulator(x)) for _ in range(2))
+    places, x, y = _marked(x, targets)
     for rows in _chunks(x, len(weight)):
-        logprob, h, _ = _head(x)(x[rows], weight, targets[rows], temperature, entropy, False)
-        out[0, rows] = logprob
+        own, more, _ = _head(x)(x[rows], weight, y[rows], temperature, entropy, False)
+        logprob.view(-1)[places[rows]] = own
         if entropy:
-            out[1, rows] = h
-    return out[0].clone(), out[1].clone()
+            h.view(-1)[places[rows]] = more
+    return logprob, h
 
 
 @torch.library.custom_op("nanoinstructgpt::token_logprobs_backward", mutates_args=())
 def _token_logprobs_backward(g: torch.Tensor, h: torch.Tensor, x: torch.Tensor,
                              weight: torch.Tensor, targets: torch.Tensor, temperature: float,
                              entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    dx, dw = torch.empty_like(x), torch.zeros_like(weight, dtype=_accumulator(weight))
+    dx, dw = x.new_zeros(x.shape), torch.zeros_like(weight, dtype=_accumulator(weight))
+    places, x, y = _marked(x, targets)
+    g, h = g.flatten()[places], h.flatten()[places] if entropy else None
     for rows in _chunks(x, len(weight)):
-        *_, gradients = _head(x)(x[rows], weight, targets[rows], temperature, entropy, True)
-        dx[rows] = gradients(g[rows], h[rows] if entropy else None, dw)
+        *_, gradients = _head(x)(x[rows], weight, y[rows], temperature, entropy, True)
+        dx.view(-1, dx.size(-1))[places[rows]] = gradients(g[rows], h[rows] if entropy else None,
+                                                           dw)
     return dx, dw.to(weight.dtype)
 
 
 @_token_logprobs.register_fake
 def _(x, weight, targets, temperature, entropy):
-    return tuple(x.new_empty(len(x), dtype=_accumulator(x)) for _ in range(2))
+    return tuple(x.new_empty(targets.shape, dtype=_accumulator(x)) for _ in range(2))
 
 
 @_token_logprobs_backward.register_fake
 def _(g, h, x, weight, targets, temperature, entropy):
-    return torch.empty_like(x), torch.empty_like(weight)
+    return x.new_empty(x.shape), torch.empty_like(weight)
 
 
 def _keep_inputs(ctx, inputs, output):
@@ -487,11 +497,12 @@ _token_logprobs.register_autograd(_token_logprobs_gradients, setup_context=_keep
 
 
 def token_logprobs(hidden, weight, targets, temperature=1.0, entropy=False):
-    """Log-probabilities (and, where asked, entropies in nats) of N tokens.
+    """Log-probabilities (and, where asked, entropies in nats) of tokens.
 
-    hidden: [N, C] states before each token; weight: [V, C] output embedding; targets: [N] ids.
-    Returns (logprob [N], entropy [N] or None), float32, differentiable in hidden and weight with
-    any gradient of each token: the backward pass computes the logits again.
+    hidden: [..., C] states before each token; weight: [V, C] output embedding; targets: [...] ids.
+    A token whose target is negative is left out: it costs nothing, and all that is said of it is 0.
+    Returns (logprob [...], entropy [...] or None), float32, differentiable in hidden and weight
+    with any gradient of each token: the backward pass computes the logits again.
     """
     logprob, h = _token_logprobs(hidden, weight, targets, float(temperature), entropy)
     return logprob, (h if entropy else None)
@@ -501,24 +512,28 @@ class _TokenObjective(torch.autograd.Function):
     """The loss, and with it the gradients that its backward pass will hand out."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets, objective, temperature, entropy):
-        training = any(ctx.needs_input_grad[:2])
+    def forward(ctx, hidden, weight, targets, objective, temperature, entropy, training):
         dtype = _accumulator(weight)
-        logprob, h = x.new_zeros(2, len(x), dtype=dtype)
+        logprob, h = (hidden.new_zeros(targets.shape, dtype=dtype) for _ in range(2))
+        places, x, y = _marked(hidden, targets)
         if training:
-            dx, dw = torch.empty_like(x), torch.zeros_like(weight, dtype=dtype)
-        loss = x.new_zeros((), dtype=dtype)
+            dx, dw = hidden.new_zeros(hidden.shape), torch.zeros_like(weight, dtype=dtype)
+        loss = hidden.new_zeros((), dtype=dtype)
         for rows in _chunks(x, len(weight)):
-            logprob[rows], more, gradients = _head(x)(
-                x[rows], weight, targets[rows], temperature, entropy, training)
-            if entropy:
-                h[rows] = more
+            own, more, gradients = _head(x)(x[rows], weight, y[rows], temperature, entropy,
+                                            training)
+            some = torch.zeros_like(targets, dtype=torch.bool)
+            some.view(-1)[places[rows]] = True
             with torch.enable_grad():
-                leaf = logprob[rows].detach().requires_grad_(training)
-                part = objective(leaf, rows)
+                leaf = own.detach().requires_grad_(training)
+                part = objective(torch.zeros_like(logprob).masked_scatter(some, leaf), some)
             loss += part.detach()
+            logprob.view(-1)[places[rows]] = own
+            if entropy:
+                h.view(-1)[places[rows]] = more
             if training:
-                dx[rows] = gradients(torch.autograd.grad(part, leaf)[0], None, dw)
+                g = torch.autograd.grad(part, leaf)[0]
+                dx.view(-1, dx.size(-1))[places[rows]] = gradients(g, None, dw)
         ctx.gradients = (dx, dw) if training else None
         ctx.mark_non_differentiable(logprob, h)
         return loss, logprob, h
@@ -529,18 +544,27 @@ class _TokenObjective(torch.autograd.Function):
             raise RuntimeError("token_objective hands out its gradients once: for a second "
                                "backward pass, call it again")
         (dx, dw), ctx.gradients = ctx.gradients, None
-        return dx.mul_(upstream), dw.mul_(upstream), None, None, None, None
+        return dx.mul_(upstream), dw.mul_(upstream), *[None] * 5
 
 
-@torch.compiler.disable  # a Python function cannot be part of a compiled graph's operator
 def token_objective(hidden, weight, targets, objective, temperature=1.0, entropy=False):
-    """A sum over N tokens of a function of each one's own log-prob, its gradients made on the way.
+    """A sum over tokens of a function of each one's own log-prob, its gradients made on the way.
 
-    hidden, weight, targets, temperature, entropy: as in `token_logprobs`. objective(logprob, rows)
-    returns the sum over the tokens targets[rows], from their logprob [n]; it is called a chunk of
-    tokens at a time, so that no token's part may depend on another's log-prob. Returns (loss,
-    logprob [N], entropy [N] or None); only the loss has a gradient, and backward may run once.
+    hidden, weight, targets, temperature, entropy: as in `token_logprobs`. objective(logprob, marks)
+    returns the sum over the marked tokens, both [...] like targets; logprob is 0 at all others. It
+    is called with some of the tokens at a time, so that no token's part may depend on another's
+    log-prob. Returns (loss, logprob [...], entropy [...] or None); only the loss has a gradient,
+    and backward may run once.
+
+    An operator of torch.compile's graph cannot call a Python function. Inside a compiled graph the
+    objective therefore gets all log-probs at once, and the logits are computed twice. To have a
+    graph and logits once, compile the body alone: `model.transformer.compile()`.
     """
+    if torch.compiler.is_compiling():
+        logprob, h = token_logprobs(hidden, weight, targets, temperature, entropy)
+        loss, logprob = objective(logprob, targets >= 0), logprob.detach()
+        return loss, logprob, (h.detach() if entropy else None)
+    training = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss, logprob, h = _TokenObjective.apply(hidden, weight, targets, objective, temperature,
-                                             entropy)
+                                             entropy, training)
     return loss, logprob, (h if entropy else None)

@@ -194,18 +194,13 @@ class GPT(nn.Module):
         called with a part of the marks at a time, and then only the loss has a gradient.
         """
         mask = mask.bool() & (torch.arange(ids.size(1), device=ids.device) > 0)
-        before = self.transformer(ids)[:, :-1][mask[:, 1:]]  # [N, C]: the state before each token
-        head = before, self.transformer.wte.weight, ids[mask]
-        grid = lambda x, marks=mask: x.new_zeros(ids.shape).masked_scatter(marks, x)
+        targets = ids.masked_fill(~mask, -1)  # of the tokens that do not count, none
+        head = self.transformer(ids)[:, :-1], self.transformer.wte.weight, targets[:, 1:]
+        grid = lambda x: F.pad(x, (1, 0))  # [B, T - 1] -> [B, T]
         if objective is None:
             logprob, h = token_logprobs(*head, temperature, entropy)
             return grid(logprob), (grid(h) if entropy else None)
-        places = mask.flatten().nonzero().squeeze(1)
-
-        def part(logprob, rows):  # some of the N tokens, put back where they came from
-            marks = torch.zeros_like(mask).flatten().index_fill_(0, places[rows], True)
-            return objective(grid(logprob, marks.view_as(mask)), marks.view_as(mask))
-
+        part = lambda logprob, marks: objective(grid(logprob), grid(marks))
         loss, logprob, h = token_objective(*head, part, temperature, entropy)
         return loss, grid(logprob), (grid(h) if entropy else None)
 
