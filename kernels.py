@@ -442,8 +442,9 @@ def _head(x):
 
 def _marked(x, targets):
     """The tokens with a target: their places in targets.flatten(), states [N, C], targets [N]."""
-    marks = targets >= 0
-    return marks.flatten().nonzero().squeeze(1), x[marks], targets[marks]
+    x, y = x.reshape(-1, x.size(-1)), targets.flatten()
+    places = (y >= 0).nonzero().squeeze(1)
+    return places, x.index_select(0, places), y[places]
 
 
 @torch.library.custom_op("nanoinstructgpt::token_logprobs", mutates_args=())
@@ -468,8 +469,8 @@ def _token_logprobs_backward(g: torch.Tensor, h: torch.Tensor, x: torch.Tensor,
     g, h = g.flatten()[places], h.flatten()[places] if entropy else None
     for rows in _chunks(x, len(weight)):
         *_, gradients = _head(x)(x[rows], weight, y[rows], temperature, entropy, True)
-        dx.view(-1, dx.size(-1))[places[rows]] = gradients(g[rows], h[rows] if entropy else None,
-                                                           dw)
+        part = gradients(g[rows], h[rows] if entropy else None, dw)
+        dx.view(-1, dx.size(-1)).index_copy_(0, places[rows], part)
     return dx, dw.to(weight.dtype)
 
 
@@ -533,7 +534,7 @@ class _TokenObjective(torch.autograd.Function):
                 h.view(-1)[places[rows]] = more
             if training:
                 g = torch.autograd.grad(part, leaf)[0]
-                dx.view(-1, dx.size(-1))[places[rows]] = gradients(g, None, dw)
+                dx.view(-1, dx.size(-1)).index_copy_(0, places[rows], gradients(g, None, dw))
         ctx.gradients = (dx, dw) if training else None
         ctx.mark_non_differentiable(logprob, h)
         return loss, logprob, h

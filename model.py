@@ -194,9 +194,9 @@ class GPT(nn.Module):
         called with a part of the marks at a time, and then only the loss has a gradient.
         """
         mask = mask.bool() & (torch.arange(ids.size(1), device=ids.device) > 0)
-        targets = ids.masked_fill(~mask, -1)  # of the tokens that do not count, none
-        head = self.transformer(ids)[:, :-1], self.transformer.wte.weight, targets[:, 1:]
-        grid = lambda x: F.pad(x, (1, 0))  # [B, T - 1] -> [B, T]
+        next_ids = F.pad(ids.masked_fill(~mask, -1)[:, 1:], (0, 1), value=-1)  # -1: does not count
+        head = self.transformer(ids), self.transformer.wte.weight, next_ids
+        grid = lambda x: F.pad(x[:, :-1], (1, 0))  # from the state before a token to the token
         if objective is None:
             logprob, h = token_logprobs(*head, temperature, entropy)
             return grid(logprob), (grid(h) if entropy else None)
