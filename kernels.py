@@ -28,10 +28,10 @@ def _has_triton():
     return importlib.util.find_spec("triton") is not None
 
 
-def _triton(x):
-    """The module of Triton kernels where it can take x, else None."""
-    if not (x.is_cuda and x.dtype != torch.float64 and _has_triton()):
-        return None
+def _triton(x, head_size=0):
+    """The module of Triton kernels where it can take x (and heads of that size), else None."""
+    if not (x.is_cuda and x.dtype != torch.float64 and head_size <= 128 and _has_triton()):
+        return None  # larger heads: a block of queries and its sums would not fit the registers
     import kernels_triton  # only here: it imports triton, which a CPU does not need
     return kernels_triton
 
@@ -196,7 +196,7 @@ def tiled_attention_backward(grad, q, k, v, out, lse):
 @torch.library.custom_op("nanoinstructgpt::attention", mutates_args=())
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
         torch.Tensor, torch.Tensor]:
-    triton = _triton(q)
+    triton = _triton(q, q.size(-1))
     return triton.attention(q, k, v) if triton else tiled_attention(q, k, v)
 
 
@@ -204,7 +204,7 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
 def _attention_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                         out: torch.Tensor, lse: torch.Tensor) -> tuple[
                             torch.Tensor, torch.Tensor, torch.Tensor]:
-    triton = _triton(q)
+    triton = _triton(q, q.size(-1))
     backward = triton.attention_backward if triton else tiled_attention_backward
     return backward(grad, q, k, v, out, lse)
 
@@ -227,9 +227,10 @@ _attention.register_autograd(
 def attention(q, k, v):
     """Causal attention, softmax(q k^T / sqrt(D)) v, each query seeing itself and what is before it.
 
-    q, k, v: [B, H, T, D], D from 16 to 128. Returns [B, H, T, D]. Sequences are padded on the
-    right, so that no real token ever sees a pad and no padding mask is needed. To compare,
-    ATTENTION=sdpa in the environment takes PyTorch's own scaled_dot_product_attention.
+    q, k, v: [B, H, T, D], any D (on a GPU, above 128 without the Triton kernels). Returns
+    [B, H, T, D]. Sequences are padded on the right, so that no real token ever sees a pad and no
+    padding mask is needed. To compare, ATTENTION=sdpa in the environment takes PyTorch's own
+    scaled_dot_product_attention.
     """
     if os.environ.get("ATTENTION") == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -328,7 +329,7 @@ def decode_attention(q, cache, slots):
     """
     if torch.compiler.is_compiling():
         return _decode_attention(q, cache, slots.lengths, slots.rows, list(slots.shape))
-    triton = _triton(q)  # called as it is: an operator around it would cost 40 us
+    triton = _triton(q, q.size(-1))  # called as it is: an operator around it would cost 40 us
     if triton is None:
         return plain_decode_attention(q, cache, slots)
     return triton.decode_attention(q, *cache.view(2, *slots.shape), slots.lengths, slots.rows)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ class Largest(TorchDispatchMode):
 # ------------------------------------------------------------------------------------- attention
 
 SHAPES = [(1, 1, 1, 16), (2, 3, 5, 16), (1, 2, 63, 32), (2, 1, 64, 80), (1, 2, 65, 64),
-          (1, 1, 200, 128), (9, 2, 70, 16)]  # the last: more sequences than heads
+          (1, 1, 200, 128), (1, 2, 65, 150), (9, 2, 70, 16)]  # the last: more sequences than heads
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -160,6 +161,34 @@ def test_decode_attention(junk, lengths, rows):
     kernels.fill(cache, k, v)
     got = decode_attention(q, cache, Slots((4, 3, 48, 16), lengths, rows))
     same([got.double()], [expected], 1e-5)
+
+
+@pytest.mark.parametrize("D, taken", [(5, True), (80, True), (128, True), (129, False),
+                                      (160, False), (256, False)])
+def test_the_triton_kernels_get_the_heads_that_they_can_take(D, taken, monkeypatch):
+    """As on a GPU with triton, both pretended: heads of more than 128 go the tiled way instead."""
+    calls = []
+
+    def note(name, plain):
+        return lambda *a: calls.append(name) or plain(*a)
+
+    k, v = torch.randn(2, 3, 2, 20, D)
+    cache, lengths = torch.zeros(2, 3, 2 * 20 * D), torch.tensor([20, 3])
+    kernels.fill(cache, k, v)
+    rows = torch.tensor([2, 0])
+    monkeypatch.setitem(sys.modules, "kernels_triton", SimpleNamespace(
+        attention=note("forward", kernels.tiled_attention),
+        attention_backward=note("backward", kernels.tiled_attention_backward),
+        decode_attention=note("decode", lambda q, *_: plain_decode(q, k[rows], v[rows], lengths))))
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    inputs, grad = heads(1, 2, 9, D), torch.randn(1, 2, 9, D)
+    same(with_gradients(attention, inputs, grad), with_gradients(plain_attention, inputs, grad),
+         1e-5)
+    q = torch.randn(2, 2, D)
+    same([decode_attention(q, cache, Slots((3, 2, 20, D), lengths, rows))],
+         [plain_decode(q, k[rows], v[rows], lengths)], 1e-5)
+    assert calls == (["forward", "backward", "decode"] if taken else [])
 
 
 @pytest.mark.parametrize("T", [1, 15, 16, 40])
