@@ -371,23 +371,20 @@ def _chunks(x, vocabulary):
     return [slice(i, i + rows) for i in range(0, len(x), rows)]
 
 
-def tiled_head(x, weight, y, temperature, entropy, keep):
-    """log-prob and entropy (or None) of a chunk of tokens, and a function for the gradients.
+def _exponentials(x, weight, temperature, entropy, keep):
+    """The tiles' e and what it takes to make probabilities of them.
 
-    x: [n, C]; weight: [V, C]; y: [n]. With `keep`, gradients(g, h, dw) may follow, once: it adds
-    the chunk's part to dw [V, C] and returns dx [n, C], for g and h (or None) [n].
+    x: [n, C] in the type of the sums; weight: [V, C]. Returns e [n, V] (of no use without `keep`),
+    each tile's m_t [n, 1], and by token, [n]: m, log l = L - m, sum_j p_j z_j - m (or None).
     """
     V, n = len(weight), len(x)
-    dtype = _accumulator(weight)
-    # The CPU's bfloat16 product would round the logits to 8 bits, and log-probs with them.
-    wide, narrow = x.to(dtype), x.dtype != dtype or weight.dtype != dtype
-    e = wide.new_empty(n, V if keep else min(V, TILE))
-    spans = [(j, min(j + TILE, V)) for j in range(0, V, TILE)]
-    m = wide.new_full((n, 1), NEVER)
+    e = x.new_empty(n, V if keep else min(V, TILE))
+    m = x.new_full((n, 1), NEVER)
     l, zp, tops = torch.zeros_like(m), torch.zeros_like(m), []
-    for j, stop in spans:
+    for j in range(0, V, TILE):
+        stop = min(j + TILE, V)
         z = e[:, j:stop] if keep else e[:, : stop - j]
-        z.copy_(gemm(wide, weight[j:stop].to(dtype)))
+        z.copy_(gemm(x, weight[j:stop].to(x.dtype)))
         if temperature != 1:
             z.div_(temperature)
         top = torch.maximum(m, z.amax(-1, keepdim=True))
@@ -404,9 +401,32 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
         l = l * worth + p.sum(-1, keepdim=True)
         tops.append(top)
         m = top
-    m, logl = m.squeeze(-1), l.log().squeeze(-1)  # L = m + logl; apart they lose no digits
-    logprob = (wide * weight[y]).sum(-1) / temperature - m - logl
-    H = logl - (zp / l).squeeze(-1) if entropy else None
+    return e, tops, m.squeeze(-1), l.log().squeeze(-1), (zp / l).squeeze(-1) if entropy else None
+
+
+def _dlogits(e, logk, g, h, H, temperature):
+    """dz of a tile, as if no token in it were the target: a matrix [n, tile] and a factor [n, 1]
+    of its rows. e: [n, tile]; log k, g, h (or None), H: [n]."""
+    factor = g if h is None else g + h * (logk + H)
+    factor = (factor * logk.exp() / -temperature).unsqueeze(-1)
+    if h is None:
+        return e, factor
+    second = (-h * logk.exp() / temperature).unsqueeze(-1)  # p log p = k (e log e + e log k)
+    return torch.xlogy(e, e).mul_(second).add_(e * factor), torch.ones_like(factor)
+
+
+def tiled_head(x, weight, y, temperature, entropy, keep):
+    """log-prob and entropy (or None) of a chunk of tokens, and a function for the gradients.
+
+    x: [n, C]; weight: [V, C]; y: [n]. With `keep`, gradients(g, h, dw) may follow, once: it adds
+    the chunk's part to dw [V, C] and returns dx [n, C], for g and h (or None) [n].
+    """
+    dtype = _accumulator(weight)
+    # The CPU's bfloat16 product would round the logits to 8 bits, and log-probs with them.
+    wide, narrow = x.to(dtype), x.dtype != dtype or weight.dtype != dtype
+    e, tops, m, logl, mean = _exponentials(wide, weight, temperature, entropy, keep)
+    logprob = (wide * weight[y]).sum(-1) / temperature - m - logl  # not - L: apart they lose less
+    H = logl - mean if entropy else None
 
     def gradients(g, h, dw):
         e.scatter_(-1, y[:, None], 0.0)
@@ -416,21 +436,16 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
         own = (own / temperature).unsqueeze(-1)
         dx = own * weight[y]
         dw.index_add_(0, y, own * wide)
-        for (j, stop), top in zip(spans, tops):
-            logk, et, wt = top.squeeze(-1) - m - logl, e[:, j:stop], weight[j:stop]
-            factor = g if h is None else g + h * (logk + H)
-            factor = (factor * logk.exp() / -temperature).unsqueeze(-1)
-            if h is not None:  # p log p = k (e log e + e log k)
-                second = (-h * logk.exp() / temperature).unsqueeze(-1)
-                et = torch.xlogy(et, et).mul_(second).add_(et * factor)
-                factor = torch.ones_like(factor)
+        for t, (et, wt) in enumerate(zip(e.split(TILE, 1), weight.split(TILE))):
+            dz, factor = _dlogits(et, tops[t].squeeze(-1) - m - logl, g, h, H, temperature)
+            dwt = dw[t * TILE : (t + 1) * TILE]
             if narrow:  # a bfloat16 product may round a chunk's part, but sums are in float32
-                et = et.to(x.dtype)
-                dx += factor * (et @ wt.to(x.dtype))
-                dw[j:stop] += et.T @ (factor * wide).to(x.dtype)
+                dz = dz.to(x.dtype)
+                dx += factor * (dz @ wt.to(x.dtype))
+                dwt += dz.T @ (factor * wide).to(x.dtype)
             else:
-                dx += gemm(et, wt.T).mul_(factor)
-                dw[j:stop] += gemm(et.T, (factor * wide).T)
+                dx += gemm(dz, wt.T).mul_(factor)
+                dwt += gemm(dz.T, (factor * wide).T)
         return dx.to(x.dtype)
 
     return logprob, H, gradients
