@@ -3,7 +3,7 @@
     linear(x, weight, bias)                     x W^T + b
     attention(q, k, v)                          causal self-attention             [B, H, T, D]
     decode_attention(q, cache, slots)           one new token against a cache     [B, H, D]
-    token_logprobs(hidden, weight, targets)     log-probs (and entropy), any gradient     [N]
+    token_logprobs(hidden, weight, targets)     log-probs (and entropy), any gradient   [...]
     token_objective(hidden, weight, targets, objective)    a loss and its gradients at once
 
 Nothing here knows a model or a dataset: tensors in, tensors out. What is written out here in
@@ -28,10 +28,10 @@ def _has_triton():
     return importlib.util.find_spec("triton") is not None
 
 
-def _triton(x):
-    """The module of Triton kernels where it can take x, else None."""
-    if not (x.is_cuda and x.dtype != torch.float64 and _has_triton()):
-        return None
+def _triton(x, head_size=0):
+    """The module of Triton kernels where it can take x (and heads of that size), else None."""
+    if not (x.is_cuda and x.dtype != torch.float64 and head_size <= 128 and _has_triton()):
+        return None  # larger heads: a block of queries and its sums would not fit the registers
     import kernels_triton  # only here: it imports triton, which a CPU does not need
     return kernels_triton
 
@@ -196,7 +196,7 @@ def tiled_attention_backward(grad, q, k, v, out, lse):
 @torch.library.custom_op("nanoinstructgpt::attention", mutates_args=())
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
         torch.Tensor, torch.Tensor]:
-    triton = _triton(q)
+    triton = _triton(q, q.size(-1))
     return triton.attention(q, k, v) if triton else tiled_attention(q, k, v)
 
 
@@ -204,7 +204,7 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
 def _attention_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                         out: torch.Tensor, lse: torch.Tensor) -> tuple[
                             torch.Tensor, torch.Tensor, torch.Tensor]:
-    triton = _triton(q)
+    triton = _triton(q, q.size(-1))
     backward = triton.attention_backward if triton else tiled_attention_backward
     return backward(grad, q, k, v, out, lse)
 
@@ -227,9 +227,10 @@ _attention.register_autograd(
 def attention(q, k, v):
     """Causal attention, softmax(q k^T / sqrt(D)) v, each query seeing itself and what is before it.
 
-    q, k, v: [B, H, T, D], D from 16 to 128. Returns [B, H, T, D]. Sequences are padded on the
-    right, so that no real token ever sees a pad and no padding mask is needed. To compare,
-    ATTENTION=sdpa in the environment takes PyTorch's own scaled_dot_product_attention.
+    q, k, v: [B, H, T, D], any D (on a GPU, above 128 without the Triton kernels). Returns
+    [B, H, T, D]. Sequences are padded on the right, so that no real token ever sees a pad and no
+    padding mask is needed. To compare, ATTENTION=sdpa in the environment takes PyTorch's own
+    scaled_dot_product_attention.
     """
     if os.environ.get("ATTENTION") == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -328,7 +329,7 @@ def decode_attention(q, cache, slots):
     """
     if torch.compiler.is_compiling():
         return _decode_attention(q, cache, slots.lengths, slots.rows, list(slots.shape))
-    triton = _triton(q)  # called as it is: an operator around it would cost 40 us
+    triton = _triton(q, q.size(-1))  # called as it is: an operator around it would cost 40 us
     if triton is None:
         return plain_decode_attention(q, cache, slots)
     return triton.decode_attention(q, *cache.view(2, *slots.shape), slots.lengths, slots.rows)
@@ -370,23 +371,20 @@ def _chunks(x, vocabulary):
     return [slice(i, i + rows) for i in range(0, len(x), rows)]
 
 
-def tiled_head(x, weight, y, temperature, entropy, keep):
-    """log-prob and entropy (or None) of a chunk of tokens, and a function for the gradients.
+def _exponentials(x, weight, temperature, entropy, keep):
+    """The tiles' e and what it takes to make probabilities of them.
 
-    x: [n, C]; weight: [V, C]; y: [n]. With `keep`, gradients(g, h, dw) may follow, once: it adds
-    the chunk's part to dw [V, C] and returns dx [n, C], for g and h (or None) [n].
+    x: [n, C] in the type of the sums; weight: [V, C]. Returns e [n, V] (of no use without `keep`),
+    each tile's m_t [n, 1], and by token, [n]: m, log l = L - m, sum_j p_j z_j - m (or None).
     """
     V, n = len(weight), len(x)
-    dtype = _accumulator(weight)
-    # The CPU's bfloat16 product would round the logits to 8 bits, and log-probs with them.
-    wide, narrow = x.to(dtype), x.dtype != dtype or weight.dtype != dtype
-    e = wide.new_empty(n, V if keep else min(V, TILE))
-    spans = [(j, min(j + TILE, V)) for j in range(0, V, TILE)]
-    m = wide.new_full((n, 1), NEVER)
+    e = x.new_empty(n, V if keep else min(V, TILE))
+    m = x.new_full((n, 1), NEVER)
     l, zp, tops = torch.zeros_like(m), torch.zeros_like(m), []
-    for j, stop in spans:
+    for j in range(0, V, TILE):
+        stop = min(j + TILE, V)
         z = e[:, j:stop] if keep else e[:, : stop - j]
-        z.copy_(gemm(wide, weight[j:stop].to(dtype)))
+        z.copy_(gemm(x, weight[j:stop].to(x.dtype)))
         if temperature != 1:
             z.div_(temperature)
         top = torch.maximum(m, z.amax(-1, keepdim=True))
@@ -403,9 +401,32 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
         l = l * worth + p.sum(-1, keepdim=True)
         tops.append(top)
         m = top
-    m, logl = m.squeeze(-1), l.log().squeeze(-1)  # L = m + logl; apart they lose no digits
-    logprob = (wide * weight[y]).sum(-1) / temperature - m - logl
-    H = logl - (zp / l).squeeze(-1) if entropy else None
+    return e, tops, m.squeeze(-1), l.log().squeeze(-1), (zp / l).squeeze(-1) if entropy else None
+
+
+def _dlogits(e, logk, g, h, H, temperature):
+    """dz of a tile, as if no token in it were the target: a matrix [n, tile] and a factor [n, 1]
+    of its rows. e: [n, tile]; log k, g, h (or None), H: [n]."""
+    factor = g if h is None else g + h * (logk + H)
+    factor = (factor * logk.exp() / -temperature).unsqueeze(-1)
+    if h is None:
+        return e, factor
+    second = (-h * logk.exp() / temperature).unsqueeze(-1)  # p log p = k (e log e + e log k)
+    return torch.xlogy(e, e).mul_(second).add_(e * factor), torch.ones_like(factor)
+
+
+def tiled_head(x, weight, y, temperature, entropy, keep):
+    """log-prob and entropy (or None) of a chunk of tokens, and a function for the gradients.
+
+    x: [n, C]; weight: [V, C]; y: [n]. With `keep`, gradients(g, h, dw) may follow, once: it adds
+    the chunk's part to dw [V, C] and returns dx [n, C], for g and h (or None) [n].
+    """
+    dtype = _accumulator(weight)
+    # The CPU's bfloat16 product would round the logits to 8 bits, and log-probs with them.
+    wide, narrow = x.to(dtype), x.dtype != dtype or weight.dtype != dtype
+    e, tops, m, logl, mean = _exponentials(wide, weight, temperature, entropy, keep)
+    logprob = (wide * weight[y]).sum(-1) / temperature - m - logl  # not - L: apart they lose less
+    H = logl - mean if entropy else None
 
     def gradients(g, h, dw):
         e.scatter_(-1, y[:, None], 0.0)
@@ -415,21 +436,16 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
         own = (own / temperature).unsqueeze(-1)
         dx = own * weight[y]
         dw.index_add_(0, y, own * wide)
-        for (j, stop), top in zip(spans, tops):
-            logk, et, wt = top.squeeze(-1) - m - logl, e[:, j:stop], weight[j:stop]
-            factor = g if h is None else g + h * (logk + H)
-            factor = (factor * logk.exp() / -temperature).unsqueeze(-1)
-            if h is not None:  # p log p = k (e log e + e log k)
-                second = (-h * logk.exp() / temperature).unsqueeze(-1)
-                et = torch.xlogy(et, et).mul_(second).add_(et * factor)
-                factor = torch.ones_like(factor)
+        for t, (et, wt) in enumerate(zip(e.split(TILE, 1), weight.split(TILE))):
+            dz, factor = _dlogits(et, tops[t].squeeze(-1) - m - logl, g, h, H, temperature)
+            dwt = dw[t * TILE : (t + 1) * TILE]
             if narrow:  # a bfloat16 product may round a chunk's part, but sums are in float32
-                et = et.to(x.dtype)
-                dx += factor * (et @ wt.to(x.dtype))
-                dw[j:stop] += et.T @ (factor * wide).to(x.dtype)
+                dz = dz.to(x.dtype)
+                dx += factor * (dz @ wt.to(x.dtype))
+                dwt += dz.T @ (factor * wide).to(x.dtype)
             else:
-                dx += gemm(et, wt.T).mul_(factor)
-                dw[j:stop] += gemm(et.T, (factor * wide).T)
+                dx += gemm(dz, wt.T).mul_(factor)
+                dwt += gemm(dz.T, (factor * wide).T)
         return dx.to(x.dtype)
 
     return logprob, H, gradients
@@ -440,37 +456,48 @@ def _head(x):
     return triton.head if triton else tiled_head
 
 
+def _marked(x, targets):
+    """The tokens with a target: their places in targets.flatten(), states [N, C], targets [N]."""
+    x, y = x.reshape(-1, x.size(-1)), targets.flatten()
+    places = (y >= 0).nonzero().squeeze(1)
+    return places, x.index_select(0, places), y[places]
+
+
 @torch.library.custom_op("nanoinstructgpt::token_logprobs", mutates_args=())
 def _token_logprobs(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
                     temperature: float, entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    out = x.new_zeros(2, len(x), dtype=_accumulator(x))
+    logprob, h = (x.new_zeros(targets.shape, dtype=_accumulator(x)) for _ in range(2))
+    places, x, y = _marked(x, targets)
     for rows in _chunks(x, len(weight)):
-        logprob, h, _ = _head(x)(x[rows], weight, targets[rows], temperature, entropy, False)
-        out[0, rows] = logprob
+        own, more, _ = _head(x)(x[rows], weight, y[rows], temperature, entropy, False)
+        logprob.view(-1)[places[rows]] = own
         if entropy:
-            out[1, rows] = h
-    return out[0].clone(), out[1].clone()
+            h.view(-1)[places[rows]] = more
+    return logprob, h
 
 
 @torch.library.custom_op("nanoinstructgpt::token_logprobs_backward", mutates_args=())
 def _token_logprobs_backward(g: torch.Tensor, h: torch.Tensor, x: torch.Tensor,
                              weight: torch.Tensor, targets: torch.Tensor, temperature: float,
                              entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    dx, dw = torch.empty_like(x), torch.zeros_like(weight, dtype=_accumulator(weight))
+    dx, dw = x.new_zeros(x.shape), torch.zeros_like(weight, dtype=_accumulator(weight))
+    places, x, y = _marked(x, targets)
+    g, h = g.flatten()[places], h.flatten()[places] if entropy else None
     for rows in _chunks(x, len(weight)):
-        *_, gradients = _head(x)(x[rows], weight, targets[rows], temperature, entropy, True)
-        dx[rows] = gradients(g[rows], h[rows] if entropy else None, dw)
+        *_, gradients = _head(x)(x[rows], weight, y[rows], temperature, entropy, True)
+        part = gradients(g[rows], h[rows] if entropy else None, dw)
+        dx.view(-1, dx.size(-1)).index_copy_(0, places[rows], part)
     return dx, dw.to(weight.dtype)
 
 
 @_token_logprobs.register_fake
 def _(x, weight, targets, temperature, entropy):
-    return tuple(x.new_empty(len(x), dtype=_accumulator(x)) for _ in range(2))
+    return tuple(x.new_empty(targets.shape, dtype=_accumulator(x)) for _ in range(2))
 
 
 @_token_logprobs_backward.register_fake
 def _(g, h, x, weight, targets, temperature, entropy):
-    return torch.empty_like(x), torch.empty_like(weight)
+    return x.new_empty(x.shape), torch.empty_like(weight)
 
 
 def _keep_inputs(ctx, inputs, output):
@@ -487,11 +514,12 @@ _token_logprobs.register_autograd(_token_logprobs_gradients, setup_context=_keep
 
 
 def token_logprobs(hidden, weight, targets, temperature=1.0, entropy=False):
-    """Log-probabilities (and, where asked, entropies in nats) of N tokens.
+    """Log-probabilities (and, where asked, entropies in nats) of tokens.
 
-    hidden: [N, C] states before each token; weight: [V, C] output embedding; targets: [N] ids.
-    Returns (logprob [N], entropy [N] or None), float32, differentiable in hidden and weight with
-    any gradient of each token: the backward pass computes the logits again.
+    hidden: [..., C] states before each token; weight: [V, C] output embedding; targets: [...] ids.
+    A token whose target is negative is left out: it costs nothing, and all that is said of it is 0.
+    Returns (logprob [...], entropy [...] or None), float32, differentiable in hidden and weight
+    with any gradient of each token: the backward pass computes the logits again.
     """
     logprob, h = _token_logprobs(hidden, weight, targets, float(temperature), entropy)
     return logprob, (h if entropy else None)
@@ -501,24 +529,28 @@ class _TokenObjective(torch.autograd.Function):
     """The loss, and with it the gradients that its backward pass will hand out."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets, objective, temperature, entropy):
-        training = any(ctx.needs_input_grad[:2])
+    def forward(ctx, hidden, weight, targets, objective, temperature, entropy, training):
         dtype = _accumulator(weight)
-        logprob, h = x.new_zeros(2, len(x), dtype=dtype)
+        logprob, h = (hidden.new_zeros(targets.shape, dtype=dtype) for _ in range(2))
+        places, x, y = _marked(hidden, targets)
         if training:
-            dx, dw = torch.empty_like(x), torch.zeros_like(weight, dtype=dtype)
-        loss = x.new_zeros((), dtype=dtype)
+            dx, dw = hidden.new_zeros(hidden.shape), torch.zeros_like(weight, dtype=dtype)
+        loss = hidden.new_zeros((), dtype=dtype)
         for rows in _chunks(x, len(weight)):
-            logprob[rows], more, gradients = _head(x)(
-                x[rows], weight, targets[rows], temperature, entropy, training)
-            if entropy:
-                h[rows] = more
+            own, more, gradients = _head(x)(x[rows], weight, y[rows], temperature, entropy,
+                                            training)
+            some = torch.zeros_like(targets, dtype=torch.bool)
+            some.view(-1)[places[rows]] = True
             with torch.enable_grad():
-                leaf = logprob[rows].detach().requires_grad_(training)
-                part = objective(leaf, rows)
+                leaf = own.detach().requires_grad_(training)
+                part = objective(torch.zeros_like(logprob).masked_scatter(some, leaf), some)
             loss += part.detach()
+            logprob.view(-1)[places[rows]] = own
+            if entropy:
+                h.view(-1)[places[rows]] = more
             if training:
-                dx[rows] = gradients(torch.autograd.grad(part, leaf)[0], None, dw)
+                g = torch.autograd.grad(part, leaf)[0]
+                dx.view(-1, dx.size(-1)).index_copy_(0, places[rows], gradients(g, None, dw))
         ctx.gradients = (dx, dw) if training else None
         ctx.mark_non_differentiable(logprob, h)
         return loss, logprob, h
@@ -529,18 +561,27 @@ class _TokenObjective(torch.autograd.Function):
             raise RuntimeError("token_objective hands out its gradients once: for a second "
                                "backward pass, call it again")
         (dx, dw), ctx.gradients = ctx.gradients, None
-        return dx.mul_(upstream), dw.mul_(upstream), None, None, None, None
+        return dx.mul_(upstream), dw.mul_(upstream), *[None] * 5
 
 
-@torch.compiler.disable  # a Python function cannot be part of a compiled graph's operator
 def token_objective(hidden, weight, targets, objective, temperature=1.0, entropy=False):
-    """A sum over N tokens of a function of each one's own log-prob, its gradients made on the way.
+    """A sum over tokens of a function of each one's own log-prob, its gradients made on the way.
 
-    hidden, weight, targets, temperature, entropy: as in `token_logprobs`. objective(logprob, rows)
-    returns the sum over the tokens targets[rows], from their logprob [n]; it is called a chunk of
-    tokens at a time, so that no token's part may depend on another's log-prob. Returns (loss,
-    logprob [N], entropy [N] or None); only the loss has a gradient, and backward may run once.
+    hidden, weight, targets, temperature, entropy: as in `token_logprobs`. objective(logprob, marks)
+    returns the sum over the marked tokens, both [...] like targets; logprob is 0 at all others. It
+    is called with some of the tokens at a time, so that no token's part may depend on another's
+    log-prob. Returns (loss, logprob [...], entropy [...] or None); only the loss has a gradient,
+    and backward may run once.
+
+    An operator of torch.compile's graph cannot call a Python function. Inside a compiled graph the
+    objective therefore gets all log-probs at once, and the logits are computed twice. To have a
+    graph and logits once, compile the body alone: `model.transformer.compile()`.
     """
+    if torch.compiler.is_compiling():
+        logprob, h = token_logprobs(hidden, weight, targets, temperature, entropy)
+        loss, logprob = objective(logprob, targets >= 0), logprob.detach()
+        return loss, logprob, (h.detach() if entropy else None)
+    training = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss, logprob, h = _TokenObjective.apply(hidden, weight, targets, objective, temperature,
-                                             entropy)
+                                             entropy, training)
     return loss, logprob, (h if entropy else None)

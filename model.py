@@ -225,18 +225,13 @@ class GPT(nn.Module):
         numbers: [B], the rows' own, for dropout's noise (see `Dropout`); None: drawn anew.
         """
         mask = mask.bool() & (torch.arange(ids.size(1), device=ids.device) > 0)
-        before = self.transformer(ids, numbers=numbers)[:, :-1][mask[:, 1:]]  # [N, C]: the state before each token
-        head = before, self.transformer.wte.weight, ids[mask]
-        grid = lambda x, marks=mask: x.new_zeros(ids.shape).masked_scatter(marks, x)
+        next_ids = F.pad(ids.masked_fill(~mask, -1)[:, 1:], (0, 1), value=-1)  # -1: does not count
+        head = self.transformer(ids, numbers=numbers), self.transformer.wte.weight, next_ids
+        grid = lambda x: F.pad(x[:, :-1], (1, 0))  # from the state before a token to the token
         if objective is None:
             logprob, h = token_logprobs(*head, temperature, entropy)
             return grid(logprob), (grid(h) if entropy else None)
-        places = mask.flatten().nonzero().squeeze(1)
-
-        def part(logprob, rows):  # some of the N tokens, put back where they came from
-            marks = torch.zeros_like(mask).flatten().index_fill_(0, places[rows], True)
-            return objective(grid(logprob, marks.view_as(mask)), marks.view_as(mask))
-
+        part = lambda logprob, marks: objective(grid(logprob), grid(marks))
         loss, logprob, h = token_objective(*head, part, temperature, entropy)
         return loss, grid(logprob), (grid(h) if entropy else None)
 
@@ -383,9 +378,9 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     starts = torch.tensor(lengths, device=device)[order]
     episodes = torch.arange(B) if episodes is None else torch.as_tensor(episodes)
     steps = torch.arange(max_new_tokens, device=device)
-    noise = uniform(seed, episodes.to(device)[order, None], steps)
-    said = torch.full((B, max_new_tokens), eos, device=device)
-    worth = torch.zeros(B, max_new_tokens, device=device)
+    noise = uniform(seed, episodes.to(device)[order], steps[:, None])  # a row for each step
+    said = torch.full((max_new_tokens, B), eos, device=device)
+    worth = torch.zeros(max_new_tokens, B, device=device)
 
     T = max(lengths) + max_new_tokens
     shape = (B, config.n_head, T, config.n_embd // config.n_head)
@@ -395,8 +390,9 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
         hidden = read_prompts(model, prompts, caches)
         live = torch.arange(B, device=device)  # the rows that have not ended
         for step in range(max_new_tokens):
-            token, logp = choose(model.logits(hidden), temperature, noise[live, step])
-            said[live, step], worth[live, step] = token, logp
+            token, logp = choose(model.logits(hidden), temperature, noise[step][live])
+            said[step].index_copy_(0, live, token)
+            worth[step].index_copy_(0, live, logp)
             if watch:
                 watch(order[live].tolist(), token.tolist())
             running = token != eos
@@ -406,13 +402,13 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
                 break
             slots = Slots(shape, starts[live] + step + 1, live)
             hidden = model.transformer.step(token, caches, slots)
-    n = (said != eos).sum(1)  # what follows an EOS was never said and is still EOS
+    n = (said != eos).sum(0)  # what follows an EOS was never said and is still EOS
     ended = n < max_new_tokens
     ids, logprobs = torch.full((B, T), eos, device=device), torch.zeros(B, T, device=device)
     for row, prompt in zip(ids, prompts):
         row[: len(prompt)] = torch.tensor(prompt)
-    ids.scatter_(1, starts[:, None] + steps, said)
-    logprobs.scatter_(1, starts[:, None] + steps, worth)
+    ids.scatter_(1, starts[:, None] + steps, said.T)
+    logprobs.scatter_(1, starts[:, None] + steps, worth.T)
     back, lengths = order.argsort(), starts + n + ended
     T = int(lengths.max())
     return Samples(ids[back, :T], starts[back], lengths[back], logprobs[back, :T], ended[back])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ class Largest(TorchDispatchMode):
 # ------------------------------------------------------------------------------------- attention
 
 SHAPES = [(1, 1, 1, 16), (2, 3, 5, 16), (1, 2, 63, 32), (2, 1, 64, 80), (1, 2, 65, 64),
-          (1, 1, 200, 128), (9, 2, 70, 16)]  # the last: more sequences than heads
+          (1, 1, 200, 128), (1, 2, 65, 150), (9, 2, 70, 16)]  # the last: more sequences than heads
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -162,6 +163,34 @@ def test_decode_attention(junk, lengths, rows):
     same([got.double()], [expected], 1e-5)
 
 
+@pytest.mark.parametrize("D, taken", [(5, True), (80, True), (128, True), (129, False),
+                                      (160, False), (256, False)])
+def test_the_triton_kernels_get_the_heads_that_they_can_take(D, taken, monkeypatch):
+    """As on a GPU with triton, both pretended: heads of more than 128 go the tiled way instead."""
+    calls = []
+
+    def note(name, plain):
+        return lambda *a: calls.append(name) or plain(*a)
+
+    k, v = torch.randn(2, 3, 2, 20, D)
+    cache, lengths = torch.zeros(2, 3, 2 * 20 * D), torch.tensor([20, 3])
+    kernels.fill(cache, k, v)
+    rows = torch.tensor([2, 0])
+    monkeypatch.setitem(sys.modules, "kernels_triton", SimpleNamespace(
+        attention=note("forward", kernels.tiled_attention),
+        attention_backward=note("backward", kernels.tiled_attention_backward),
+        decode_attention=note("decode", lambda q, *_: plain_decode(q, k[rows], v[rows], lengths))))
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    inputs, grad = heads(1, 2, 9, D), torch.randn(1, 2, 9, D)
+    same(with_gradients(attention, inputs, grad), with_gradients(plain_attention, inputs, grad),
+         1e-5)
+    q = torch.randn(2, 2, D)
+    same([decode_attention(q, cache, Slots((3, 2, 20, D), lengths, rows))],
+         [plain_decode(q, k[rows], v[rows], lengths)], 1e-5)
+    assert calls == (["forward", "backward", "decode"] if taken else [])
+
+
 @pytest.mark.parametrize("T", [1, 15, 16, 40])
 def test_a_cache_filled_token_by_token_is_one_filled_at_once(T):
     """`fill` and `Slots.newest` agree on where keys and values lie."""
@@ -213,7 +242,7 @@ def test_log_prob_gradients_by_finite_differences(pieces):
     assert torch.autograd.gradcheck(
         lambda x, w: token_logprobs(x, w, y, 0.8, True), (x, w))
     weights = torch.randn(6, dtype=torch.float64)
-    objective = lambda logprob, rows: (weights[rows] * (logprob + 0.1 * logprob**2)).sum()
+    objective = lambda logprob, marks: (weights * (logprob + 0.1 * logprob**2))[marks].sum()
     value = lambda x, w: token_objective(x, w, y, objective, 0.8)[0]
     value(x, w).backward()
     close(x.grad, slopes(lambda x: value(x, w), x).tolist(), 1e-8)
@@ -224,9 +253,9 @@ def ppo_objective(n, dtype=torch.float32):
     torch.manual_seed(7)
     old, advantage = (torch.randn(2, n) - torch.tensor([[2.0], [0.0]])).to(dtype)
 
-    def objective(logprob, rows):
-        ratio, a = (logprob - old[rows]).exp(), advantage[rows]
-        return -torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a).sum() / n
+    def objective(logprob, marks):
+        ratio = (logprob - old).exp()
+        return -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)[marks].sum() / n
 
     return objective
 
@@ -237,9 +266,9 @@ def test_an_objective_and_its_gradients_in_one_go(n, V, name, pieces):
     """= log-probs first, the objective on all of them and autograd, in float64; times the gradient
     that comes from above."""
     x, w, y = tokens(n, 8, V)
-    make = {"cross-entropy": lambda n, dtype=None: lambda logprob, rows: -logprob.sum() / n,
+    make = {"cross-entropy": lambda n, dtype=None: lambda logprob, marks: -logprob.sum() / n,
             "ppo": ppo_objective}[name]
-    plain = lambda x, w: make(n, torch.float64)(plain_logprobs(x, w, y, 0.9)[0], slice(None))
+    plain = lambda x, w: make(n, torch.float64)(plain_logprobs(x, w, y, 0.9)[0], y >= 0)
     expected = with_gradients(plain, [x.double(), w.double()], torch.tensor(3.0))
     ours = lambda x, w: token_objective(x, w, y, make(n), 0.9)[0]
     for mine, theirs in zip(with_gradients(ours, [x, w], torch.tensor(3.0)), expected):
@@ -255,7 +284,7 @@ def test_an_objective_computes_logits_once(monkeypatch):
     head = kernels.tiled_head
     monkeypatch.setattr(kernels, "tiled_head", lambda *a: calls.append(1) or head(*a))
     x, w, y = tokens(10, 4, 20)
-    token_objective(x, w, y, lambda logprob, rows: logprob.sum())[0].backward()
+    token_objective(x, w, y, lambda logprob, marks: logprob.sum())[0].backward()
     assert len(calls) == 1
     token_logprobs(x, w, y)[0].sum().backward()
     assert len(calls) == 3
@@ -263,19 +292,63 @@ def test_an_objective_computes_logits_once(monkeypatch):
 
 def test_an_objectives_gradients_are_handed_out_once():
     x, w, y = tokens(3, 4, 5)
-    loss, logprob, _ = token_objective(x, w, y, lambda logprob, rows: logprob.sum())
+    loss, logprob, _ = token_objective(x, w, y, lambda logprob, marks: logprob.sum())
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="hands out its gradients once"):
         loss.backward()
     assert not logprob.requires_grad
 
 
-def test_without_gradients_an_objective_is_only_its_value():
+@pytest.mark.parametrize("how", ["no_grad", "frozen"])
+def test_without_gradients_an_objective_is_only_its_value(how, monkeypatch):
+    """Asked for no gradient, it makes none: neither under no_grad nor of frozen weights."""
+    kept, head = [], kernels.tiled_head
+    monkeypatch.setattr(kernels, "tiled_head", lambda *a: kept.append(a[-1]) or head(*a))
     x, w, y = tokens(3, 4, 5)
-    with torch.no_grad():
-        loss, logprob, _ = token_objective(x, w, y, lambda logprob, rows: logprob.sum())
+    if how == "frozen":
+        x, w = x.detach(), w.detach()
+    with torch.set_grad_enabled(how == "frozen"):
+        loss, logprob, _ = token_objective(x, w, y, lambda logprob, marks: logprob.sum())
+    assert kept == [False] and not loss.requires_grad
     same([loss], [logprob.sum()])
     same([logprob], [plain_logprobs(x, w, y)[0].detach()])
+
+
+@pytest.mark.parametrize("left_out", [[], [0, 4, 5], range(129)])
+def test_tokens_without_a_target_are_left_out(left_out, pieces, monkeypatch):
+    """= the same of the others alone, with any states [B, T, C]; NaN there reaches nothing, and
+    the head never sees them."""
+    seen, head = [], kernels.tiled_head
+    monkeypatch.setattr(kernels, "tiled_head", lambda x, *a: seen.append(len(x)) or head(x, *a))
+    x, w, y = tokens(130, 8, 300)
+    kept = [i for i in range(130) if i not in left_out]
+    states, targets = x.detach().clone(), y.clone()
+    states[list(left_out)], targets[list(left_out)] = float("nan"), -1
+    grid = torch.full((2, 66, 8), float("nan"))
+    grid[:, :65] = states.view(2, 65, 8)
+    grid.requires_grad_()
+    objective = lambda logprob, marks: (logprob + logprob**2)[marks].sum()
+
+    def both(x, y):
+        logprob, entropy = token_logprobs(x, w, y, 0.9, True)
+        loss, again, _ = token_objective(x, w, y, objective, 0.9)
+        (loss + logprob.sum() + (entropy**2).sum()).backward()
+        found = logprob.detach(), entropy.detach(), again, w.grad.clone()
+        w.grad = None
+        return found
+
+    expected = both(x[kept], y[kept])
+    seen.clear()
+    got = both(grid[:, :65], targets.view(2, 65))
+    assert sum(seen) == 3 * len(kept)  # log-probs, their gradients, and both at once
+    for mine, theirs in zip(got[:3], expected):
+        whole = torch.zeros(130)
+        whole[kept] = theirs
+        same([mine.flatten()], [whole])
+    same([got[3]], [expected[3]], 1e-5)
+    before = torch.zeros(2, 66, 8)
+    before[:, :65] = x.grad.index_fill(0, torch.tensor(left_out, dtype=int), 0.0).view(2, 65, 8)
+    same([grid.grad], [before], 1e-5)
 
 
 @pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-3), (torch.bfloat16, 1e-2)])
@@ -308,7 +381,7 @@ def test_logits_of_all_tokens_are_never_there(monkeypatch):
     monkeypatch.setattr(kernels, "TILE", 50)
     x, w, y = tokens(1000, 4, 500)
     with Largest() as seen:  # all logits: 500,000 numbers
-        token_objective(x, w, y, lambda logprob, rows: logprob.sum(), 1.0, True)
+        token_objective(x, w, y, lambda logprob, marks: logprob.sum(), 1.0, True)
     assert seen.elements <= 64 * 500
 
 
@@ -336,6 +409,9 @@ def test_the_operators_declare_what_they_do():
         [1, 2, 16, 16]))
     x, w, y = tokens(5, 4, 9)
     torch.library.opcheck(kernels._token_logprobs, (x, w, y, 0.7, True))
+    x = torch.randn(2, 4, 4, requires_grad=True)
+    y = torch.tensor([[1, -1, 2], [-1, -1, 8]])
+    torch.library.opcheck(kernels._token_logprobs, (x[:, 1:], w, y, 1.0, False))
 
 
 def test_compiled_code_runs_through_the_kernels():
@@ -357,17 +433,32 @@ def test_compiled_code_runs_through_the_kernels():
     same(results[1], results[0], 1e-5)
 
 
-def test_a_compiled_model_takes_an_objective():
-    """Its Python function breaks the graph at the head and nothing else."""
-    model, ids = tiny(), torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
-    objective = lambda logprob, mask: -logprob.masked_fill(~mask, 0.0).sum() / 10
-    results = []
-    for run in (model, torch.compile(model, backend="aot_eager")):
-        model.zero_grad()
-        loss, *_ = run(ids, torch.ones_like(ids), objective=objective)
+@pytest.mark.parametrize("how", ["whole", "body"])
+def test_a_compiled_model_takes_an_objective(how, monkeypatch):
+    """The whole model in one graph, its logits made twice; or the body alone, the logits once."""
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    mask = torch.tensor([[0, 1, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0]])
+    objective = lambda logprob, mask: -(logprob + logprob**2).masked_fill(~mask, 0.0).sum() / 10
+    calls, head = [], kernels.tiled_head
+    monkeypatch.setattr(kernels, "tiled_head", lambda *a: calls.append(1) or head(*a))
+
+    def results(model, run):
+        calls.clear()
+        loss, logprob, entropy = run(ids, mask, 0.9, True, objective)
         loss.backward()
-        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
-    same(results[1], results[0], 1e-5)
+        assert not logprob.requires_grad and not entropy.requires_grad
+        return [loss.detach(), logprob, entropy, *(p.grad for p in model.parameters())], len(calls)
+
+    expected, _ = results(plain := tiny(), plain)
+    model = tiny()
+    if how == "whole":
+        run = torch.compile(model, fullgraph=True, backend="aot_eager")
+    else:
+        model.transformer.compile(fullgraph=True, backend="aot_eager")
+        run = model
+    got, n = results(model, run)
+    same(got, expected, 1e-5)
+    assert n == (2 if how == "whole" else 1)
 
 
 # -------------------------------------------------------------------------------- sharded weights

@@ -81,7 +81,7 @@ def cross_entropy_row(V):
 
     def ours():
         x.grad = weight.grad = None
-        token_objective(x, weight, y, lambda logprob, rows: -logprob.sum() / 4096)[0].backward()
+        token_objective(x, weight, y, lambda logprob, marks: -logprob.sum() / 4096)[0].backward()
 
     def theirs():
         x.grad = weight.grad = None
@@ -98,15 +98,16 @@ def ppo_loss_row(V, bonus):
     x, weight, y, advantage = head_inputs(V)
     old = torch.full((4096,), -10.8)
 
-    def surrogate(logprob, rows):
-        ratio, a = (logprob - old[rows]).exp(), advantage[rows]
-        return -torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a).sum() / 4096
+    def surrogate(logprob, marks):
+        ratio = (logprob - old).exp()
+        return -torch.minimum(ratio * advantage,
+                              ratio.clamp(0.8, 1.2) * advantage)[marks].sum() / 4096
 
     def ours():
         x.grad = weight.grad = None
         if bonus:
             logprob, entropy = token_logprobs(x, weight, y, 1.0, True)
-            (surrogate(logprob, slice(None)) - bonus * entropy.mean()).backward()
+            (surrogate(logprob, y >= 0) - bonus * entropy.mean()).backward()
         else:
             token_objective(x, weight, y, surrogate, 1.0, True)[0].backward()
 
@@ -115,7 +116,7 @@ def ppo_loss_row(V, bonus):
         logp = torch.log_softmax(x @ weight.T, -1)
         with torch.set_grad_enabled(bonus > 0):
             entropy = -(logp.exp() * logp).sum(-1)
-        loss = surrogate(logp.gather(-1, y[:, None]).squeeze(-1), slice(None))
+        loss = surrogate(logp.gather(-1, y[:, None]).squeeze(-1), y >= 0)
         (loss - bonus * entropy.mean()).backward()
 
     return ours, theirs, lambda: [x.grad, weight.grad]
