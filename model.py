@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kernels import (LOG2E, Slots, attention, decode_attention, fill, gemm, linear, packed,
                      token_logprobs, token_objective)
@@ -85,6 +86,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    checkpointing = False  # whether backward computes the block again, from its input alone
+
     def __init__(self, config):
         super().__init__()
         self.ln_1, self.attn = nn.LayerNorm(config.n_embd), Attention(config)
@@ -92,6 +95,11 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x, cache=None, tree=None):
+        if self.checkpointing and torch.is_grad_enabled():  # dropout draws the same noise again
+            return checkpoint(self.branches, x, cache, tree, use_reentrant=False)
+        return self.branches(x, cache, tree)
+
+    def branches(self, x, cache, tree):
         x = x + self.drop(self.attn(self.ln_1(x), cache, tree))
         return x + self.drop(self.mlp(self.ln_2(x)))
 

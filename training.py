@@ -27,8 +27,8 @@ from runtime import (LOADED, bare, full, like, put, refuse_others, restarts, sto
                      write)
 
 # Settings that a resumed run may change: they do not change its numbers, or only later ones.
-FREE = ("device", "explode", "iterations", "max_skips", "micro_batch", "out", "resume",
-        "save_every", "shard", "show", "timeout")
+FREE = ("activation_checkpointing", "device", "explode", "iterations", "max_skips", "micro_batch",
+        "micro_batch_tokens", "offload", "out", "resume", "save_every", "shard", "show", "timeout")
 
 
 class Training:
