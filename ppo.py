@@ -365,7 +365,7 @@ def main():
     ema = {k: v.detach().clone() for k, v in bare(policy).state_dict().items()}
     last = {}  # metrics
     run = Training(world, s, s.iterations, ("score", "kl", "ended", "loss/ptx"),
-                   ("micro_batch", "batch", "max_new_tokens"), policy=policy, value=value_model,
+                   plan.ppo_work, ("batch", "max_new_tokens"), policy=policy, value=value_model,
                    policy_adam=optimizers[0], value_adam=optimizers[1], ema=ema, last=last)
     for iteration in run.steps(range(s.iterations)):
         lr = s.lr * min(1.0, 0.1 + 0.9 * iteration / max(1, s.warmup))

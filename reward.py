@@ -198,6 +198,7 @@ def main():
     torch.manual_seed(s.seed)
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())
+    del sft  # or its weights would stay: 4 bytes a parameter
     rankings = read_rankings(f"{s.data}/rankings_train.jsonl", tokenizer, config.block_size, world)
     demos = [ids for ids, _ in demonstration_rows(tokenizer, records.read(
         f"{s.data}/demonstrations_train.jsonl", "demonstration"), config.block_size)]
@@ -209,8 +210,8 @@ def main():
 
     model = world.wrap(model, s.shard, s.activation_checkpointing)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
-    run = Training(world, s, steps, ("loss", "accuracy"), ("micro_batch", "init", "data"),
-                   model=model, optimizer=optimizer)
+    run = Training(world, s, steps, ("loss", "accuracy"), plan.reward_work,
+                   ("init", "data"), model=model, optimizer=optimizer)
     for epoch in range(s.epochs):
         shuffled = order(len(rankings), s.seed, epoch)
         for i in run.steps(range(0, len(shuffled), s.batch)):

@@ -212,8 +212,8 @@ def main():
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "
                 f"{len(text) * config.block_size if text else 0:,} tokens of text, {steps} steps")
     history, best, valid_loss = [], {}, {}
-    lowers_memory = ("block_size", "n_embd") if s.init == "scratch" else ("init", "data")
-    run = Training(world, s, steps, ("loss", "valid"), ("micro_batch", *lowers_memory), model=model,
+    smaller = ("block_size", "n_embd") if s.init == "scratch" else ("init", "data")
+    run = Training(world, s, steps, ("loss", "valid"), plan.sft_work, smaller, model=model,
                    optimizer=optimizer, history=history, best=best, valid=valid_loss)
     model.train()
     for epoch in range(s.epochs):

@@ -3,6 +3,7 @@ and the compute that the paper says it took."""
 import re
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,59 @@ def test_memory_of_training_without_activations():
     assert sizes["weights"] + sizes["gradients"] + sizes["Adam"] == 16 * P
     sizes = memory([policy, value, *frozen], [], 1, False, 1, m)
     assert sizes["peak"] == pytest.approx(40 * P, rel=1e-4)
+
+
+def test_several_passes_find_the_gradients_there():
+    """In one pass gradients come as activations go."""
+    c, m = GPTConfig(1000, 128, 4, 4, 64), MACHINES["cpu"]
+    policy = Model("policy", c, trained=True)
+    step = lambda rows, micro, **more: memory(
+        [policy], [Work("update", "", policy, rows, 0, 128, 1)], 1, False, micro, m, **more)["step"]
+    assert step(16, 8) - step(8, 8) == 4 * policy.size
+    assert step(16, 8) < step(16, 16) < step(16, 8) + step(8, 8)
+    assert step(16, 99, tokens=8 * 128) == step(16, 8) == step(16, 99, tokens=8 * 128 + 127)
+    assert step(16, 99, tokens=5) == step(16, 1), "a row longer than that is alone"
+    assert step(16, 8, checkpoint=True) < step(16, 8)
+
+
+def test_offloaded_models_are_there_one_at_a_time():
+    c, m = GPTConfig(1000, 128, 4, 4, 64), MACHINES["cpu"]
+    policy = Model("policy", c, trained=True)
+    small, large = Model("reference", c), Model("judge", GPTConfig(1000, 128, 40, 4, 64), True)
+    step = lambda offload: memory([policy, small, large], [], 1, False, 1, m, offload=offload)
+    away, there = step(True), step(False)
+    assert there["weights"] - away["weights"] == 4 * (small.size + large.size)
+    assert away["peak"] == pytest.approx(12 * policy.size + 4 * large.size), "while it scores"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_advice_names_three_settings_and_what_each_would_take(script):
+    """Of gpt2's size: those that change no result, the one that lowers most before the others."""
+    module, work = SCRIPTS[script], getattr(plan, f"{script}_work")
+    both = dict(init="gpt2", reward="gpt2") if script == "ppo" else dict(init="gpt2")
+    s = module.Settings(**both, batch=32, micro_batch=16)
+
+    def names(n=1, gpu=False, **changes):
+        own = replace(s, **changes)
+        now, found = plan.advice(work, own, n, gpu, ("init", "batch"))
+        assert now == plan.planned(work, own, n, "step")
+        numbers = [less for _, _, less in found if less]
+        assert numbers == sorted(numbers) and all(less < now for less in numbers)
+        for name, value, less in found:
+            if less:
+                assert less == plan.planned(work, replace(own, **{name: value}), n, "step")
+        return [f"{name}={value}" for name, value, _ in found]
+
+    saved = "activation_checkpointing=True"
+    assert set(names()[:2]) == {saved, "micro_batch=8"} and names()[2] == "init=None"
+    assert len(names(n=4)) == len(names(n=4, gpu=True)) == 3
+    assert "shard=True" in names(n=4) and "shard=True" not in names(n=4, shard=True)
+    tokens = 32768 if script == "reward" else 16384  # the first half that is less than a step has
+    assert f"micro_batch_tokens={tokens}" in names(micro_batch_tokens=65536)
+    alone = dict(activation_checkpointing=True, micro_batch=1)
+    assert ("offload=True" in names(gpu=True, **alone)) == (script == "ppo")
+    now, found = plan.advice(work, replace(s, **alone), 1, False, ("init", "batch"))
+    assert found == [("init", None, None), ("batch", 16, None)], "nothing else is left"
 
 
 def test_sharding_divides_what_a_gpu_keeps():
