@@ -21,6 +21,7 @@ from plan import DAY, MACHINES, SIZES, Model, Work, memory, parameters
 from runtime import parse
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
+import memory_check  # noqa: E402
 import plan_check  # noqa: E402
 
 SHAPES = [GPTConfig(13, 24, 2, 2, 16), GPTConfig(301, 40, 3, 4, 64), GPTConfig(1000, 64, 1, 8, 128)]
@@ -147,8 +148,18 @@ def test_a_row_as_a_reader_would_count_it():
 @pytest.mark.parametrize("script, sizes", [
     ("sft", (256, 4, 4, 256, 8)), ("sft", (128, 6, 6, 384, 8)), ("ppo", (64, 6, 6, 384, 32))])
 def test_memory_is_what_a_process_takes(script, sizes):
-    peak, _ = plan_check.measured(script, sizes, seconds=False)
+    peak = plan_check.measured(script, sizes, seconds=False)
     assert plan_check.predict(script, sizes)[0] == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.long
+def test_memory_is_what_the_scripts_take(tmp_path):
+    """The real ones, as processes, with activations checkpointed and not."""
+    memory_check.make_data(tmp_path, 128)
+    less, size = memory_check.without_model(tmp_path, 128, 8), (128, 6, 6, 384)
+    for saving in memory_check.SAVING:
+        for script, _, measured, bytes_ in memory_check.compare(tmp_path, size, less, 8, saving):
+            assert bytes_ == pytest.approx(measured, rel=0.15), (script, saving)
 
 
 def test_memory_of_training_without_activations():

@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 SIZES = [(128, 4, 4, 256), (128, 6, 6, 384), (128, 10, 10, 640)]  # context, layers, heads, width
-NAMES = ("sft", "reward", "ppo")
 FORMULA = {"sft": 16, "reward": 16, "ppo": 40}  # bytes a parameter, of the README
 SAVING = ([], ["--activation_checkpointing"])
 
@@ -103,40 +102,43 @@ def planned(folder, script, flags):
         os.chdir(before)
 
 
-def compare(folder, size, rows=8, saving=(), scripts=NAMES, default=False):
-    """[(script, parameters, bytes measured, bytes planned)]; later scripts need the earlier ones'
-    checkpoints."""
-    out, tiny = [], (size[0], 1, 2, 16)
-    for script in scripts:
-        flags, less = (flags_of(script, name, shape, rows, saving)
-                       for name, shape in (("model", size), ("tiny", tiny)))
+def without_model(folder, T, rows, default=False):
+    """{script: bytes of a process that has trained a tiny model}"""
+    return {script: resident(folder, script, flags_of(script, "tiny", (T, 1, 2, 16), rows, []),
+                             default)[1] for script in FORMULA}
+
+
+def compare(folder, size, less, rows=8, saving=(), default=False):
+    """Yields (script, parameters, bytes measured, bytes planned); each script needs the checkpoint
+    of the one before."""
+    for script in FORMULA:
+        flags = flags_of(script, "model", size, rows, saving)
         bytes_, P = planned(folder, script, flags)
-        measured = (resident(folder, script, flags, default)[0]
-                    - resident(folder, script, less, default)[1])
-        out.append((script, P, measured, bytes_))
-    return out
+        yield script, P, resident(folder, script, flags, default)[0] - less[script], bytes_
 
 
 def main(what):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        make_data(folder, 16 if what == "slope" else SIZES[0][0])
+        T, rows, default = 16 if what == "slope" else SIZES[0][0], 8, what == "default"
+        make_data(folder, T)
         if what == "slope":
-            small, large = (compare(folder, size, 2, ["--micro_batch=1"])
-                            for size in ((16, 4, 8, 512), (16, 8, 12, 768)))
+            less = dict.fromkeys(FORMULA, 0)
+            small, large = (list(compare(folder, size, less, 2, ["--micro_batch=1"]))
+                            for size in ((T, 4, 8, 512), (T, 8, 8, 768)))
             for (script, P, a, _), (_, Q, b, _) in zip(small, large):
                 print(f"{script}: {(b - a) / (Q - P):.1f} bytes a parameter, from {P / 1e6:.1f} M "
                       f"to {Q / 1e6:.1f} M", flush=True)
             return
         print("| run | parameters | formula | planned | measured | planned / measured |\n"
               "|---|---|---|---|---|---|")
+        less = without_model(folder, T, rows, default)
         for size in SIZES:
             for saving in SAVING:
-                for script, P, measured, bytes_ in compare(folder, size, saving=saving,
-                                                           default=what == "default"):
-                    print(f"| {' '.join([script, *saving])} | {P / 1e6:.1f} M | {FORMULA[script] * P / 1e6:.0f} "
-                          f"MB | {bytes_ / 1e6:.0f} MB | {measured / 1e6:.0f} MB | "
-                          f"{bytes_ / measured - 1:+.0%} |", flush=True)
+                for script, P, a, b in compare(folder, size, less, rows, saving, default):
+                    print(f"| {' '.join([script, *saving])} | {P / 1e6:.1f} M | "
+                          f"{FORMULA[script] * P / 1e6:.0f} MB | {b / 1e6:.0f} MB | "
+                          f"{a / 1e6:.0f} MB | {b / a - 1:+.0%} |", flush=True)
 
 
 if __name__ == "__main__":
