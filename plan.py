@@ -375,8 +375,9 @@ def planned(work, s, n=1, part="peak"):
 def advice(work, s, n, gpu, smaller):
     """(bytes of a step, [(setting, value, bytes with it)]): three changes that lower them.
 
-    First those that change no result, the one that lowers most before the others; then, without
-    numbers, settings that `smaller` names: half of what they are, or no value where that is a text.
+    First those that change no result, the one that lowers most before the others; then settings
+    that `smaller` names, half of what they are. A text has no half, and no bytes; nor has a number
+    of which the plan does not know that it lowers them.
     """
     step = lambda **changes: planned(work, replace(s, **changes), n, "step")
     now, micro = step(), "micro_batch_tokens" if s.micro_batch_tokens else "micro_batch"
@@ -387,8 +388,10 @@ def advice(work, s, n, gpu, smaller):
                **({"offload": gpu} if hasattr(s, "offload") else {})}
     found = [(k, v, step(**{k: v})) for k, v in changes.items()]
     found = sorted([x for x in found if x[2] < now], key=lambda x: x[2])
-    values = [(k, getattr(s, k)) for k in smaller]
-    found += [(k, None if isinstance(v, str) else v // 2, None) for k, v in values]
+    for name in smaller:
+        half = None if isinstance(getattr(s, name), str) else getattr(s, name) // 2
+        less = step(**{name: half}) if half else now
+        found.append((name, half, less if less < now else None))
     return now, found[:3]
 
 

@@ -207,8 +207,8 @@ class Training:
                 f"--{name}" + f"={value}" * (value is not None) + f" (now {getattr(s, name)})"
                 + (f": {less / 1e6:,.0f} MB" if less else ""))
             return (f"out of memory in step {self.step + 1}, planned for {bytes_ / 1e6:,.0f} MB. "
-                    f"These lower it: {'; '.join(say(*x) for x in changes)}. Those with numbers, "
-                    f"which --plan explains, change no result.{again}")
+                    f"These lower it: {'; '.join(say(*x) for x in changes)}. --micro_batch, "
+                    f"checkpointing, shards and offloading change no result.{again}")
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return (f"{error.filename or s.out}: {error.strerror or text}. "
