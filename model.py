@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kernels import (LOG2E, Slots, attention, decode_attention, fill, gemm, linear, packed,
                      token_logprobs, token_objective)
@@ -109,6 +110,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    checkpointing = False  # whether backward computes the block again, from its input alone
+
     def __init__(self, config, number):
         super().__init__()
         self.ln_1, self.attn = nn.LayerNorm(config.n_embd), Attention(config)
@@ -116,6 +119,12 @@ class Block(nn.Module):
         self.drop_1, self.drop_2 = (Dropout(config.dropout, 2 * number + k) for k in (1, 2))
 
     def forward(self, x, cache=None, tree=None, numbers=None):
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.branches, x, cache, tree, numbers, use_reentrant=False,
+                              preserve_rng_state=False)  # dropout owes it nothing
+        return self.branches(x, cache, tree, numbers)
+
+    def branches(self, x, cache, tree, numbers):
         x = x + self.drop_1(self.attn(self.ln_1(x), cache, tree), numbers)
         return x + self.drop_2(self.mlp(self.ln_2(x)), numbers)
 

@@ -12,7 +12,7 @@ matter: a step reads all weights to write one token a row, so that memory bandwi
 """
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +39,7 @@ PAPER = SimpleNamespace(demos=12725, demo=(408, 43), prompts=33207, ranked=199, 
                         answer=128, text=300e9)
 TOWN = SimpleNamespace(demos=200, demo=(14, 12), prompts=9000, ranked=20, asked=20, answer=12,
                        text=3.8e6)
+SCORED = 2**14  # tokens that are scored at a time: runtime.py, scoring_groups
 K = 6.5  # completions of a prompt, 4 to 9 (section 3.5)
 
 # Petaflop/s-days, section 5.1. Ours are those if every row fills the context of 2,048 tokens (4.9
@@ -93,19 +94,40 @@ def train_flops(c, tokens, pairs, marked=0, checkpoint=False):
             + blocks * checkpoint)
 
 
-def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False):
+def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False, places=0):
     """Bytes at the peak of a backward pass, without gradients of weights.
 
     A block keeps 16 C numbers a token: two inputs of norms and their outputs, q, k and v, what
     attention says, 4 C before gelu and 4 C after it. With checkpointing it keeps its input, and
     one block at a time has the rest; dropout adds 4 C. The last norm and the head keep 4 C, and the
-    gradients on their way through a block are 10 C more, unless the head's logits were.
+    gradients on their way through a block are 10 C more, unless the head's logits were. The nodes
+    of a PrefixTree keep 13 C, and their places in rows, which attention needs, 4 C. The head's
+    gradient of the embedding, V C, is there before any other and until the last.
     """
-    kept = (16 + 4 * dropout) * c.n_embd + c.n_head
-    blocks = c.n_layer * c.n_embd + kept if checkpoint else c.n_layer * kept
-    chunk = 2**(24 if low == 4 else 28)  # logits at a time: kernels.CHUNK
-    logits = 4 * min(marked * c.vocab_size, chunk) if marked else 0
-    return low * tokens * (blocks + 4 * c.n_embd) + max(low * tokens * 10 * c.n_embd, logits)
+    kept = tokens * (16 + 4 * dropout) * c.n_embd + tokens * c.n_head
+    if places:
+        kept += (4 * places - 3 * tokens) * c.n_embd + (places - tokens) * c.n_head
+    blocks = c.n_layer * tokens * c.n_embd + kept if checkpoint else c.n_layer * kept
+    logits = logits_bytes(c, marked, True, low)
+    embedding = 4 * c.vocab_size * c.n_embd * (marked > 0)
+    return (low * (blocks + 4 * tokens * c.n_embd) + embedding
+            + max(low * tokens * 10 * c.n_embd, logits))
+
+
+def logits_bytes(c, marked, keep, low=4):
+    """Bytes of the head's logits of a chunk of tokens, of which a product makes one tile again. All
+    tiles are kept if gradients are made on the spot (kernels.py)."""
+    chunk, tile = 2**(24 if low == 4 else 28), min(c.vocab_size, 2048)  # CHUNK, TILE
+    return 4 * min(marked, chunk / c.vocab_size) * (tile + (c.vocab_size if keep else tile))
+
+
+def scoring_bytes(c, nodes, places, marked, low=4):
+    """Bytes of a forward pass without gradients: what a block's two norms and its MLP hold, 7 C a
+    token; of a PrefixTree 2 C, and q, k, v, and what attention says twice, 5 C a place. Or what the
+    head holds, 3 C and the logits."""
+    blocks = max(7 * nodes, (2 * nodes + 5 * places) * (places > nodes))
+    return max(low * c.n_embd * blocks,
+               low * c.n_embd * 3 * nodes + logits_bytes(c, marked, False, low))
 
 
 def cache_bytes(c, tokens, low=4):
@@ -157,12 +179,33 @@ class Work:
         return self.rows * (train_flops(c, *args[:2], marked, checkpoint) if self.steps
                             else forward_flops(c, *args[:2], marked))
 
-    def seconds(self, n, sharded, micro_batch, m, checkpoint=False):
+    @property
+    def distinct(self):
+        """The share of its tokens that a PrefixTree computes."""
+        return ((self.prompt + self.copies * self.response) / self.copies
+                / (self.prompt + self.response))
+
+    def micro_batch(self, rows, tokens, length):
+        """How many rows of a length a forward pass takes: --micro_batch, --micro_batch_tokens."""
+        return max(1, int(tokens / self.copies / length)) if tokens else rows
+
+    def activations(self, n, micro_batch, tokens, checkpoint, low, dropout):
+        """(bytes, passes) of a step on the busiest GPU, of rows as long as the context."""
+        c, rows = self.model.config, math.ceil(self.rows / self.steps / n)
+        at_once = min(rows, self.micro_batch(micro_batch, tokens, c.block_size))
+        places = at_once * self.copies * c.block_size
+        nodes = places * self.distinct
+        marked = 0 if self.model.scalar else places
+        return (activation_bytes(c, nodes, marked, checkpoint, low, dropout,
+                                 places * (self.copies > 1)), math.ceil(rows / at_once))
+
+    def seconds(self, n, sharded, micro_batch, m, checkpoint=False, tokens=0):
         """(computing, communicating) on n GPUs. The one with the most rows decides; nothing is
         hidden behind anything else. Micro-batches without gradients are twice as large."""
         steps, P = max(1, self.steps), self.model.size
         rows = math.ceil(self.rows / steps / n)  # of the busiest GPU, each step
-        passes = steps * math.ceil(rows / micro_batch / (1 if self.steps else 2))
+        at_once = self.micro_batch(micro_batch, tokens, self.prompt + self.response)
+        passes = steps * math.ceil(rows / at_once / (1 if self.steps else 2))
         compute = (self.flops(checkpoint=checkpoint) / self.rows * steps * rows
                    / (m.flops * m.utilisation))
         if self.longest:  # each decoding step reads the weights; each token, its row's cache
@@ -206,8 +249,9 @@ def data_of(config):
     return PAPER if config.vocab_size == 50257 else TOWN
 
 
-def sft(preset, s, machine):
-    """The plan of sft.py: epochs over the demonstrations, with the mix of text, or text alone."""
+def sft_work(preset, s):
+    """(models, work of a step, steps) of sft.py: epochs over the demonstrations, with the mix of
+    text, or text alone."""
     config = architecture(preset, s.init, s)
     data, T = data_of(config), config.block_size
     prompt, response = data.demo
@@ -219,21 +263,20 @@ def sft(preset, s, machine):
     policy = Model("policy", config, trained=True)
     work = [Work("update", "policy", policy, s.batch, (1 - share) * prompt,
                  (1 - share) * response + share * T, 1)]
-    report("sft", preset, s, machine, [policy], work, s.epochs * math.ceil(rows / s.batch))
+    return [policy], work, s.epochs * math.ceil(rows / s.batch)
 
 
-def reward(preset, s, machine):
-    """The plan of reward.py: each prompt once, with its K completions."""
+def reward_work(preset, s):
+    """(models, work of a step, steps) of reward.py: each prompt once, with its K completions."""
     config = judge(preset, s.init, s)
     data = data_of(config)
     model = Model("reward model", config, True, trained=True)
     work = [Work("update", "reward model", model, s.batch, data.ranked, data.answer, 1, K)]
-    report("reward", preset, s, machine, [model], work,
-           s.epochs * math.ceil(data.prompts / s.batch))
+    return [model], work, s.epochs * math.ceil(data.prompts / s.batch)
 
 
-def ppo(preset, s, machine):
-    """The plan of ppo.py: the five parts of an iteration, as its docstring numbers them."""
+def ppo_work(preset, s):
+    """(models, work of an iteration, iterations) of ppo.py, whose docstring numbers the parts."""
     config, judged = architecture(preset, s.init, s), judge(preset, s.reward, s)
     data = data_of(config)
     row = s.batch, data.asked, min(data.answer, s.max_new_tokens)
@@ -248,55 +291,116 @@ def ppo(preset, s, machine):
     if s.ptx:
         work.append(Work("update", "policy, text", policy, steps * s.ptx_rows, 0,
                          config.block_size, steps))
-    report("ppo", preset, s, machine, [policy, reference, value, judge_], work, s.iterations)
+    return [policy, reference, value, judge_], work, s.iterations
+
+
+def sft(preset, s, machine):
+    """Print the plan of sft.py."""
+    report("sft", preset, s, machine, *sft_work(preset, s))
+
+
+def reward(preset, s, machine):
+    """Print the plan of reward.py."""
+    report("reward", preset, s, machine, *reward_work(preset, s))
+
+
+def ppo(preset, s, machine):
+    """Print the plan of ppo.py."""
+    report("ppo", preset, s, machine, *ppo_work(preset, s))
 
 
 # -------------------------------------------------------------------------------- memory, report
 
-def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=False):
+def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=False, tokens=0,
+           offload=False):
     """Bytes a GPU at the peak, by what they are for; rows as long as the context.
 
-    An update and a rollout are not there at the same time, nor are two models' gradients. Sharded,
+    An update and a rollout are not there at the same time, nor are two models' gradients. Where a
+    step is one pass, gradients come as activations go; the second of several finds both. Sharded,
     every weight lies on one GPU of n; what computes has two blocks and the embedding whole, which
     a rollout would gather for every token: it takes all weights at once if half the GPU holds them.
+    With `offload` a frozen model is there, whole, while it scores. tokens: --micro_batch_tokens.
     """
     trained, share = [x for x in models if x.trained], n if sharded else 1
     largest = max(trained, key=lambda x: x.size)
     c, whole = largest.config, max(x.size for x in trained)
     block, embedding = 12 * c.n_embd**2, c.n_embd * c.vocab_size
     own = sum(x.size for x in trained)
-    bytes_ = {"weights": (m.master * own + m.low * (sum(x.size for x in models) - own)) / share,
-              "gradients": m.master * (whole + own * (n > 1 and not sharded)) / share,  # DDP: twice
+    frozen = [m.low * x.size for x in models if not x.trained]
+    buckets = m.master * own * (n > 1 and not sharded)  # of DDP, for as long as it lasts
+    bytes_ = {"weights": (m.master * own + sum(frozen) * (not offload)) / share,
+              "gradients": m.master * whole / share + buckets,
               "Adam": 8 * own / share,
               "EMA": m.master * sum(x.size for x in models if x.ema) / share}
     gathered = (m.low * (2 * block + embedding) + m.master * (block + embedding) if sharded
                 else m.low * whole * (m.low != m.master))
-    activations = 0
-    for w in work:
-        if w.steps:
-            rows = w.copies * min(micro_batch, math.ceil(w.rows / w.steps / n))
-            tokens = rows * w.model.config.block_size
-            activations = max(activations, activation_bytes(
-                w.model.config, tokens, 0 if w.model.scalar else tokens, checkpoint, m.low,
-                dropout))
-    bytes_["update"] = gathered + activations
+    phases = [buckets, bytes_["gradients"]]
+    bytes_["update"] = gathered
+    for model in trained:
+        steps = [w.activations(n, micro_batch, tokens, checkpoint, m.low, dropout)
+                 for w in work if w.steps and w.model is model]
+        if steps:
+            activations = gathered + max(x for x, _ in steps)
+            bytes_["update"] = max(bytes_["update"], activations)
+            again = sum(passes for _, passes in steps) > 1
+            phases.append(activations + buckets + again * m.master * model.size / share)
     for w in work:
         if w.longest:
             fits = m.low * w.model.size < m.memory / 2
             bytes_["rollout"] = m.low * w.model.size if fits or not sharded else gathered
-            bytes_["rollout"] += cache_bytes(w.model.config, math.ceil(w.rows / n)
-                                             * w.model.config.block_size, m.low)
-    bytes_["peak"] = (bytes_["weights"] + bytes_["Adam"] + bytes_["EMA"]
-                      + max(bytes_["gradients"] + bytes_["update"], bytes_.get("rollout", 0)))
+            rows = math.ceil(w.rows / n)
+            bytes_["rollout"] += cache_bytes(w.model.config, rows * w.model.config.block_size,
+                                             m.low)
+            bytes_["rollout"] += 16 * rows * w.model.config.vocab_size  # logits, their exp and sums
+            phases.append(bytes_["rollout"] + buckets)
+    phases.append(max(frozen, default=0) * offload + buckets)
+    kept = bytes_["weights"] + bytes_["Adam"] + bytes_["EMA"]
+    bytes_["step"] = kept + max(phases)
+    if not frozen:  # the validation of sft.py and reward.py; that of ppo.py's models is smaller
+        phases += [scoring_bytes(w.model.config, SCORED * w.distinct, SCORED,
+                                 SCORED * (not w.model.scalar), m.low) + buckets for w in work]
+    bytes_["peak"] = kept + max(phases)
     return bytes_
 
 
-def timing(work, n, sharded, micro_batch, m, checkpoint=False):
+def planned(work, s, n=1, part="peak"):
+    """Bytes of one of n processes in float32 by `memory`. work: sft_work, reward_work, ppo_work of
+    the settings s."""
+    models, parts, _ = work(None, s)
+    return memory(models, parts, n, s.shard, s.micro_batch, MACHINES["cpu"],
+                  s.activation_checkpointing, getattr(s, "dropout", 0) > 0, s.micro_batch_tokens,
+                  getattr(s, "offload", False))[part]
+
+
+def advice(work, s, n, gpu, smaller):
+    """(bytes of a step, [(setting, value, bytes with it)]): three changes that lower them.
+
+    First those that change no result, the one that lowers most before the others; then settings
+    that `smaller` names, half of what they are. A text has no half, and no bytes; nor has a number
+    of which the plan does not know that it lowers them.
+    """
+    step = lambda **changes: planned(work, replace(s, **changes), n, "step")
+    now, micro = step(), "micro_batch_tokens" if s.micro_batch_tokens else "micro_batch"
+    rows = getattr(s, micro)
+    while rows > 1 and step(**{micro: rows}) >= now:
+        rows //= 2
+    changes = {micro: rows, "activation_checkpointing": True, "shard": n > 1,
+               **({"offload": gpu} if hasattr(s, "offload") else {})}
+    found = [(k, v, step(**{k: v})) for k, v in changes.items()]
+    found = sorted([x for x in found if x[2] < now], key=lambda x: x[2])
+    for name in smaller:
+        half = None if isinstance(getattr(s, name), str) else getattr(s, name) // 2
+        less = step(**{name: half}) if half else now
+        found.append((name, half, less if less < now else None))
+    return now, found[:3]
+
+
+def timing(work, n, sharded, micro_batch, m, checkpoint=False, tokens=0):
     """{phase: seconds} of a step or iteration, with communication as a phase of its own, and the
     bottleneck: what takes longest, and why."""
     phases, worst = dict.fromkeys(["rollout", "scoring", "update", "network"], 0.0), (0, "")
     for w in work:
-        compute, sent = w.seconds(n, sharded, micro_batch, m, checkpoint and w.steps > 0)
+        compute, sent = w.seconds(n, sharded, micro_batch, m, checkpoint and w.steps > 0, tokens)
         phases[w.phase] += compute
         phases["network"] += sent
         rows = w.rows / max(1, w.steps)
@@ -329,7 +433,8 @@ def report(script, preset, s, machine, models, work, iterations):
     if machine not in (*MACHINES, "true"):
         raise SystemExit(f"error: --plan={machine}: there are {', '.join(MACHINES)}")
     m = MACHINES.get(machine, MACHINES["a100"])
-    dropout, micro = getattr(s, "dropout", 0) > 0, s.micro_batch
+    dropout, micro, tokens = getattr(s, "dropout", 0) > 0, s.micro_batch, s.micro_batch_tokens
+    offload = getattr(s, "offload", False)
     lines = [f"{script}.py{f' --preset={preset}' * bool(preset)}: {iterations:,} "
              f"{'iterations' if script == 'ppo' else 'steps'} on {m.name}, at {m.utilisation:.0%} "
              f"of {m.flops / 1e12:g} TFLOP/s, {m.bandwidth / 1e12:g} TB/s", ""]
@@ -349,7 +454,8 @@ def report(script, preset, s, machine, models, work, iterations):
     rows, times = [], []
     for n, sharded in ((1, False), (8, False), (8, True), (64, False), (64, True), (512, False),
                        (512, True)):
-        plain, saved = (memory(models, work, n, sharded, micro, m, c, dropout) for c in (0, 1))
+        plain, saved = (memory(models, work, n, sharded, micro, m, c, dropout, tokens, offload)
+                        for c in (s.activation_checkpointing, True))
         fits = "yes" if plain["peak"] < m.memory else ("checkpointed" if saved["peak"] < m.memory
                                                        else "no")
         name = f"{n} {'sharded' if sharded else 'DDP'}" if n > 1 else "1"
@@ -357,11 +463,13 @@ def report(script, preset, s, machine, models, work, iterations):
         rows.append([name, *(number(plain.get(x, 0) / 1e9) for x in parts),
                      *(number(x / 1e9) for x in (saved["update"], plain["peak"], saved["peak"])),
                      fits])
-        t, why = timing(work, n, sharded, micro, m, fits != "yes")
+        t, why = timing(work, n, sharded, micro, m,
+                        s.activation_checkpointing or fits != "yes", tokens)
         hours = sum(t.values()) * iterations / 3600
         times.append([name, *(f"{x / sum(t.values()):.0%}" for x in t.values()),
                       number(sum(t.values())), number(hours), fits, why])
-    lines += ["", f"GB a GPU, micro-batches of {micro}, rows as long as the context", *table(
+    size = f"{tokens} tokens" if tokens else micro
+    lines += ["", f"GB a GPU, micro-batches of {size}, rows as long as the context", *table(
         ["GPUs", "weights", "gradients", "Adam", "EMA", "rollout", "update", "checkpointed", "peak",
          "checkpointed", f"fits {m.memory / 1e9:.0f} GB"], rows)]
     lines += ["", "Time of a step or iteration", *table(

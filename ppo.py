@@ -41,6 +41,7 @@ class Settings:
     batch: int = 256  # episodes an iteration, over all ranks (paper: 512)
     minibatch: int = 32  # episodes an optimiser step (paper: 64, so 8 steps an iteration)
     micro_batch: int = 32  # episodes a forward pass; smaller needs less memory, changes nothing
+    micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
     inner_epochs: int = 1  # passes over the episodes of an iteration (paper: 1)
     lr: float = 6e-4  # policy, constant after the warm-up (paper: 2.55e-6 to 2.55e-5)
     value_lr: float = 1e-3  # value function (paper: 9e-6)
@@ -64,7 +65,9 @@ class Settings:
     save_every: int = 4  # iterations between the states that --resume goes on from
     resume: bool = False  # go on where a run of these settings was interrupted
     timeout: int = 600  # seconds that a process waits for another before the job stops
+    activation_checkpointing: bool = False  # less memory: backward computes each block again
     shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
+    offload: bool = False  # reference and reward model wait in the CPU's memory; for GPUs only
     seed: int = 4  # of the order of the prompts and the sampling noise
     device: str = "auto"  # cpu, cuda or auto
 
@@ -182,11 +185,12 @@ class Episodes:
 
 
 @torch.no_grad()
-def in_groups(model, samples, rows, *extra, **options):
+def in_groups(model, samples, s, *extra, **options):
     """Run model(ids, *extra) over groups of rows of similar length: [B, T], 0 past the group."""
+    rows, tokens = 2 * s.micro_batch, 2 * s.micro_batch_tokens  # no activations are kept
     out = torch.zeros(samples.ids.shape, device=samples.ids.device)
-    with gathered(model) as whole:
-        for group in micro_batches(samples.lengths.tolist(), rows):
+    with gathered(model, samples.ids.device) as whole:
+        for group in micro_batches(samples.lengths.tolist(), rows, tokens):
             T = int(samples.lengths[group].max())
             result = whole(samples.ids[group, :T], *(x[group, :T] for x in extra), **options)
             out[group, :T] = result[0] if isinstance(result, tuple) else result
@@ -198,10 +202,10 @@ def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos,
     with gathered(policy) as whole:
         samples = generate(whole, prompts, s.max_new_tokens, eos, s.temperature, s.seed, numbers)
     mask = samples.mask
-    ref_logprob = in_groups(reference, samples, 2 * s.micro_batch, mask, temperature=s.temperature)
-    score = last_score(in_groups(reward_model, samples, 2 * s.micro_batch), samples.lengths)
+    ref_logprob = in_groups(reference, samples, s, mask, temperature=s.temperature)
+    score = last_score(in_groups(reward_model, samples, s), samples.lengths)
     score = torch.where(samples.ended, score, torch.full_like(score, s.unfinished))
-    value = state_values(in_groups(value_model, samples, 2 * s.micro_batch))
+    value = state_values(in_groups(value_model, samples, s))
     reward = shape_rewards(samples.logprobs, ref_logprob, score, mask, s.beta)
     advantage, returns = gae(reward, value, mask, s.discount, s.gae_lambda)
     advantage = whiten(advantage, mask, world.sum)
@@ -211,15 +215,20 @@ def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos,
 
 # ------------------------------------------------------------------------------------------ update
 
+def groups_of(rows, lengths, s, world):
+    """The micro-batches of rows."""
+    return [[rows[i] for i in group] for group in
+            world.micro_batches(lengths, s.micro_batch, s.micro_batch_tokens)]
+
+
 def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
     """One step on a minibatch: the PPO gradient plus gamma times the text gradient.
 
     rows: this rank's episodes of the minibatch; tokens: response tokens of the whole minibatch;
     text: this rank's text rows, [n, T]. Returns sums over this rank's tokens for the log.
     """
-    groups = [[rows[i] for i in g] for g in micro_batches(e.samples.lengths[rows].tolist(),
-                                                          s.micro_batch)]
-    texts = list(text.split(s.micro_batch)) if s.ptx else []
+    groups = groups_of(rows, e.samples.lengths[rows].tolist(), s, world)
+    texts = groups_of(text, [text.size(1)] * len(text), s, world) if s.ptx else []
     sums = torch.zeros(6, dtype=torch.float64)
     for n, g in enumerate(groups):
         T = int(e.samples.lengths[g].max())
@@ -235,7 +244,7 @@ def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
             sums[:5] += torch.stack([loss.detach() * tokens, entropy[mask].sum(),
                                      0.5 * ((logprob - old)[mask] ** 2).sum(),
                                      ((ratio - 1).abs() > s.clip_ratio).sum(), ratio.sum()]).cpu()
-    for n, ids in enumerate(texts):
+    for n, ids in enumerate(map(torch.stack, texts)):
         with sync(policy, last=n == len(texts) - 1):
             count = s.ptx_rows * (ids.size(1) - 1)  # text tokens of the whole minibatch
             objective = lambda logprob, mask: -logprob.sum() / count
@@ -247,8 +256,7 @@ def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
 
 def update_value(value_model, optimizer, e, rows, tokens, s, world):
     """One step of the value function on a minibatch. Returns sums over this rank's tokens."""
-    groups = [[rows[i] for i in g] for g in micro_batches(e.samples.lengths[rows].tolist(),
-                                                          s.micro_batch)]
+    groups = groups_of(rows, e.samples.lengths[rows].tolist(), s, world)
     sums = torch.zeros(2, dtype=torch.float64)
     for n, g in enumerate(groups):
         T = int(e.samples.lengths[g].max())
@@ -346,7 +354,7 @@ def main():
     reward_model, value_model = (load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT},
                                           "python reward.py") for _ in range(2))
     for frozen in (reference, reward_model):
-        world.wrap(frozen.eval().requires_grad_(False), s.shard)
+        world.wrap(frozen.eval().requires_grad_(False), s.shard, offload=s.offload)
     room = min(policy.config.block_size, reward_model.config.block_size) - s.max_new_tokens
     cut = Cut(s.too_long)
     prompts, dropped = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
@@ -356,13 +364,14 @@ def main():
                 f"{s.iterations} iterations of {s.batch} episodes, gamma {s.ptx:g}, beta "
                 f"{s.beta:g}")
 
-    policy, value_model = world.wrap(policy, s.shard), world.wrap(value_model, s.shard)
+    policy, value_model = (world.wrap(model, s.shard, s.activation_checkpointing)
+                           for model in (policy, value_model))
     optimizers = [make_optimizer(policy, s.lr, s.weight_decay, eps=1e-5),
                   make_optimizer(value_model, s.value_lr, s.weight_decay, eps=1e-5)]
     ema = {k: v.detach().clone() for k, v in bare(policy).state_dict().items()}
     last = {}  # metrics
     run = Training(world, s, s.iterations, ("score", "kl", "ended", "loss/ptx"),
-                   ("micro_batch", "batch", "max_new_tokens"), policy=policy, value=value_model,
+                   plan.ppo_work, ("batch", "max_new_tokens"), policy=policy, value=value_model,
                    policy_adam=optimizers[0], value_adam=optimizers[1], ema=ema, last=last)
     for iteration in run.steps(range(s.iterations)):
         lr = s.lr * min(1.0, 0.1 + 0.9 * iteration / max(1, s.warmup))

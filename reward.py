@@ -21,8 +21,8 @@ import plan
 from data import records
 from data.batches import Cut, demonstration_rows, encode_prompt, encode_response
 from model import GPT, PrefixTree, ScalarGPT
-from runtime import (World, bare, cosine, gathered, load, make_optimizer, micro_batches, order,
-                     parse, save, scoring_groups, stop, sync, take_step)
+from runtime import (World, bare, cosine, gathered, load, make_optimizer, order, parse, save,
+                     scoring_groups, stop, sync, take_step)
 from training import Training
 
 
@@ -36,6 +36,7 @@ class Settings:
     epochs: int = 1  # more than one overfits at once (App. C.2)
     batch: int = 4  # prompts a step, over all ranks, each with its K completions (paper: 64)
     micro_batch: int = 8  # prompts a forward pass; smaller needs less memory, changes nothing
+    micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
     lr: float = 5e-4  # peak learning rate, cosine to 10 % (paper: 9e-6)
     warmup: int = 10  # steps; not in the paper
     weight_decay: float = 0.01  # not in the paper
@@ -45,6 +46,7 @@ class Settings:
     save_every: int = 50  # steps between the states that --resume goes on from
     resume: bool = False  # go on where a run of these settings was interrupted
     timeout: int = 600  # seconds that a process waits for another before the job stops
+    activation_checkpointing: bool = False  # less memory: backward computes each block again
     shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 2  # of the scalar head and the order of the prompts
     device: str = "auto"  # cpu, cuda or auto
@@ -131,7 +133,8 @@ def train_step(model, optimizer, rankings, lr, s, world):
     """One optimiser step. Returns (loss, share of pairs in the right order, gradient norm)."""
     # A rank that is a prompt short in the last batch takes part with no pair of one.
     mine, loss_sum, right, total = world.share(rankings, spare=(rankings[0][0], [])), 0.0, 0, 0
-    groups = micro_batches([max(map(len, rows)) for rows, _ in mine], s.micro_batch)
+    groups = world.micro_batches([max(map(len, rows)) for rows, _ in mine], s.micro_batch,
+                                 s.micro_batch_tokens, [len(rows) for rows, _ in mine])
     for i, group in enumerate(groups):
         tree, pairs, weights = collate([mine[j] for j in group], len(rankings), world.device)
         with sync(model, last=i == len(groups) - 1):
@@ -205,6 +208,7 @@ def main():
     torch.manual_seed(s.seed)  # the same head, whatever `load` has drawn
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())
+    del sft  # or its weights would stay: 4 bytes a parameter
     rankings = read_rankings(f"{s.data}/rankings_train.jsonl", tokenizer, config.block_size, world,
                              s.too_long)
     demos = [ids for ids, _ in demonstration_rows(tokenizer, records.read(
@@ -219,10 +223,10 @@ def main():
     world.print(f"{s.out}: {len(rankings):,} prompts, {completions:,} completions, {pairs:,} "
                 f"untied pairs, {steps} steps; {len(demos):,} demonstrations that fit set the bias")
 
-    model = world.wrap(model, s.shard)
+    model = world.wrap(model, s.shard, s.activation_checkpointing)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
-    run = Training(world, s, steps, ("loss", "accuracy"), ("micro_batch", "init", "data"),
-                   model=model, optimizer=optimizer)
+    run = Training(world, s, steps, ("loss", "accuracy"), plan.reward_work,
+                   ("init", "data"), model=model, optimizer=optimizer)
     for epoch in range(s.epochs):
         shuffled = order(len(rankings), s.seed, epoch)
         for i in run.steps(range(0, len(shuffled), s.batch)):

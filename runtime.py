@@ -137,6 +137,19 @@ class World:
         less = spare is not None and len(mine) < -(-len(rows) // self.size)
         return [*mine, spare] if less else mine
 
+    def micro_batches(self, lengths, rows, tokens=0, copies=None):
+        """`micro_batches` of this rank's rows, as many groups on each rank (see `share`). Ranks
+        have as many rows, but not as many tokens: who has fewer groups cuts its largest in two."""
+        groups = micro_batches(lengths, rows, tokens, copies)
+        if tokens and self.size > 1:
+            most = torch.tensor(len(groups), device=self.device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            while len(groups) < most:
+                largest = groups.pop(max(range(len(groups)), key=lambda i: len(groups[i])))
+                half = len(largest) // 2
+                groups += [largest[:half], largest[half:]]
+        return groups
+
     def sum(self, x):
         """The sum of a tensor (or number) over all ranks."""
         x = torch.as_tensor(x, dtype=torch.float64, device="cpu" if self.device.type == "cpu"
@@ -160,18 +173,27 @@ class World:
             merged[rank :: self.size] = part
         return merged
 
-    def wrap(self, model, shard=False):
+    def wrap(self, model, shard=False, checkpointing=False, offload=False):
         """Let gradients be averaged over ranks on each backward pass (see `sync`).
 
         shard: each rank keeps its part of the weights, and with it of their gradients and Adam's
         moments. A block is whole while it computes. A rank alone has the one part that there is.
+        checkpointing: backward computes each block again. offload: the weights stay in the CPU's
+        memory; only what `gathered` lends is on the device.
         """
+        if checkpointing:
+            for block in model.transformer.h:
+                block.checkpointing = True
         if shard and self.size > 1:
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard  # takes 0.6 s that others need not wait
+            from torch.distributed.device_mesh import init_device_mesh  # takes 0.6 s that others
+            from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard  # need not wait
             mesh = init_device_mesh(self.device.type, (self.size,))
+            where = ({"offload_policy": CPUOffloadPolicy(pin_memory=self.device.type == "cuda")}
+                     if offload else {})
             for part in (*model.transformer.h, model):  # each goes to the device alone
-                fully_shard(part, mesh=mesh)
+                fully_shard(part, mesh=mesh, **where)
+            return model
+        if offload:
             return model
         model.to(self.device)
         trains = any(p.requires_grad for p in model.parameters())
@@ -234,27 +256,35 @@ def kind(model):
 
 
 @contextlib.contextmanager
-def gathered(model):
+def gathered(model, device=None):
     """The model with all its weights, for work without gradients: samples, scores, evaluations.
 
     Each block is gathered once, on entry, not at each of its calls: sampling calls it for every
     token, and a rank may have more to do than others. What is lent is a plain model on the same
-    memory, as FSDP would take each call of its own for the first half of a training step.
+    memory, as FSDP would take each call of its own for the first half of a training step. On
+    `device`, where it is given: a copy of weights that lie elsewhere, which then is forgotten.
     """
     if not sharded(model):
-        yield bare(model)
+        away = device is not None and any(p.device != device for p in model.parameters())
+        yield plain(model, device) if away else bare(model)
         return
     parts = [part for part in model.modules() if sharded(part)]
     try:
         for part in parts:
             part.unshard()
-        with torch.device("meta"):
-            plain = kind(model)(model.config).eval()
-        plain.load_state_dict({k: p.detach() for k, p in model.named_parameters()}, assign=True)
-        yield plain
+        yield plain(model)
     finally:
         for part in parts:
             part.reshard()
+
+
+def plain(model, device=None):
+    """A model on the same memory, or on a copy of it on a device, without what wraps it."""
+    with torch.device("meta"):
+        other = kind(model)(model.config).eval()
+    weights = {k: p.detach().to(device or p.device) for k, p in model.named_parameters()}
+    other.load_state_dict(weights, assign=True)
+    return other
 
 
 def full(x):
@@ -345,22 +375,28 @@ def pad(rows, value=0):
     return ids, lengths
 
 
-def micro_batches(lengths, rows):
-    """Row numbers in groups of at most `rows`, similar lengths together: little padding."""
+def micro_batches(lengths, rows, tokens=0, copies=None):
+    """Row numbers in groups of at most `rows`, similar lengths together: little padding. With
+    `tokens`, in groups of at most so many tokens instead (see `scoring_groups`)."""
+    if tokens:
+        return scoring_groups(lengths, tokens, copies)
     by_length = sorted(range(len(lengths)), key=lambda i: int(lengths[i]))
     return [by_length[i : i + rows] for i in range(0, len(by_length), rows)]
 
 
-def scoring_groups(lengths, tokens=2**14):
-    """Row numbers in groups of at most `tokens` tokens, pads counted, for passes without gradients.
+def scoring_groups(lengths, tokens=2**14, copies=None):
+    """Row numbers in groups of at most `tokens` tokens, pads counted. A longer row is alone.
 
     A group's activations then need the same memory whatever the context; in rows they would not:
     256 rows of 1,024 tokens are 3 GB for one hidden layer of GPT-2's MLP, these tokens 200 MB.
+    copies: how many sequences a row stands for, as the completions of a prompt; default one each.
     """
-    groups = []
+    groups, copies, held = [], copies or [1] * len(lengths), 0
     for i in sorted(range(len(lengths)), key=lambda i: -int(lengths[i])):  # the first is longest
-        if not groups or (len(groups[-1]) + 1) * int(lengths[groups[-1][0]]) > tokens:
+        held += copies[i]
+        if not groups or held * int(lengths[groups[-1][0]]) > tokens:
             groups.append([])
+            held = copies[i]
         groups[-1].append(i)
     return groups
 

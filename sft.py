@@ -20,8 +20,8 @@ from data.batches import (Cut, WithoutPrompt, demonstration_rows, encode_prompt,
                           response_mask, text_rows_of)
 from data.tokenizer import load_tokenizer
 from model import Dropout, GPT, GPTConfig, ScalarGPT, generate, last_score
-from runtime import (World, bare, cosine, gathered, load, load_for, make_optimizer, micro_batches,
-                     order, pad, parse, put, save, scoring_groups, stop, sync, take_step)
+from runtime import (World, bare, cosine, gathered, load, load_for, make_optimizer, order, pad,
+                     parse, put, save, scoring_groups, stop, sync, take_step)
 from training import Training
 
 
@@ -38,6 +38,7 @@ class Settings:
     epochs: int = 16  # over the demonstrations, or over the text where there is nothing else
     batch: int = 32  # rows a step, over all ranks (paper: 32, 175B: 8)
     micro_batch: int = 32  # rows a forward pass; smaller needs less memory and changes nothing
+    micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
     lr: float = 2e-4  # peak learning rate, cosine to 10 %
     warmup: int = 0  # steps (paper: none)
     weight_decay: float = 0.01  # not in the paper
@@ -53,6 +54,7 @@ class Settings:
     save_every: int = 100  # steps between the states that --resume goes on from
     resume: bool = False  # go on where a run of these settings was interrupted
     timeout: int = 600  # seconds that a process waits for another before the job stops
+    activation_checkpointing: bool = False  # less memory: backward computes each block again
     shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 1  # of weights, order and dropout
     device: str = "auto"  # cpu, cuda or auto
@@ -129,7 +131,8 @@ def train_step(model, optimizer, rows, lr, s, world, first=0):
     # A rank that is a row short in the last batch takes part with no token of one.
     blank = (first, (rows[0][0], len(rows[0][0])))
     mine, total = world.share(list(enumerate(rows, first)), spare=blank), 0.0
-    groups = micro_batches([len(ids) for _, (ids, _) in mine], s.micro_batch)
+    groups = world.micro_batches([len(ids) for _, (ids, _) in mine], s.micro_batch,
+                                 s.micro_batch_tokens)
     for i, group in enumerate(groups):
         numbers, part = zip(*(mine[j] for j in group))
         ids, mask = collate(part, world.device)
@@ -215,15 +218,15 @@ def main():
             f"{s.data}/prompts_valid.jsonl", "prompt")], config.block_size - s.max_new_tokens,
             Cut(s.too_long))
 
-    model = world.wrap(model, s.shard)
+    model = world.wrap(model, s.shard, s.activation_checkpointing)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
     steps = s.epochs * math.ceil((len(demos) + text_share(s, demos, text)) / s.batch)
     parameters = sum(p.numel() for p in model.parameters())
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "
                 f"{len(text) * config.block_size if text else 0:,} tokens of text, {steps} steps")
     history, best, valid_loss = [], {}, {}
-    lowers_memory = ("block_size", "n_embd") if s.init == "scratch" else ("init", "data")
-    run = Training(world, s, steps, ("loss", "valid"), ("micro_batch", *lowers_memory), model=model,
+    smaller = ("block_size", "n_embd") if s.init == "scratch" else ("init", "data")
+    run = Training(world, s, steps, ("loss", "valid"), plan.sft_work, smaller, model=model,
                    optimizer=optimizer, history=history, best=best, valid=valid_loss)
     model.train()
     for epoch in range(s.epochs):

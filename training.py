@@ -23,25 +23,26 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+import plan
 from runtime import (LOADED, bare, full, like, put, refuse_others, restarts, stop, whole,
                      write)
 
 # Settings that a resumed run may change: they do not change its numbers, or only later ones.
-FREE = ("device", "explode", "iterations", "max_skips", "micro_batch", "out", "resume",
-        "save_every", "shard", "show", "timeout")
+FREE = ("activation_checkpointing", "device", "explode", "iterations", "max_skips", "micro_batch",
+        "micro_batch_tokens", "offload", "out", "resume", "save_every", "shard", "show", "timeout")
 
 
 class Training:
     """The steps of one run, with all that they change.
 
-    shown: which numbers of the log are on the bar; lowers_memory: settings to name when it runs
-    out; parts: what a state holds by name, models and optimisers, and dicts and lists that the
-    script changes in place.
+    shown: which numbers of the log are on the bar; work: the plan of the script, and smaller:
+    settings of its size, for advice when memory runs out (plan.py); parts: what a state holds by
+    name, models and optimisers, and dicts and lists that the script changes in place.
     """
 
-    def __init__(self, world, s, steps, shown, lowers_memory, **parts):
+    def __init__(self, world, s, steps, shown, work, smaller, **parts):
         self.world, self.s, self.total, self.shown, self.parts = world, s, steps, shown, parts
-        self.lowers_memory, self.folder = lowers_memory, Path(s.out)
+        self.work, self.smaller, self.folder = work, smaller, Path(s.out)
         self.step = self.seen = self.skipped = self.in_a_row = 0
         self.file = self.bar = None
         self.terminated = False
@@ -202,9 +203,14 @@ class Training:
         if isinstance(error, KeyboardInterrupt):
             return f"interrupted in step {self.step + 1} of {self.total}.{again}"
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
-            names = [f"--{name} (now {getattr(s, name)})" for name in self.lowers_memory]
-            return (f"out of memory in step {self.step + 1}. These lower it: {names[0]}, which "
-                    f"changes nothing else; then {names[1]} and {names[2]}.{again}")
+            gpu = self.world.device.type == "cuda"
+            bytes_, changes = plan.advice(self.work, s, self.world.size, gpu, self.smaller)
+            say = lambda name, value, less: (
+                f"--{name}" + f"={value}" * (value is not None) + f" (now {getattr(s, name)})"
+                + (f": {less / 1e6:,.0f} MB" if less else ""))
+            return (f"out of memory in step {self.step + 1}, planned for {bytes_ / 1e6:,.0f} MB. "
+                    f"These lower it: {'; '.join(say(*x) for x in changes)}. --micro_batch, "
+                    f"checkpointing, shards and offloading change no result.{again}")
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return (f"{error.filename or s.out}: {error.strerror or text}. "

@@ -3,6 +3,7 @@ and the compute that the paper says it took."""
 import re
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from plan import DAY, MACHINES, SIZES, Model, Work, memory, parameters
 from runtime import parse
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
+import memory_check  # noqa: E402
 import plan_check  # noqa: E402
 
 SHAPES = [GPTConfig(13, 24, 2, 2, 16), GPTConfig(301, 40, 3, 4, 64), GPTConfig(1000, 64, 1, 8, 128)]
@@ -146,8 +148,18 @@ def test_a_row_as_a_reader_would_count_it():
 @pytest.mark.parametrize("script, sizes", [
     ("sft", (256, 4, 4, 256, 8)), ("sft", (128, 6, 6, 384, 8)), ("ppo", (64, 6, 6, 384, 32))])
 def test_memory_is_what_a_process_takes(script, sizes):
-    peak, _ = plan_check.measured(script, sizes, seconds=False)
+    peak = plan_check.measured(script, sizes, seconds=False)
     assert plan_check.predict(script, sizes)[0] == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.long
+def test_memory_is_what_the_scripts_take(tmp_path):
+    """The real ones, as processes, with activations checkpointed and not."""
+    memory_check.make_data(tmp_path, 128)
+    less, size = memory_check.without_model(tmp_path, 128, 8), (128, 6, 6, 384)
+    for saving in memory_check.SAVING:
+        for script, _, measured, bytes_ in memory_check.compare(tmp_path, size, less, 8, saving):
+            assert bytes_ == pytest.approx(measured, rel=0.15), (script, saving)
 
 
 def test_memory_of_training_without_activations():
@@ -160,6 +172,60 @@ def test_memory_of_training_without_activations():
     assert sizes["weights"] + sizes["gradients"] + sizes["Adam"] == 16 * P
     sizes = memory([policy, value, *frozen], [], 1, False, 1, m)
     assert sizes["peak"] == pytest.approx(40 * P, rel=1e-4)
+
+
+def test_several_passes_find_the_gradients_there():
+    """In one pass gradients come as activations go."""
+    c, m = GPTConfig(1000, 128, 4, 4, 64), MACHINES["cpu"]
+    policy = Model("policy", c, trained=True)
+    step = lambda rows, micro, **more: memory(
+        [policy], [Work("update", "", policy, rows, 0, 128, 1)], 1, False, micro, m, **more)["step"]
+    assert step(16, 8) - step(8, 8) == 4 * policy.size
+    assert step(16, 8) < step(16, 16) < step(16, 8) + step(8, 8)
+    assert step(16, 99, tokens=8 * 128) == step(16, 8) == step(16, 99, tokens=8 * 128 + 127)
+    assert step(16, 99, tokens=5) == step(16, 1), "a row longer than that is alone"
+    assert step(16, 8, checkpoint=True) < step(16, 8)
+
+
+def test_offloaded_models_are_there_one_at_a_time():
+    c, m = GPTConfig(1000, 128, 4, 4, 64), MACHINES["cpu"]
+    policy = Model("policy", c, trained=True)
+    small, large = Model("reference", c), Model("judge", GPTConfig(1000, 128, 40, 4, 64), True)
+    step = lambda offload: memory([policy, small, large], [], 1, False, 1, m, offload=offload)
+    away, there = step(True), step(False)
+    assert there["weights"] - away["weights"] == 4 * (small.size + large.size)
+    assert away["peak"] == pytest.approx(12 * policy.size + 4 * large.size), "while it scores"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_advice_names_three_settings_and_what_each_would_take(script):
+    """Of gpt2's size: those that change no result, the one that lowers most before the others."""
+    module, work = SCRIPTS[script], getattr(plan, f"{script}_work")
+    both = dict(init="gpt2", reward="gpt2") if script == "ppo" else dict(init="gpt2")
+    s = module.Settings(**both, batch=32, micro_batch=16)
+
+    def names(n=1, gpu=False, **changes):
+        own = replace(s, **changes)
+        now, found = plan.advice(work, own, n, gpu, ("init", "batch"))
+        assert now == plan.planned(work, own, n, "step")
+        numbers = [less for name, _, less in found if name not in ("init", "batch")]
+        assert numbers == sorted(numbers) and all(less < now for less in numbers)
+        for name, value, less in found:
+            if less:
+                assert less == plan.planned(work, replace(own, **{name: value}), n, "step")
+        return [f"{name}={value}" for name, value, _ in found]
+
+    saved = "activation_checkpointing=True"
+    assert set(names()[:2]) == {saved, "micro_batch=8"} and names()[2] == "init=None"
+    assert len(names(n=4)) == len(names(n=4, gpu=True)) == 3
+    assert "shard=True" in names(n=4) and "shard=True" not in names(n=4, shard=True)
+    tokens = 32768 if script == "reward" else 16384  # the first half that is less than a step has
+    assert f"micro_batch_tokens={tokens}" in names(micro_batch_tokens=65536)
+    alone = dict(activation_checkpointing=True, micro_batch=1)
+    assert ("offload=True" in names(gpu=True, **alone)) == (script == "ppo")
+    now, found = plan.advice(work, replace(s, **alone), 1, False, ("init", "batch"))
+    assert [x[:2] for x in found] == [("init", None), ("batch", 16)], "nothing else is left"
+    assert found[0][2] is None and (found[1][2] or now) <= now
 
 
 def test_sharding_divides_what_a_gpu_keeps():
