@@ -24,8 +24,8 @@ import plan
 from data import records
 from data.batches import encode_prompt, fitting, text_rows_of
 from model import GPT, ScalarGPT, Samples, generate, last_score
-from runtime import (World, bare, gathered, load, make_optimizer, micro_batches, order, parse, save,
-                     stop, sync, take_step)
+from runtime import (World, bare, frozen, gathered, load, make_optimizer, micro_batches, order,
+                     parse, precision, save, stop, sync, take_step)
 from training import Training
 
 
@@ -66,6 +66,7 @@ class Settings:
     shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 4  # of the order of the prompts and the sampling noise
     device: str = "auto"  # cpu, cuda or auto
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
 
 
 PAPER = dict(iterations=500, batch=512, minibatch=64, beta=0.02, ptx=27.8, ptx_rows=512,
@@ -341,8 +342,9 @@ def main():
     reference, *_ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
     reward_model, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
     value_model, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
-    for frozen in (reference, reward_model):
-        world.wrap(frozen.eval().requires_grad_(False), s.shard)
+    precision(s.dtype, world, policy.config.n_embd)
+    for model in (reference, reward_model):
+        world.wrap(frozen(model), s.shard)
     room = min(policy.config.block_size, reward_model.config.block_size) - s.max_new_tokens
     prompts, dropped = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
         f"{s.data}/prompts_train.jsonl", "prompt")], room)

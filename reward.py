@@ -22,7 +22,7 @@ from data import records
 from data.batches import demonstration_rows, encode_prompt, encode_response
 from model import GPT, PrefixTree, ScalarGPT
 from runtime import (World, bare, cosine, gathered, load, make_optimizer, micro_batches, order,
-                     parse, save, scoring_groups, sync, take_step)
+                     parse, precision, save, scoring_groups, sync, take_step)
 from training import Training
 
 
@@ -47,6 +47,7 @@ class Settings:
     shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 2  # of the scalar head and the order of the prompts
     device: str = "auto"  # cpu, cuda or auto
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
 
 
 PRESETS = {  # App. C.2: one 6B reward model serves policies of every size
@@ -192,6 +193,7 @@ def main():
                              "python sft.py --preset=init")
     config = sft.config
     config.dropout = 0.0
+    precision(s.dtype, world, config.n_embd)
     torch.manual_seed(s.seed)
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())
