@@ -12,7 +12,7 @@ matter: a step reads all weights to write one token a row, so that memory bandwi
 """
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,13 +60,24 @@ class Machine:
     outside: float  # bytes/s to other nodes: rings use all of a node's 8 network cards
     master: int = 4  # bytes of a weight, and of a gradient, that is trained
     low: int = 2  # bytes of a number in products: bf16, and of a frozen model's weights
+    other: float = 0.0  # FLOP/s in the type that --dtype=auto does not take: float32, no TF32
+    chunk: int = 2**28  # logits at a time: kernels.py, _chunks
 
 
 MACHINES = {
-    "a100": Machine("A100 80 GB", 80e9, 312e12, 0.4, 1.4e12, 300e9, 200e9),
-    "h100": Machine("H100 80 GB", 80e9, 989e12, 0.4, 2.3e12, 450e9, 400e9),
-    "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.65, 10e9, 1e9, 1e9, low=4),
+    "a100": Machine("A100 80 GB", 80e9, 312e12, 0.4, 1.4e12, 300e9, 200e9, other=19.5e12),
+    "h100": Machine("H100 80 GB", 80e9, 989e12, 0.4, 2.3e12, 450e9, 400e9, other=67e12),
+    "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.65, 10e9, 1e9, 1e9, low=4,
+                   other=333e9, chunk=2**24),  # a training step in bf16: 1.44 times as fast
 }
+
+
+def in_type(m, dtype):
+    """The machine as --dtype has it use its products: auto is bf16 on a GPU, float32 on a CPU."""
+    if dtype == ("float32" if m.low == 2 else "bf16"):
+        name = f"{m.name.removesuffix(', float32')}, {dtype}"
+        return replace(m, name=name, low=6 - m.low, flops=m.other)
+    return m
 
 
 # ---------------------------------------------------------------------------- one model, one row
@@ -93,7 +104,7 @@ def train_flops(c, tokens, pairs, marked=0, checkpoint=False):
             + blocks * checkpoint)
 
 
-def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False):
+def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False, chunk=2**24):
     """Bytes at the peak of a backward pass, without gradients of weights.
 
     A block keeps 16 C numbers a token: two inputs of norms and their outputs, q, k and v, what
@@ -103,7 +114,6 @@ def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False
     """
     kept = (16 + 4 * dropout) * c.n_embd + c.n_head
     blocks = c.n_layer * c.n_embd + kept if checkpoint else c.n_layer * kept
-    chunk = 2**(24 if low == 4 else 28)  # logits at a time: kernels.CHUNK
     logits = 4 * min(marked * c.vocab_size, chunk) if marked else 0
     return low * tokens * (blocks + 4 * c.n_embd) + max(low * tokens * 10 * c.n_embd, logits)
 
@@ -278,7 +288,7 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
             tokens = rows * w.model.config.block_size
             activations = max(activations, activation_bytes(
                 w.model.config, tokens, 0 if w.model.scalar else tokens, checkpoint, m.low,
-                dropout))
+                dropout, m.chunk))
     bytes_["update"] = gathered + activations
     for w in work:
         if w.longest:
@@ -328,7 +338,7 @@ def report(script, preset, s, machine, models, work, iterations):
     """Print the plan."""
     if machine not in (*MACHINES, "true"):
         raise SystemExit(f"error: --plan={machine}: there are {', '.join(MACHINES)}")
-    m = MACHINES.get(machine, MACHINES["a100"])
+    m = in_type(MACHINES.get(machine, MACHINES["a100"]), s.dtype)
     dropout, micro = getattr(s, "dropout", 0) > 0, s.micro_batch
     lines = [f"{script}.py{f' --preset={preset}' * bool(preset)}: {iterations:,} "
              f"{'iterations' if script == 'ppo' else 'steps'} on {m.name}, at {m.utilisation:.0%} "

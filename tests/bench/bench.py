@@ -440,7 +440,8 @@ def main():
                  torch=torch.__version__, seconds="CPU" if a.threads == 1 else "wall", rows={})
     print(f"{facts['machine']}; {a.threads} thread(s), {facts['seconds']} seconds; "
           f"torch {facts['torch']}; {facts['date']}\n")
-    print("| work (float32 but where it says bf16) | peer | ours | theirs | time | to reach | memory | to reach |")
+    print("| work (float32, or as it says) | peer | ours | theirs | time | to reach | memory | "
+          "to reach |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in a.rows.split(","):
         what, peer, row, time_goal, memory_goal = ROWS[name]
