@@ -194,7 +194,7 @@ def main():
     config = sft.config
     config.dropout = 0.0
     precision(s.dtype, world, config.n_embd)
-    torch.manual_seed(s.seed)
+    torch.manual_seed(s.seed)  # the same head, whatever `load` has drawn
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())
     rankings = read_rankings(f"{s.data}/rankings_train.jsonl", tokenizer, config.block_size, world)

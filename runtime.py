@@ -92,7 +92,7 @@ def usage(settings, presets):
 
 # ------------------------------------------------------------------------------------ precision
 
-# n_embd from which --dtype=auto takes bf16 on a CPU that has it: GPT-2's. A training step is 1.5 to
+# n_embd from which --dtype=auto takes bf16 on a CPU that has it: GPT-2's. A training step is 1.4 to
 # 1.6 times as fast from 384 on, but the toys, whose numbers the README tells, stay float32.
 WIDE = 768
 
@@ -160,7 +160,7 @@ class World:
             if "OMP_NUM_THREADS" not in os.environ and self.device.type == "cpu":
                 torch.set_num_threads(max(1, os.cpu_count() // self.size))
         self.main = self.rank == 0
-        torch.manual_seed(seed + self.rank)  # dropout differs by rank; models start from `build`
+        torch.manual_seed(seed)  # models start with the same weights on every rank
         self.seed, self.started = seed, time.time()
 
     def print(self, *args):

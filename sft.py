@@ -19,7 +19,7 @@ from data import records
 from data.batches import (demonstration_rows, encode_prompt, fitting, response_mask,
                           text_rows_of)
 from data.tokenizer import load_tokenizer
-from model import GPT, GPTConfig, ScalarGPT, generate, last_score
+from model import Dropout, GPT, GPTConfig, ScalarGPT, generate, last_score
 from runtime import (World, bare, cosine, frozen, gathered, load, make_optimizer, micro_batches,
                      order, pad, parse, precision, put, save, scoring_groups, stop, sync, take_step)
 from training import Training
@@ -116,17 +116,21 @@ def batches(s, demos, text, epoch):
         yield [(text[j], 1) for j in chosen] if s.pretrain_mix == 1 else chosen
 
 
-def train_step(model, optimizer, rows, lr, s, world):
-    """One optimiser step on a batch of rows. Returns (its loss, the gradient's norm)."""
+def train_step(model, optimizer, rows, lr, s, world, first=0):
+    """One optimiser step on a batch of rows. first: the number of its first row; a row's number
+    owns its dropout. Returns (the batch's loss, the gradient's norm)."""
     tokens = sum(len(ids) - n for ids, n in rows)  # of the whole world
     # A rank that is a row short in the last batch takes part with no token of one.
-    mine, total = world.share(rows, spare=(rows[0][0], len(rows[0][0]))), 0.0
-    groups = micro_batches([len(ids) for ids, _ in mine], s.micro_batch)
+    blank = (first, (rows[0][0], len(rows[0][0])))
+    mine, total = world.share(list(enumerate(rows, first)), spare=blank), 0.0
+    groups = micro_batches([len(ids) for _, (ids, _) in mine], s.micro_batch)
     for i, group in enumerate(groups):
-        ids, mask = collate([mine[j] for j in group], world.device)
+        numbers, part = zip(*(mine[j] for j in group))
+        ids, mask = collate(part, world.device)
         with sync(model, last=i == len(groups) - 1):
             objective = lambda logprob, mask: sft_loss(logprob, mask, tokens)
-            loss = model(ids, mask, objective=objective)[0]
+            loss = model(ids, mask, objective=objective,
+                         numbers=torch.tensor(numbers, device=world.device))[0]
             (loss * world.size).backward()  # torchrun's ranks average gradients: we want the sum
         total += float(loss.detach())
     return float(world.sum(total)), take_step(model, optimizer, lr, s.clip, s.explode)
@@ -184,16 +188,14 @@ def main():
     world = World(s.seed, s.device, s.timeout)
     if s.init == "scratch":
         tokenizer = load_tokenizer(s.tokenizer, s.data)
-        torch.manual_seed(s.seed)  # the same weights on every rank
         model = GPT(GPTConfig(tokenizer.size, s.block_size, s.n_layer, s.n_head, s.n_embd))
-        torch.manual_seed(s.seed + world.rank)  # but dropout of its own
     else:
         model, tokenizer, _ = load(s.init, {"GPT": GPT}, f"python sft.py --preset=base "
                                                          f"--out={s.init}")
     config = model.config
     precision(s.dtype, world, config.n_embd)
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, Dropout):
             module.p = s.dropout
 
     demos, valid, text = read_data(s, tokenizer, config.block_size, world)
@@ -218,7 +220,8 @@ def main():
     for epoch in range(s.epochs):
         for rows in run.steps(batches(s, demos, text, epoch)):
             lr = cosine(run.step, steps, s.lr, warmup=s.warmup)
-            loss, norm = train_step(model, optimizer, rows, lr, s, world)
+            first = (s.seed << 40) + run.step * s.batch  # no two rows of a run share a number
+            loss, norm = train_step(model, optimizer, rows, lr, s, world, first)
             run.log(step=run.step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)
         if epoch < len(history):
             continue  # a resumed run has been here

@@ -342,7 +342,7 @@ def assert_close(demo, one, two):
 
 def test_the_ranks_end_together_and_one_alone_goes_on(demo):
     """SIGTERM to one of two ranks; then the run is resumed by a single process."""
-    flags = ("--dropout=0", "--reward=")
+    flags = ("--reward=", )
     whole = Run(demo, "sft", "whole-alone", *flags)
     assert whole.ends()[0] == 0
     run = Run(demo, "sft", "two-then-one", *flags, "--save_every=1000")
@@ -372,7 +372,7 @@ def test_a_rank_that_does_not_answer_is_named(demo):
 
 def test_torchrun_starts_a_dead_rank_again_and_the_run_resumes(demo):
     """With --max-restarts nobody needs to be there: the same result, and who died is said."""
-    flags = ["--dropout=0", "--reward="]
+    flags = ["--reward="]
     output = python(demo.folder, "tests/harm.py", '[["die", 1, 5]]', *STAGES["sft"],
                     "--out=out/restarted", *flags, processes=2, restarts=1)
     assert "rank 1 died" in output and "resumed at step 4 of" in output
