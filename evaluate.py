@@ -20,7 +20,7 @@ from data.labelers import FEATURES, features, pool, rank
 from data.tasks import gold
 from data.town import Town
 from model import GPT, generate
-from runtime import World, load, parse, stop
+from runtime import World, load, parse, precision, stop
 
 
 MODELS = "base=out/base,prompted=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"
@@ -40,6 +40,7 @@ class Settings:
     temperature: float = 1.0  # of the answers; the paper does not state its own
     seed: int = 5  # of the sampling noise and of the labelers'
     device: str = "auto"  # cpu, cuda or auto
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
 
 
 PRESETS = {  # with a base model of nine times the parameters (make figures)
@@ -151,6 +152,7 @@ def evaluate(s, world):
     for name, path in (pair.split("=") for pair in s.models.split(",")):
         model, tokenizer, meta = load(path, {"GPT": GPT}, "make demo")
         model.to(world.device)
+        precision(s.dtype, world, model.config.n_embd)
         texts = [encode_prompt(tokenizer, p["prompt"]) for p in prompts]
         if (longest := max(map(len, texts))) + s.max_new_tokens > model.config.block_size:
             stop(f"{s.data}/prompts_test.jsonl: a prompt of {longest} tokens and --max_new_tokens="

@@ -44,28 +44,47 @@ def _accumulator(x):
 # -------------------------------------------------------------------------------------- products
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+FAST = (torch.float32,) + (torch.bfloat16,) * (
+    ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # types of its products
+
+# What float32 matrices are rounded to before they are multiplied: bfloat16 with --dtype=bf16
+# (runtime.py: precision), which has float32's range and 8 of its 24 bits. Sums are in float32 and
+# rounded once. All that is not a product of a layer stays float32: weights as the optimiser sees
+# them, their gradients' sums, the residual stream, norms, softmax, logits and log-probs.
+PRODUCTS = torch.float32
+
+
+def lowered(x):
+    """x in the type of products, if it is float32; other types stay what they are."""
+    return x.to(PRODUCTS) if x.dtype == torch.float32 else x
 
 
 def gemm(x, weight, bias=None, gelu=False):
-    """x W^T + b, or gelu of it, without a gradient. x: [..., I]; weight: [O, I]; bias: [O]. Any
-    strides.
+    """x W^T + b, or gelu of it, without a gradient, in x's type. x: [..., I]; weight: [O, I]; bias:
+    [O]. Any strides.
 
     On a CPU through oneDNN, which uses the widest vector units of any maker's chip; the default
     library keeps to half their width on some (2.3 times slower on a Zen 5). Both are exact float32.
-    It also applies gelu while the sums are still in registers, which spares a second pass.
+    It also applies gelu while the sums are still in registers, which spares a second pass; not to
+    bfloat16, where training rounds before gelu, and log-probs of samples are to be the same.
     """
-    if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel():
-        after = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
-    y = F.linear(x, weight, bias)
+    weight = weight if weight.dtype == x.dtype else weight.to(x.dtype)
+    if ONEDNN and x.device.type == "cpu" and x.dtype in FAST and x.numel():
+        fused = gelu and x.dtype == torch.float32
+        after = ("gelu", [], "tanh") if fused else ("none", [], "")
+        y, gelu = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after), gelu and not fused
+    else:
+        y = F.linear(x, weight, bias if bias is None else bias.to(x.dtype))
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
 def packed(weight):
     """A copy of a weight that gemm takes in its place, a tenth quicker on few rows of x; None where
     there is no such thing. It has no gradient and does not follow the weight."""
-    if ONEDNN and weight.device.type == "cpu" and weight.dtype == torch.float32:
-        return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)  # x of about 64 rows
+    low = lowered(weight.detach())
+    if ONEDNN and low.device.type == "cpu" and low.dtype in FAST:
+        return torch.ops.mkldnn._reorder_linear_weight(low, 64)  # x of about 64 rows
+    return None if low.dtype == weight.dtype else low  # rounded once, not at each step
 
 
 class _Linear(torch.autograd.Function):
@@ -73,15 +92,16 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias):
+        ctx.dtype, x = x.dtype, lowered(x)
         ctx.save_for_backward(x, weight)
         return gemm(x, weight, bias)
 
     @staticmethod
     def backward(ctx, g):
         x, weight = ctx.saved_tensors
-        dx = gemm(g, weight.T) if ctx.needs_input_grad[0] else None
+        dx = gemm(g, weight.T).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         g, x = g.flatten(0, -2), x.flatten(0, -2)
-        return dx, gemm(g.T, x.T), g.sum(0)
+        return dx, gemm(g.T, x.T).to(weight.dtype), g.sum(0, dtype=weight.dtype)
 
 
 def linear(x, weight, bias):
@@ -276,6 +296,11 @@ class Slots:
         return unused, places, tokens.index_select(0, places), ends
 
 
+def cache_type(weight):
+    """The type of a cache: on a GPU, where memory sets the speed, that of products."""
+    return lowered(weight[:1]).dtype if weight.is_cuda else weight.dtype
+
+
 def fill(cache, k, v):
     """Put keys and values [R, H, T, D] into the first slots of a cache [2, R, H * Tmax * D]."""
     R, H, T, D = k.shape
@@ -449,6 +474,14 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
         return dx.to(x.dtype)
 
     return logprob, H, gradients
+
+
+def logits(x, weight):
+    """x W^T without a gradient, in float32 at least, to sample from. x: [B, C]; weight: [V, C]."""
+    triton = _triton(x)
+    if triton:
+        return triton.product(x, weight.to(x.dtype).T)
+    return gemm(x.to(_accumulator(x)), weight)
 
 
 def _head(x):

@@ -294,7 +294,7 @@ def head(x, weight, y, temperature, entropy, keep):
     """
     n, V = len(x), len(weight)
     w = weight.to(x.dtype)
-    logits = _product(x, w.T)
+    logits = product(x, w.T)
     statistics = x.new_empty(3, n, dtype=torch.float32)
     lse, logprob, H = statistics
     softmax_rows_kernel[(n,)](logits, y, lse, logprob, H, logits.stride(0), V, 1 / temperature,
@@ -306,13 +306,13 @@ def head(x, weight, y, temperature, entropy, keep):
             logits, dz, y, lse, logprob, H, g.contiguous(), g if h is None else h.contiguous(),
             logits.stride(0), dz.stride(0), V, 1 / temperature, HAS_H=h is not None, BLOCK=4096,
             num_warps=8)
-        dw += _product(dz.T, x)
+        dw += product(dz.T, x)
         return dz @ w
 
     return logprob, (H if entropy else None), gradients
 
 
-def _product(a, b):
+def product(a, b):
     """a @ b, added up and returned in float32."""
     if a.dtype == torch.float32:
         return a @ b

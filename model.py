@@ -17,8 +17,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kernels import (LOG2E, Slots, attention, decode_attention, fill, gemm, linear, packed,
-                     token_logprobs, token_objective)
+from kernels import (LOG2E, Slots, attention, cache_type, decode_attention, fill, gemm, linear,
+                     logits, lowered, packed, token_logprobs, token_objective)
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Linear(nn.Linear):
             y = linear(x, self.weight, self.bias)
             return F.gelu(y, approximate="tanh") if gelu else y
         weight = self.packed
-        return gemm(x, self.weight if weight is None else weight, self.bias, gelu)
+        return gemm(lowered(x), self.weight if weight is None else weight, self.bias, gelu)
 
 
 class Attention(nn.Module):
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     def step(self, x, cache, slots):
         """One token a row, x: [B, C], written to the last of the slots that its row will see."""
         B, C = x.shape
-        qkv = self.c_attn(x).view(B, 3, self.n_head, -1)  # three of [B, H, D]
+        qkv = self.c_attn(x).to(cache.dtype).view(B, 3, self.n_head, -1)  # three of [B, H, D]
         cache.view(-1).scatter_(0, slots.newest, qkv[:, 1:].flatten())
         return self.c_proj(decode_attention(qkv[:, 0], cache, slots).view(B, C))
 
@@ -192,9 +192,9 @@ class Body(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit the context of {self.config.block_size}")
         if tree is None:
-            x = self.wte(ids) + self.wpe.weight[:T]
+            x = self.embed(ids) + self.wpe.weight[:T]
         else:
-            x = self.wte(tree.ids) + self.wpe(tree.positions)
+            x = self.embed(tree.ids) + self.wpe(tree.positions)
         if numbers is None and self.training and self.drop.p:
             numbers = torch.randint(2**62, x.shape[:1], device=x.device)
         x = self.drop(x, numbers)
@@ -202,9 +202,14 @@ class Body(nn.Module):
             x = block(x, caches[i] if caches is not None else None, tree, numbers)
         return self.ln_f(x)
 
+    def embed(self, ids):
+        """In the norms' type, which is that of the residual stream: a frozen model's matrices may
+        be kept in a smaller one."""
+        return self.wte(ids).to(self.ln_f.weight.dtype)
+
     def step(self, ids, caches, slots):
         """One token a row: ids [B], the last that its slots will hold -> hidden states [B, C]."""
-        x = self.wte(ids) + self.wpe(slots.lengths - 1)
+        x = self.embed(ids) + self.wpe(slots.lengths - 1)
         for block, cache in zip(self.h, caches):
             x = block.step(x, cache, slots)
         return self.ln_f(x)
@@ -235,7 +240,8 @@ class GPT(nn.Module):
         """
         mask = mask.bool() & (torch.arange(ids.size(1), device=ids.device) > 0)
         next_ids = F.pad(ids.masked_fill(~mask, -1)[:, 1:], (0, 1), value=-1)  # -1: does not count
-        head = self.transformer(ids, numbers=numbers), self.transformer.wte.weight, next_ids
+        before = lowered(self.transformer(ids, numbers=numbers))
+        head = before, self.transformer.wte.weight, next_ids
         grid = lambda x: F.pad(x[:, :-1], (1, 0))  # from the state before a token to the token
         if objective is None:
             logprob, h = token_logprobs(*head, temperature, entropy)
@@ -245,7 +251,7 @@ class GPT(nn.Module):
         return loss, grid(logprob), (grid(h) if entropy else None)
 
     def logits(self, hidden):
-        return gemm(hidden, self.transformer.wte.weight)
+        return logits(lowered(hidden), self.transformer.wte.weight)
 
 
 class ScalarGPT(nn.Module):
@@ -394,7 +400,7 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     T = max(lengths) + max_new_tokens
     shape = (B, config.n_head, T, config.n_embd // config.n_head)
     caches = torch.empty(config.n_layer, 2, B, math.prod(shape[1:]), device=device,
-                         dtype=model.transformer.wte.weight.dtype)
+                         dtype=cache_type(model.transformer.wte.weight))
     with sampling(model):
         hidden = read_prompts(model, prompts, caches)
         live = torch.arange(B, device=device)  # the rows that have not ended

@@ -61,13 +61,24 @@ class Machine:
     outside: float  # bytes/s to other nodes: rings use all of a node's 8 network cards
     master: int = 4  # bytes of a weight, and of a gradient, that is trained
     low: int = 2  # bytes of a number in products: bf16, and of a frozen model's weights
+    other: float = 0.0  # FLOP/s in the type that --dtype=auto does not take: float32, no TF32
+    chunk: int = 2**28  # logits at a time: kernels.py, _chunks
 
 
 MACHINES = {
-    "a100": Machine("A100 80 GB", 80e9, 312e12, 0.4, 1.4e12, 300e9, 200e9),
-    "h100": Machine("H100 80 GB", 80e9, 989e12, 0.4, 2.3e12, 450e9, 400e9),
-    "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.65, 10e9, 1e9, 1e9, low=4),
+    "a100": Machine("A100 80 GB", 80e9, 312e12, 0.4, 1.4e12, 300e9, 200e9, other=19.5e12),
+    "h100": Machine("H100 80 GB", 80e9, 989e12, 0.4, 2.3e12, 450e9, 400e9, other=67e12),
+    "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.65, 10e9, 1e9, 1e9, low=4,
+                   other=333e9, chunk=2**24),  # a training step in bf16: 1.44 times as fast
 }
+
+
+def in_type(m, dtype):
+    """The machine as --dtype has it use its products: auto is bf16 on a GPU, float32 on a CPU."""
+    if dtype == ("float32" if m.low == 2 else "bf16"):
+        name = f"{m.name.removesuffix(', float32')}, {dtype}"
+        return replace(m, name=name, low=6 - m.low, flops=m.other)
+    return m
 
 
 # ---------------------------------------------------------------------------- one model, one row
@@ -94,7 +105,8 @@ def train_flops(c, tokens, pairs, marked=0, checkpoint=False):
             + blocks * checkpoint)
 
 
-def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False, places=0):
+def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False, places=0,
+                     chunk=2**24):
     """Bytes at the peak of a backward pass, without gradients of weights.
 
     A block keeps 16 C numbers a token: two inputs of norms and their outputs, q, k and v, what
@@ -108,26 +120,26 @@ def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False
     if places:
         kept += (4 * places - 3 * tokens) * c.n_embd + (places - tokens) * c.n_head
     blocks = c.n_layer * tokens * c.n_embd + kept if checkpoint else c.n_layer * kept
-    logits = logits_bytes(c, marked, True, low)
+    logits = logits_bytes(c, marked, True, chunk)
     embedding = 4 * c.vocab_size * c.n_embd * (marked > 0)
     return (low * (blocks + 4 * tokens * c.n_embd) + embedding
             + max(low * tokens * 10 * c.n_embd, logits))
 
 
-def logits_bytes(c, marked, keep, low=4):
+def logits_bytes(c, marked, keep, chunk):
     """Bytes of the head's logits of a chunk of tokens, of which a product makes one tile again. All
     tiles are kept if gradients are made on the spot (kernels.py)."""
-    chunk, tile = 2**(24 if low == 4 else 28), min(c.vocab_size, 2048)  # CHUNK, TILE
+    tile = min(c.vocab_size, 2048)  # kernels.TILE
     return 4 * min(marked, chunk / c.vocab_size) * (tile + (c.vocab_size if keep else tile))
 
 
-def scoring_bytes(c, nodes, places, marked, low=4):
+def scoring_bytes(c, nodes, places, marked, low=4, chunk=2**24):
     """Bytes of a forward pass without gradients: what a block's two norms and its MLP hold, 7 C a
     token; of a PrefixTree 2 C, and q, k, v, and what attention says twice, 5 C a place. Or what the
     head holds, 3 C and the logits."""
     blocks = max(7 * nodes, (2 * nodes + 5 * places) * (places > nodes))
     return max(low * c.n_embd * blocks,
-               low * c.n_embd * 3 * nodes + logits_bytes(c, marked, False, low))
+               low * c.n_embd * 3 * nodes + logits_bytes(c, marked, False, chunk))
 
 
 def cache_bytes(c, tokens, low=4):
@@ -189,15 +201,15 @@ class Work:
         """How many rows of a length a forward pass takes: --micro_batch, --micro_batch_tokens."""
         return max(1, int(tokens / self.copies / length)) if tokens else rows
 
-    def activations(self, n, micro_batch, tokens, checkpoint, low, dropout):
+    def activations(self, n, micro_batch, tokens, checkpoint, dropout, m):
         """(bytes, passes) of a step on the busiest GPU, of rows as long as the context."""
         c, rows = self.model.config, math.ceil(self.rows / self.steps / n)
         at_once = min(rows, self.micro_batch(micro_batch, tokens, c.block_size))
         places = at_once * self.copies * c.block_size
         nodes = places * self.distinct
         marked = 0 if self.model.scalar else places
-        return (activation_bytes(c, nodes, marked, checkpoint, low, dropout,
-                                 places * (self.copies > 1)), math.ceil(rows / at_once))
+        return (activation_bytes(c, nodes, marked, checkpoint, m.low, dropout,
+                                 places * (self.copies > 1), m.chunk), math.ceil(rows / at_once))
 
     def seconds(self, n, sharded, micro_batch, m, checkpoint=False, tokens=0):
         """(computing, communicating) on n GPUs. The one with the most rows decides; nothing is
@@ -337,7 +349,7 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
     phases = [buckets, bytes_["gradients"]]
     bytes_["update"] = gathered
     for model in trained:
-        steps = [w.activations(n, micro_batch, tokens, checkpoint, m.low, dropout)
+        steps = [w.activations(n, micro_batch, tokens, checkpoint, dropout, m)
                  for w in work if w.steps and w.model is model]
         if steps:
             activations = gathered + max(x for x, _ in steps)
@@ -358,16 +370,17 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
     bytes_["step"] = kept + max(phases)
     if not frozen:  # the validation of sft.py and reward.py; that of ppo.py's models is smaller
         phases += [scoring_bytes(w.model.config, SCORED * w.distinct, SCORED,
-                                 SCORED * (not w.model.scalar), m.low) + buckets for w in work]
+                                 SCORED * (not w.model.scalar), m.low, m.chunk) + buckets
+                   for w in work]
     bytes_["peak"] = kept + max(phases)
     return bytes_
 
 
 def planned(work, s, n=1, part="peak"):
-    """Bytes of one of n processes in float32 by `memory`. work: sft_work, reward_work, ppo_work of
+    """Bytes of one of n processes on CPUs by `memory`. work: sft_work, reward_work, ppo_work of
     the settings s."""
     models, parts, _ = work(None, s)
-    return memory(models, parts, n, s.shard, s.micro_batch, MACHINES["cpu"],
+    return memory(models, parts, n, s.shard, s.micro_batch, in_type(MACHINES["cpu"], s.dtype),
                   s.activation_checkpointing, getattr(s, "dropout", 0) > 0, s.micro_batch_tokens,
                   getattr(s, "offload", False))[part]
 
@@ -432,7 +445,7 @@ def report(script, preset, s, machine, models, work, iterations):
     """Print the plan."""
     if machine not in (*MACHINES, "true"):
         raise SystemExit(f"error: --plan={machine}: there are {', '.join(MACHINES)}")
-    m = MACHINES.get(machine, MACHINES["a100"])
+    m = in_type(MACHINES.get(machine, MACHINES["a100"]), s.dtype)
     dropout, micro, tokens = getattr(s, "dropout", 0) > 0, s.micro_batch, s.micro_batch_tokens
     offload = getattr(s, "offload", False)
     lines = [f"{script}.py{f' --preset={preset}' * bool(preset)}: {iterations:,} "

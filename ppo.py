@@ -24,8 +24,8 @@ import plan
 from data import records
 from data.batches import Cut, encode_prompt, fitting, text_rows_of
 from model import GPT, ScalarGPT, Samples, generate, last_score
-from runtime import (World, bare, gathered, load, load_for, make_optimizer, micro_batches, order,
-                     parse, save, stop, sync, take_step)
+from runtime import (World, bare, frozen, gathered, load, load_for, make_optimizer, micro_batches,
+                     order, parse, precision, save, stop, sync, take_step)
 from training import Training
 
 
@@ -70,6 +70,7 @@ class Settings:
     offload: bool = False  # reference and reward model wait in the CPU's memory; for GPUs only
     seed: int = 4  # of the order of the prompts and the sampling noise
     device: str = "auto"  # cpu, cuda or auto
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
 
 
 PAPER = dict(iterations=500, batch=512, minibatch=64, beta=0.02, ptx=27.8, ptx_rows=512,
@@ -353,8 +354,9 @@ def main():
     reference, *_ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
     reward_model, value_model = (load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT},
                                           "python reward.py") for _ in range(2))
-    for frozen in (reference, reward_model):
-        world.wrap(frozen.eval().requires_grad_(False), s.shard, offload=s.offload)
+    precision(s.dtype, world, policy.config.n_embd)
+    for model in (reference, reward_model):
+        world.wrap(frozen(model), s.shard, offload=s.offload)
     room = min(policy.config.block_size, reward_model.config.block_size) - s.max_new_tokens
     cut = Cut(s.too_long)
     prompts, dropped = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(

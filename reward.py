@@ -21,8 +21,8 @@ import plan
 from data import records
 from data.batches import Cut, demonstration_rows, encode_prompt, encode_response
 from model import GPT, PrefixTree, ScalarGPT
-from runtime import (World, bare, cosine, gathered, load, make_optimizer, order, parse, save,
-                     scoring_groups, stop, sync, take_step)
+from runtime import (World, bare, cosine, gathered, load, make_optimizer, order, parse, precision,
+                     save, scoring_groups, stop, sync, take_step)
 from training import Training
 
 
@@ -50,6 +50,7 @@ class Settings:
     shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 2  # of the scalar head and the order of the prompts
     device: str = "auto"  # cpu, cuda or auto
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
 
 
 PAPER = dict(lr=9e-6, batch=64, micro_batch=1, warmup=0)
@@ -205,6 +206,7 @@ def main():
                              "python sft.py --preset=init")
     config = sft.config
     config.dropout = 0.0
+    precision(s.dtype, world, config.n_embd)
     torch.manual_seed(s.seed)  # the same head, whatever `load` has drawn
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())

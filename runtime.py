@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import huggingface
+import kernels
 from data import records
 from data.tokenizer import load_tokenizer
 
@@ -88,6 +89,46 @@ def usage(settings, presets):
             for f in dataclasses.fields(settings)]
     first = f"  --preset=NAME             one of: {', '.join(presets)}" if presets else ""
     return "\n".join([(settings.__doc__ or "").strip(), first, *rows])
+
+
+# ------------------------------------------------------------------------------------ precision
+
+# n_embd from which --dtype=auto takes bf16 on a CPU that has it: GPT-2's. A training step is 1.4 to
+# 1.6 times as fast from 384 on, but the toys, whose numbers the README tells, stay float32.
+WIDE = 768
+
+
+def precision(dtype, world, width):
+    """--dtype: let this program multiply matrices in float32 or bfloat16 (kernels.PRODUCTS).
+
+    Where bf16 is asked for it is taken, even if it is emulated and far slower. "auto" takes it
+    where it pays: on a GPU that has it; on a CPU with instructions for it, for models of at least
+    WIDE. width: n_embd of the model.
+    """
+    if dtype not in ("auto", "float32", "bf16"):
+        stop(f"--dtype={dtype}: there are auto, float32 and bf16")
+    if dtype == "auto":
+        fast = (torch.cuda.is_bf16_supported(including_emulation=False)
+                if world.device.type == "cuda" else width >= WIDE and has_bf16())
+        dtype = "bf16" if fast else "float32"
+    kernels.PRODUCTS = torch.bfloat16 if dtype == "bf16" else torch.float32
+    if dtype == "bf16":
+        world.print("products in bf16; weights, gradients and log-probs in float32")
+
+
+def has_bf16():
+    """Whether this CPU has instructions that multiply bfloat16: AVX512_BF16 or AMX."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def frozen(model):
+    """A model that is only read: no dropout, no gradients, matrices kept in the type of products.
+    Norms, biases and the scalar head, next to nothing in memory, stay float32."""
+    model.eval().requires_grad_(False)
+    for p in model.transformer.parameters():
+        if p.dim() == 2:
+            p.data = kernels.lowered(p.data)
+    return model
 
 
 # ---------------------------------------------------------------------------------------- world

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data import records
 from data.batches import encode_prompt
 from model import GPT, generate
-from runtime import World, load, parse, stop
+from runtime import World, load, parse, precision, stop
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Settings:
     batch: int = 256  # rows sampled at once
     seed: int = 1  # of the sampling noise and of each prompt's K
     device: str = "auto"  # cpu, cuda or auto
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
 
 
 def sample_rows(model, tokenizer, rows, s, device, note=""):
@@ -74,6 +75,7 @@ def main():
     prompts = prompts[: s.prompts or None]
     paths, weights = s.models.split(","), [float(w) for w in s.weights.split(",")]
     models = [load(path, {"GPT": GPT}, "python sft.py")[:2] for path in paths]
+    precision(s.dtype, world, max(model.config.n_embd for model, _ in models))
     prompts = fitting_all(prompts, models, s.max_new_tokens, world)
     rng = random.Random(f"sample {s.seed}")
     todo = {path: [] for path in paths}  # (prompt number, episode number, prompt text)

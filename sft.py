@@ -20,8 +20,8 @@ from data.batches import (Cut, WithoutPrompt, demonstration_rows, encode_prompt,
                           response_mask, text_rows_of)
 from data.tokenizer import load_tokenizer
 from model import Dropout, GPT, GPTConfig, ScalarGPT, generate, last_score
-from runtime import (World, bare, cosine, gathered, load, load_for, make_optimizer, order, pad,
-                     parse, put, save, scoring_groups, stop, sync, take_step)
+from runtime import (World, bare, cosine, frozen, gathered, load, load_for, make_optimizer, order,
+                     pad, parse, precision, put, save, scoring_groups, stop, sync, take_step)
 from training import Training
 
 
@@ -58,6 +58,7 @@ class Settings:
     shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 1  # of weights, order and dropout
     device: str = "auto"  # cpu, cuda or auto
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
 
 
 PRESETS = {
@@ -205,6 +206,7 @@ def main():
         model, tokenizer, _ = load(s.init, {"GPT": GPT}, f"python sft.py --preset=base "
                                                          f"--out={s.init}")
     config = model.config
+    precision(s.dtype, world, config.n_embd)
     for module in model.modules():
         if isinstance(module, Dropout):
             module.p = s.dropout
@@ -213,7 +215,7 @@ def main():
     reward, prompts = None, []
     if s.reward:
         reward = load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
-        reward = world.wrap(reward.eval().requires_grad_(False), s.shard)
+        reward = world.wrap(frozen(reward), s.shard)
         prompts, _ = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
             f"{s.data}/prompts_valid.jsonl", "prompt")], config.block_size - s.max_new_tokens,
             Cut(s.too_long))

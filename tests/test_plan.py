@@ -310,6 +310,20 @@ def test_settings_change_the_plan(capsys, tmp_path, monkeypatch):
     assert "124,439,808" in printed(capsys, "sft", "--plan", "--init=gpt2")
 
 
+def test_the_type_of_products_changes_the_plan(capsys):
+    """auto is bf16 on a GPU and float32 on a CPU; the other type says so, and counts its bytes."""
+    for machine, other in (("h100", "float32"), ("cpu", "bf16")):
+        m = MACHINES[machine]
+        changed = plan.in_type(m, other)
+        assert plan.in_type(m, "auto") is m and {m.low, changed.low} == {2, 4}
+        assert f"{m.name.split(',')[0]}, {other}, at" in printed(
+            capsys, "sft", f"--plan={machine}", f"--dtype={other}")
+        models = [Model("policy", SIZES["gpt2"], trained=True), Model("reference", SIZES["gpt2"])]
+        bytes_ = [memory(models, [], 1, False, 1, x)["weights"] for x in (m, changed)]
+        assert max(bytes_) - min(bytes_) == 2 * models[1].size, "only frozen weights are smaller"
+        assert (m.flops > changed.flops) == (other == "float32"), "bf16 is the faster one"
+
+
 def test_a_checkpoint_gives_its_architecture(capsys, tmp_path):
     (tmp_path / "checkpoint.json").write_text('{"config": {"vocab_size": 300, "block_size": 64, '
                                               '"n_layer": 5, "n_head": 2, "n_embd": 32}}')

@@ -122,6 +122,22 @@ def ppo_loss_row(V, bonus):
     return ours, theirs, lambda: [x.grad, weight.grad]
 
 
+def in_both_types(make):
+    """The function that make() returns, made and run in bf16, and made and run in float32."""
+    import torch
+    import kernels
+    made = {}
+
+    def run(dtype):
+        kernels.PRODUCTS = dtype
+        if dtype not in made:
+            made[dtype] = make()
+        made[dtype]()
+        kernels.PRODUCTS = torch.float32
+
+    return lambda: run(torch.bfloat16), lambda: run(torch.float32), lambda: []
+
+
 def hugging_face(V, layers, width, heads, context, **more):
     from transformers import GPT2Config
     return GPT2Config(vocab_size=V, n_positions=context, n_embd=width, n_layer=layers, n_head=heads,
@@ -253,18 +269,18 @@ def ppo_sides(V, count):
     return peer, trainer
 
 
-def our_ppo(V):
+def our_ppo(V, layers=4, heads=4, width=128):
     """A function that runs one iteration of ppo.py: 64 episodes, 4 minibatches."""
     import torch
     import ppo
     from model import GPT, GPTConfig, ScalarGPT
-    from runtime import World, make_optimizer
+    from runtime import World, frozen, make_optimizer
     torch.manual_seed(0)
-    shape = GPTConfig(V, 64, 4, 4, 128)
+    shape = GPTConfig(V, 64, layers, heads, width)
     policy, reference, value, reward = GPT(shape), GPT(shape), ScalarGPT(shape), ScalarGPT(shape)
     reference.load_state_dict(policy.state_dict())
-    for frozen in (reference, reward):
-        frozen.eval().requires_grad_(False)
+    for model in (reference, reward):
+        frozen(model)
     s = ppo.Settings(batch=64, minibatch=16, micro_batch=16, ptx=0.0, max_new_tokens=32, lr=1e-5)
     world = World(0, "cpu")
     optimizers = [make_optimizer(m, 1e-5, 0.0, eps=1e-5) for m in (policy, value)]
@@ -326,6 +342,12 @@ ROWS = {  # name: (what, peer, function, ratio of the times to reach, of the mem
                lambda: sampling_row(True), 1 / 5, None),
     "ppo": ("PPO iteration, 64 x (32 + 32), V 512", "trl 1.12.0", 512, 1 / 2.0, None),
     "ppo50257": ("the same, V 50257", "trl 1.12.0", 50257, 1 / 3.5, 0.35),
+    "bf16_step": ("training step, 6 x 384, B 8, T 256, V 50257, bf16", "our own float32",
+                  lambda: in_both_types(lambda: training_row()[0]), 1 / 2.0, None),
+    "bf16_ppo": ("PPO iteration, 64 x (32 + 32), 4 x 128, V 512, bf16", "our own float32",
+                 lambda: in_both_types(lambda: our_ppo(512)), 1 / 1.4, None),
+    "bf16_ppo384": ("the same, 6 x 384, V 50257", "our own float32",
+                    lambda: in_both_types(lambda: our_ppo(50257, 6, 6, 384)), 1 / 1.4, None),
 }
 
 
@@ -419,7 +441,8 @@ def main():
                  torch=torch.__version__, seconds="CPU" if a.threads == 1 else "wall", rows={})
     print(f"{facts['machine']}; {a.threads} thread(s), {facts['seconds']} seconds; "
           f"torch {facts['torch']}; {facts['date']}\n")
-    print("| work (float32) | peer | ours | theirs | time | to reach | memory | to reach |")
+    print("| work (float32, or as it says) | peer | ours | theirs | time | to reach | memory | "
+          "to reach |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in a.rows.split(","):
         what, peer, row, time_goal, memory_goal = ROWS[name]
