@@ -55,17 +55,21 @@ class Attention(nn.Module):
 
         A cache [2, B, H * Tmax * D] is filled from its start.
         """
-        qkv = self.c_attn(x)
-        if tree is not None:
-            qkv = F.embedding(tree.nodes, qkv)  # to rows: only attention needs them side by side
-        B, T, C = *qkv.shape[:2], x.size(-1)
-        q, k, v = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.heads(x, tree)
         if cache is not None:
             fill(cache, k, v)
+        (B, _, T, _), C = q.shape, x.size(-1)
         y = attention(q, k, v).transpose(1, 2).reshape(B, T, C)
         if tree is not None:
             y = F.embedding(tree.places, y.view(B * T, C))
         return self.c_proj(y)
+
+    def heads(self, x, tree):
+        """Queries, keys and values, [B, H, T, D] each."""
+        qkv = self.c_attn(x)
+        if tree is not None:
+            qkv = F.embedding(tree.nodes, qkv)  # to rows: only attention needs them side by side
+        return qkv.unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def step(self, x, cache, slots):
         """One token a row, x: [B, C], written to the last of the slots that its row will see."""
@@ -182,7 +186,7 @@ class Body(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, ids, caches=None, numbers=None):
+    def forward(self, ids, numbers=None):
         """ids: [B, T], or a PrefixTree of N nodes -> hidden states [B, T, C] or [N, C].
 
         numbers: [B] (or [N]), those that own the rows' dropout noise; None: drawn anew.
@@ -198,9 +202,19 @@ class Body(nn.Module):
         if numbers is None and self.training and self.drop.p:
             numbers = torch.randint(2**62, x.shape[:1], device=x.device)
         x = self.drop(x, numbers)
-        for i, block in enumerate(self.h):
-            x = block(x, caches[i] if caches is not None else None, tree, numbers)
+        for block in self.h:
+            x = block(x, tree=tree, numbers=numbers)
         return self.ln_f(x)
+
+    def read(self, tree, caches):
+        """Fill caches [L, 2, B, H * Tmax * D] with the rows of a PrefixTree. Of the last block,
+        what comes after its keys and values is for the next token alone, and left out."""
+        x = self.embed(tree.ids) + self.wpe(tree.positions)
+        for block, cache in zip(self.h[:-1], caches):
+            x = block(x, cache, tree)
+        last = self.h[-1]
+        _, k, v = last.attn.heads(last.ln_1(x), tree)
+        fill(caches[-1], k, v)
 
     def embed(self, ids):
         """In the norms' type, which is that of the residual stream: a frozen model's matrices may
@@ -342,17 +356,16 @@ PROMPTS = 64  # at most, read together
 
 
 def read_prompts(model, prompts, caches):
-    """Fill the caches [L, 2, B, H * T * D] with prompts, lists of ids, shortest first; the state
-    after each, [B, C]. Those of similar lengths are read together, as pads cost attention; what is
-    read together and begins alike, as the K copies of one prompt, is computed once."""
-    hidden, i = [], 0
+    """Fill the caches [L, 2, B, H * T * D] with prompts, lists of ids, shortest first. Those of
+    similar lengths are read together, as pads cost attention; what is read together and begins
+    alike, as the K copies of one prompt, is computed once."""
+    i = 0
     while i < len(prompts):
         longest = 1.25 * len(prompts[i]) + 16
         stop = i + sum(len(p) <= longest for p in prompts[i : i + PROMPTS])
-        tree = PrefixTree(prompts[i:stop], caches.device)
-        hidden.append(model.transformer(tree, caches[:, :, i:stop])[tree.ends])
+        if prompts[stop - 1]:
+            model.transformer.read(PrefixTree(prompts[i:stop], caches.device), caches[:, :, i:stop])
         i = stop
-    return torch.cat(hidden)
 
 
 @contextlib.contextmanager
@@ -402,9 +415,12 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     caches = torch.empty(config.n_layer, 2, B, math.prod(shape[1:]), device=device,
                          dtype=cache_type(model.transformer.wte.weight))
     with sampling(model):
-        hidden = read_prompts(model, prompts, caches)
+        read_prompts(model, [p[:-1] for p in prompts], caches)
+        token = torch.tensor([p[-1] for p in prompts], device=device)  # the first step reads it
         live = torch.arange(B, device=device)  # the rows that have not ended
         for step in range(max_new_tokens):
+            slots = Slots(shape, starts[live] + step, live)
+            hidden = model.transformer.step(token, caches, slots)
             token, logp = choose(model.logits(hidden), temperature, noise[step][live])
             said[step].index_copy_(0, live, token)
             worth[step].index_copy_(0, live, logp)
@@ -413,10 +429,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
             running = token != eos
             if not running.all():
                 live, token = live[running], token[running]
-            if len(live) == 0 or step == max_new_tokens - 1:
+            if len(live) == 0:
                 break
-            slots = Slots(shape, starts[live] + step + 1, live)
-            hidden = model.transformer.step(token, caches, slots)
     n = (said != eos).sum(0)  # what follows an EOS was never said and is still EOS
     ended = n < max_new_tokens
     ids, logprobs = torch.full((B, T), eos, device=device), torch.zeros(B, T, device=device)

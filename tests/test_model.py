@@ -310,9 +310,10 @@ def test_generation_ends_when_all_rows_have_ended():
     """Trap 20: nothing runs to the limit for its own sake."""
     steps = []
     model = always(EOS)
-    model.transformer.step = lambda *_: steps.append(1)
+    step = model.transformer.step
+    model.transformer.step = lambda *x: steps.append(1) or step(*x)
     samples = sample(model, new=10)
-    assert steps == [] and samples.ended.all()
+    assert steps == [1] and samples.ended.all()
     assert samples.ids.shape[1] == max(map(len, PROMPTS)) + 1
     assert samples.responses() == [[]] * len(PROMPTS)
 
@@ -386,8 +387,21 @@ def test_ended_rows_leave_at_once():
     model.transformer.step = lambda *x: seen.append(len(x[0])) or step(*x)
     samples = sample(model)
     said = samples.lengths - samples.prompt_lengths - samples.ended.long()
-    expected = [int((said > t).sum()) for t in range(10)]
-    assert seen == [n for n in expected[:9] if n]
+    expected = [len(PROMPTS), *(int((said > t).sum()) for t in range(9))]
+    assert seen == [n for n in expected if n]
+
+
+def test_prompts_are_read_up_to_keys_and_values():
+    """The last block computes a prompt's keys and values and no more; a prompt of one token is
+    read by the first step alone."""
+    model, seen = tiny(), []
+    for i, block in enumerate(model.transformer.h):
+        block.mlp.register_forward_hook(lambda m, x, y, i=i: seen.append((i, x[0].shape[0])))
+    sample(model, [[3, 1, 4], [3, 1, 5, 9]], new=1)
+    assert seen == [(0, 3), (0, 2), (1, 2)]  # nodes 3, 1 and 5; then a step of two rows
+    seen.clear()
+    sample(model, [[3], [1]], new=1)
+    assert seen == [(0, 2), (1, 2)]
 
 
 @pytest.mark.parametrize("dtype, error", [(torch.bfloat16, 0.15), (torch.float64, 1e-6)])
