@@ -19,9 +19,12 @@ BENCH ?= --threads=1
 .PHONY: demo figures seeds test long real bench check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,script or module and its settings)
+# Where an interrupted run has left a state, --resume goes on from it.
 define step
 	@cd $(IN) && if [ -e $(1) ]; then echo "$(2): $(1) is already there"; else \
-		echo "$(2): python $(3) $(SEEDED)"; $(PY) $(if $(filter -m,$(3)),,$(CURDIR)/)$(3) $(SEEDED); fi
+		ls $(dir $(1))state-*.pt > /dev/null 2>&1 && again=--resume || again=; \
+		echo "$(2): python $(3) $(SEEDED) $$again"; \
+		$(PY) $(if $(filter -m,$(3)),,$(CURDIR)/)$(3) $(SEEDED) $$again; fi
 endef
 
 demo: install

@@ -14,7 +14,7 @@ import torch
 import huggingface
 from data.batches import encode_prompt
 from model import GPT, ScalarGPT, generate
-from runtime import World, load, parse, stop
+from runtime import World, load, load_for, parse, stop
 
 
 @dataclass
@@ -72,9 +72,8 @@ class Speaker:
         self.model, self.tokenizer, _ = load(checkpoint, {"GPT": GPT}, "python sft.py")
         self.reward = None
         if s.reward:
-            self.reward, tokenizer, _ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
-            if tokenizer.source != self.tokenizer.source:
-                stop(f"{s.reward} has another tokenizer than {checkpoint}")
+            self.reward = load_for(self.tokenizer, s.reward, {"ScalarGPT": ScalarGPT},
+                                   "python reward.py")
             self.reward.to(device).eval()
         self.model.to(device).eval()
 
@@ -161,12 +160,14 @@ def main(argv=None):
             stop("the prompt on stdin is no UTF-8 text")
     if len(words) == 2 and not words[1].strip():
         stop("the prompt is empty")
-    speaker = Speaker(words[0], s)
-    if len(words) == 1:
-        return converse(speaker)
     try:
-        speaker.answer(words[1])
-    except ValueError as error:
-        stop(error)
-    except KeyboardInterrupt:
-        raise SystemExit("") from None
+        speaker = Speaker(words[0], s)
+        if len(words) == 1:
+            return converse(speaker)
+        try:
+            speaker.answer(words[1])
+        except ValueError as error:  # a prompt that does not fit
+            stop(error)
+    except KeyboardInterrupt:  # while the model was loaded, or in the only answer
+        print()
+        raise SystemExit(130) from None

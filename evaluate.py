@@ -20,7 +20,7 @@ from data.labelers import FEATURES, features, pool, rank
 from data.tasks import gold
 from data.town import Town
 from model import GPT, generate
-from runtime import World, load, parse
+from runtime import World, load, parse, stop
 
 
 MODELS = "base=out/base,prompted=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"
@@ -138,8 +138,8 @@ def prefix(tokenizer, demonstrations, room):
 
 def evaluate(s, world):
     """Everything that results.json holds, and each model's answers."""
-    prompts = records.read(f"{s.data}/prompts_test.jsonl", "prompt")
-    probes = records.read(f"{s.data}/probes.jsonl", "text")
+    prompts = records.read(f"{s.data}/prompts_test.jsonl", "test prompt")
+    probes = records.read(f"{s.data}/probes.jsonl", "probe")
     demos = records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration")
     facts = records.read_json(f"{s.data}/labelers.json", "python -m data.labelers")
     town = Town(records.read_json(f"{s.data}/world.json", "python -m data.world")["seed"])
@@ -152,11 +152,14 @@ def evaluate(s, world):
         model, tokenizer, meta = load(path, {"GPT": GPT}, "make demo")
         model.to(world.device)
         texts = [encode_prompt(tokenizer, p["prompt"]) for p in prompts]
+        if (longest := max(map(len, texts))) + s.max_new_tokens > model.config.block_size:
+            stop(f"{s.data}/prompts_test.jsonl: a prompt of {longest} tokens and --max_new_tokens="
+                 f"{s.max_new_tokens} do not fit the context of {name}, {model.config.block_size}")
         if name.endswith("prompted"):
             room = model.config.block_size - s.max_new_tokens  # each prompt takes what it leaves
             leads = [tokenizer.encode(prefix(tokenizer, demos, room - len(t))) for t in texts]
             if not any(leads):
-                raise SystemExit(f"error: no demonstration fits before a prompt: {name} is {path}")
+                stop(f"no demonstration fits before a prompt: {name} is {path}")
             texts = [lead + t for lead, t in zip(leads, texts)]
         answers[name] = respond(model, tokenizer, texts, s, s.temperature, s.max_new_tokens)
         parts, shares = gold_scores(town, prompts, answers[name])

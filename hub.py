@@ -1,6 +1,7 @@
-"""OpenAI's GPT-2 from the Hugging Face hub into a cache: resumed, checked, whole or not there.
+"""Public models and datasets, downloaded into a cache: resumed, checked, whole or not there.
 
-    folder     a model's folder in the cache, filled from the hub if it is not yet
+    folder     a model's folder in the cache, filled from the Hugging Face hub if it is not yet
+    dataset    the files of a dataset in the cache, from their public URLs (data/public.py)
     fetch      one file
 
 $NANOINSTRUCTGPT_CACHE is where (~/.cache/nanoinstructgpt), $HF_ENDPOINT another hub or a mirror.
@@ -17,22 +18,44 @@ from tqdm import tqdm
 
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # 0.5, 1.5, 3.2 and 6.4 GB
 FILES = ("config.json", "model.safetensors")
+HUB = "https://huggingface.co"
+
+
+def endpoint():
+    return os.environ.get("HF_ENDPOINT", HUB)
 
 
 def folder(name):
     """The folder of one of MODELS. Stops with what to put where if it cannot be downloaded."""
+    page = f"{endpoint()}/openai-community/{name}"
+    return download(name, {file: f"{page}/resolve/main/{file}" for file in FILES},
+                    f"put {' and '.join(FILES)} of {page}")
+
+
+def dataset(name, urls):
+    """The paths of a dataset's files. Stops with what to put where if they cannot be downloaded.
+
+    A file has the last two parts of its URL as its name: other files are called train.jsonl.gz too.
+    """
+    names = ["-".join(url.split("/")[-2:]) for url in urls]
+    path = download(Path("datasets", name), {
+        file: url.replace(HUB, endpoint(), 1) for file, url in zip(names, urls)},
+        f"name your own copy of {', '.join(urls)} with --file, or put it as {', '.join(names)}")
+    return [path / file for file in names]
+
+
+def download(name, files, by_hand):
+    """A folder of the cache with files, {name: URL}, those that are not there yet downloaded."""
     path = Path(os.environ.get("NANOINSTRUCTGPT_CACHE", "~/.cache/nanoinstructgpt"), name)
     path = path.expanduser()
-    page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/openai-community/{name}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for file in FILES:
-            fetch(f"{page}/resolve/main/{file}", path / file)
+        for file, url in files.items():
+            fetch(url, path / file)
     except (OSError, http.client.HTTPException) as error:
         raise SystemExit(
-            f"error: {name} could not be downloaded ({getattr(error, 'reason', error)}): try "
-            f"again, which goes on from where it stopped, or put {' and '.join(FILES)} of {page} "
-            f"into {path}") from None
+            f"error: {path.name} could not be downloaded ({getattr(error, 'reason', error)}): try "
+            f"again, which goes on from where it stopped, or {by_hand} into {path}") from None
     return path
 
 

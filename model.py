@@ -78,6 +78,30 @@ class Attention(nn.Module):
         return self.c_proj(decode_attention(qkv[:, 0], cache, slots).view(B, C))
 
 
+class Dropout(nn.Module):
+    """Zeroes a share p of x and scales up the rest, in training only.
+
+    What is zeroed depends on the row's number, the site (which of a model's dropouts this is) and
+    the place in the row, nothing else: a row is treated alike alone, in any batch, on any rank.
+    """
+
+    def __init__(self, p, site):
+        super().__init__()
+        self.p, self.site = p, site
+
+    def forward(self, x, numbers):
+        """x: [B, ...]; numbers: [B] int64. Returns x's shape."""
+        if not self.training or self.p == 0:
+            return x
+        places = torch.arange(x[0].numel(), device=x.device)
+        bits = lambda seed, n: ((uniform(seed, n, 0) - 0.5) * 2**32).int()
+        noise = bits(-1, places) ^ bits(self.site, numbers)[:, None]  # [B, places]; and mixed, so
+        for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39)):  # that no two rows are alike
+            noise.bitwise_xor_(noise >> shift).mul_(factor)
+        dropped = (noise < int((self.p - 0.5) * 2**32)).view_as(x)
+        return x.masked_fill(dropped, 0.0) * (1 / (1 - self.p))
+
+
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -89,15 +113,15 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, number):
         super().__init__()
         self.ln_1, self.attn = nn.LayerNorm(config.n_embd), Attention(config)
         self.ln_2, self.mlp = nn.LayerNorm(config.n_embd), MLP(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop_1, self.drop_2 = (Dropout(config.dropout, 2 * number + k) for k in (1, 2))
 
-    def forward(self, x, cache=None, tree=None):
-        x = x + self.drop(self.attn(self.ln_1(x), cache, tree))
-        return x + self.drop(self.mlp(self.ln_2(x)))
+    def forward(self, x, cache=None, tree=None, numbers=None):
+        x = x + self.drop_1(self.attn(self.ln_1(x), cache, tree), numbers)
+        return x + self.drop_2(self.mlp(self.ln_2(x)), numbers)
 
     def step(self, x, cache, slots):
         x = x + self.attn.step(self.ln_1(x), cache, slots)
@@ -142,8 +166,8 @@ class Body(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.drop = Dropout(config.dropout, 0)
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):  # so that the residual stream keeps its variance
@@ -153,8 +177,11 @@ class Body(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, ids):
-        """ids: [B, T], or a PrefixTree of N nodes -> hidden states [B, T, C] or [N, C]."""
+    def forward(self, ids, numbers=None):
+        """ids: [B, T], or a PrefixTree of N nodes -> hidden states [B, T, C] or [N, C].
+
+        numbers: [B] (or [N]), those that own the rows' dropout noise; None: drawn anew.
+        """
         tree = ids if isinstance(ids, PrefixTree) else None
         T = (ids if tree is None else tree.nodes).size(1)
         if T > self.config.block_size:
@@ -163,9 +190,11 @@ class Body(nn.Module):
             x = self.wte(ids) + self.wpe.weight[:T]
         else:
             x = self.wte(tree.ids) + self.wpe(tree.positions)
-        x = self.drop(x)
+        if numbers is None and self.training and self.drop.p:
+            numbers = torch.randint(2**62, x.shape[:1], device=x.device)
+        x = self.drop(x, numbers)
         for block in self.h:
-            x = block(x, tree=tree)
+            x = block(x, None, tree, numbers)
         return self.ln_f(x)
 
     def read(self, tree, caches):
@@ -195,7 +224,7 @@ class GPT(nn.Module):
         self.config = config
         self.transformer = Body(config)
 
-    def forward(self, ids, mask, temperature=1.0, entropy=False, objective=None):
+    def forward(self, ids, mask, temperature=1.0, entropy=False, objective=None, numbers=None):
         """Log-probabilities of the tokens that `mask` marks, each given the tokens before it.
 
         ids, mask: [B, T]; the first token has nothing before it and never counts. Returns
@@ -206,10 +235,12 @@ class GPT(nn.Module):
         own log-prob: returns (loss, logprob, entropy) and makes the gradients of the loss on the
         way, with the logits computed once instead of twice (`kernels.token_objective`). It is
         called with a part of the marks at a time, and then only the loss has a gradient.
+
+        numbers: [B], the rows' own, for dropout's noise (see `Dropout`); None: drawn anew.
         """
         mask = mask.bool() & (torch.arange(ids.size(1), device=ids.device) > 0)
         next_ids = F.pad(ids.masked_fill(~mask, -1)[:, 1:], (0, 1), value=-1)  # -1: does not count
-        head = self.transformer(ids), self.transformer.wte.weight, next_ids
+        head = self.transformer(ids, numbers=numbers), self.transformer.wte.weight, next_ids
         grid = lambda x: F.pad(x[:, :-1], (1, 0))  # from the state before a token to the token
         if objective is None:
             logprob, h = token_logprobs(*head, temperature, entropy)

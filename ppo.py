@@ -22,10 +22,10 @@ import torch.nn.functional as F
 
 import plan
 from data import records
-from data.batches import encode_prompt, fitting, text_rows_of
+from data.batches import Cut, encode_prompt, fitting, text_rows_of
 from model import GPT, ScalarGPT, Samples, generate, last_score
-from runtime import (World, bare, gathered, load, make_optimizer, micro_batches, order, parse, save,
-                     stop, sync, take_step)
+from runtime import (World, bare, gathered, load, load_for, make_optimizer, micro_batches, order,
+                     parse, save, stop, sync, take_step)
 from training import Training
 
 
@@ -36,6 +36,7 @@ class Settings:
     reward: str = "out/rm"  # the reward model, from which the value function starts too
     out: str = "out/ppo-ptx"  # folder to write
     data: str = "out/toy"  # folder with prompts_train.jsonl, and text_train.jsonl or shards
+    too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
     iterations: int = 36  # of rollout and update (paper: 500)
     batch: int = 256  # episodes an iteration, over all ranks (paper: 512)
     minibatch: int = 32  # episodes an optimiser step (paper: 64, so 8 steps an iteration)
@@ -72,6 +73,9 @@ PAPER = dict(iterations=500, batch=512, minibatch=64, beta=0.02, ptx=27.8, ptx_r
              max_new_tokens=1024)
 PRESETS = {  # App. C.4; policy rates read off figure 38
     "ppo": dict(ptx=0.0, out="out/ppo"),
+    "gpt2": dict(PAPER, init="out/gpt2/init", reward="out/gpt2/rm", out="out/gpt2/ppo-ptx",
+                 data="out/public", lr=3.5e-5, value_lr=4.5e-5, max_new_tokens=512,
+                 micro_batch=8),  # rates as in sft.py: times 3 from 1.3B, times 5 from 6B
     "1.3b": dict(PAPER, lr=1.18e-5, value_lr=9e-6, micro_batch=4),
     "6b": dict(PAPER, lr=1.18e-5, value_lr=9e-6, micro_batch=2),
     "175b": dict(PAPER, lr=2.55e-6, value_lr=5e-6, micro_batch=1),
@@ -339,16 +343,18 @@ def main():
     check(s, world)
     policy, tokenizer, _ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
     reference, *_ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
-    reward_model, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
-    value_model, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
+    reward_model, value_model = (load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT},
+                                          "python reward.py") for _ in range(2))
     for frozen in (reference, reward_model):
         world.wrap(frozen.eval().requires_grad_(False), s.shard)
     room = min(policy.config.block_size, reward_model.config.block_size) - s.max_new_tokens
+    cut = Cut(s.too_long)
     prompts, dropped = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
-        f"{s.data}/prompts_train.jsonl", "prompt")], room)
+        f"{s.data}/prompts_train.jsonl", "prompt")], room, cut)
     text = text_rows_of(s.data, "train", tokenizer, policy.config.block_size) if s.ptx else None
-    world.print(f"{s.out}: {len(prompts):,} prompts ({dropped} too long), {s.iterations} "
-                f"iterations of {s.batch} episodes, gamma {s.ptx:g}, beta {s.beta:g}")
+    world.print(f"{s.out}: {len(prompts):,} prompts ({dropped} too long, {cut.cut} cut), "
+                f"{s.iterations} iterations of {s.batch} episodes, gamma {s.ptx:g}, beta "
+                f"{s.beta:g}")
 
     policy, value_model = world.wrap(policy, s.shard), world.wrap(value_model, s.shard)
     optimizers = [make_optimizer(policy, s.lr, s.weight_decay, eps=1e-5),

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 
 import plan
 from data import records
-from data.batches import demonstration_rows, encode_prompt, encode_response
+from data.batches import Cut, demonstration_rows, encode_prompt, encode_response
 from model import GPT, PrefixTree, ScalarGPT
 from runtime import (World, bare, cosine, gathered, load, make_optimizer, micro_batches, order,
-                     parse, save, scoring_groups, sync, take_step)
+                     parse, save, scoring_groups, stop, sync, take_step)
 from training import Training
 
 
@@ -32,6 +32,7 @@ class Settings:
     init: str = "out/init"  # whose body it starts from: 2 epochs judge better than 16 (README)
     out: str = "out/rm"  # folder to write
     data: str = "out/toy"  # folder with rankings_*.jsonl and demonstrations_train.jsonl
+    too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
     epochs: int = 1  # more than one overfits at once (App. C.2)
     batch: int = 4  # prompts a step, over all ranks, each with its K completions (paper: 64)
     micro_batch: int = 8  # prompts a forward pass; smaller needs less memory, changes nothing
@@ -49,10 +50,10 @@ class Settings:
     device: str = "auto"  # cpu, cuda or auto
 
 
+PAPER = dict(lr=9e-6, batch=64, micro_batch=1, warmup=0)
 PRESETS = {  # App. C.2: one 6B reward model serves policies of every size
-    "1.3b": dict(lr=9e-6, batch=64, micro_batch=1),
-    "6b": dict(lr=9e-6, batch=64, micro_batch=1),
-    "175b": dict(lr=9e-6, batch=64, micro_batch=1),
+    "gpt2": dict(PAPER, init="out/gpt2/init", out="out/gpt2/rm", data="out/public", lr=4.5e-5),
+    "1.3b": PAPER, "6b": PAPER, "175b": PAPER,  # gpt2's rate: as in sft.py, times 5 from 6B
 }
 
 
@@ -71,23 +72,32 @@ def ranking_loss(scores, pairs, weights):
     return -(weights * F.logsigmoid(scores[better] - scores[worse])).sum()
 
 
-def encode(tokenizer, ranking, block_size):
-    """A ranking record -> ([ids of each completion that fits], its pairs); see data/records.py."""
+def encode(tokenizer, ranking, block_size, cut=None):
+    """A ranking record -> ([ids of each completion that fits], its pairs); see data/records.py.
+
+    cut: shortens the prompt, for all completions alike, to what the longest of them leaves.
+    """
     prompt = encode_prompt(tokenizer, ranking["prompt"])
+    responses = [encode_response(tokenizer, c["text"], c.get("ended", True))
+                 for c in ranking["completions"]]
     rows, ranks = [], []
-    for completion, rank in zip(ranking["completions"], ranking["ranks"]):
-        ids = prompt + encode_response(tokenizer, completion["text"],
-                                       completion.get("ended", True))
-        if len(prompt) < len(ids) <= block_size:
-            rows.append(ids)
+    if cut:
+        prompt = cut(prompt, block_size - max(map(len, responses))) or prompt
+    for response, rank in zip(responses, ranking["ranks"]):
+        if response and len(prompt) + len(response) <= block_size:
+            rows.append(prompt + response)
             ranks.append(rank)
     return rows, untied_pairs(ranks)
 
 
-def read_rankings(path, tokenizer, block_size, world):
+def read_rankings(path, tokenizer, block_size, world, too_long="drop"):
     """The rankings of a file that hold a pair to learn from; the others are counted and told."""
     raw = records.read(path, "ranking", "python sample.py && python -m data.labelers")
-    encoded = [encode(tokenizer, r, block_size) for r in raw]
+    cut = Cut(too_long)
+    encoded = [encode(tokenizer, r, block_size, cut) for r in raw]
+    if cut.cut:
+        world.print(f"{path}: {cut.cut} of {len(raw)} prompts are cut: with their longest "
+                    f"completion they do not fit the context of {block_size} tokens")
     usable = [(rows, pairs) for rows, pairs in encoded if pairs]
     every = sum(len(r["completions"]) for r in raw)
     if (long := every - sum(len(rows) for rows, _ in encoded)) > 0:
@@ -97,7 +107,7 @@ def read_rankings(path, tokenizer, block_size, world):
         world.print(f"{path}: {len(raw) - len(usable)} of {len(raw)} rankings have no pair to "
                     "learn from (all tied, or too long)")
     if not usable:
-        raise SystemExit(f"error: {path}: no ranking with an untied pair that fits the context")
+        stop(f"{path}: no ranking with an untied pair that fits the context")
     return usable
 
 
@@ -166,7 +176,7 @@ def heldout_accuracy(model, tokenizer, s, config, world):
         path = Path(f"{s.data}/rankings_valid{suffix}.jsonl")
         if not path.exists():
             continue
-        rankings = read_rankings(path, tokenizer, config.block_size, world)
+        rankings = read_rankings(path, tokenizer, config.block_size, world, s.too_long)
         scores = score(model, [ids for rows, _ in rankings for ids in rows], world)
         values = iter(scores)
         out[name] = accuracy([[next(values) for _ in rows] for rows, _ in rankings], rankings)
@@ -192,12 +202,17 @@ def main():
                              "python sft.py --preset=init")
     config = sft.config
     config.dropout = 0.0
-    torch.manual_seed(s.seed)
+    torch.manual_seed(s.seed)  # the same head, whatever `load` has drawn
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())
-    rankings = read_rankings(f"{s.data}/rankings_train.jsonl", tokenizer, config.block_size, world)
+    rankings = read_rankings(f"{s.data}/rankings_train.jsonl", tokenizer, config.block_size, world,
+                             s.too_long)
     demos = [ids for ids, _ in demonstration_rows(tokenizer, records.read(
-        f"{s.data}/demonstrations_train.jsonl", "demonstration"), config.block_size)]
+        f"{s.data}/demonstrations_train.jsonl", "demonstration"), config.block_size,
+        Cut(s.too_long))]
+    if not demos:
+        stop(f"{s.data}/demonstrations_train.jsonl: none fits the context of {config.block_size} "
+             "tokens, and the bias is set by them: see --too_long")
     completions = sum(len(rows) for rows, _ in rankings)
     pairs = sum(len(p) for _, p in rankings)
     steps = s.epochs * -(-len(rankings) // s.batch)

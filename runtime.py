@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import huggingface
+from data import records
 from data.tokenizer import load_tokenizer
 
 
@@ -119,7 +120,7 @@ class World:
             if "OMP_NUM_THREADS" not in os.environ and self.device.type == "cpu":
                 torch.set_num_threads(max(1, os.cpu_count() // self.size))
         self.main = self.rank == 0
-        torch.manual_seed(seed + self.rank)  # dropout differs by rank; models start from `build`
+        torch.manual_seed(seed)  # models start with the same weights on every rank
         self.seed, self.started = seed, time.time()
 
     def print(self, *args):
@@ -327,9 +328,12 @@ def cosine(step, steps, peak, floor=0.1, warmup=0):
 
 
 def order(n, seed, epoch):
-    """A permutation of 0..n-1 for this epoch, the same on every rank and machine."""
+    """A permutation of 0..n-1 for this epoch, the same on every rank and machine.
+
+    An array of 8 bytes a row, where a list would take 36: text in shards has millions of rows.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(n, generator=generator).tolist()
+    return torch.randperm(n, generator=generator).numpy()
 
 
 def pad(rows, value=0):
@@ -422,6 +426,7 @@ def save(path, model, tokenizer, settings, **facts):
     if tokenizer.source is not None:
         names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
     meta = {"kind": kind(model).__name__, "config": dataclasses.asdict(model.config), **names,
+            "fingerprint": tokenizer.fingerprint, "template": tokenizer.template,
             "settings": dataclasses.asdict(settings), **facts}
     write(path / "checkpoint.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
     for file in path.iterdir():
@@ -449,7 +454,10 @@ def load(path, classes, hint):
         if huggingface.known(path):
             return huggingface.load(path, classes)
         stop(f"{path} has no checkpoint: run `{hint}` first")
-    meta = json.loads((path / "checkpoint.json").read_text())
+    meta = records.read_json(path / "checkpoint.json", hint)
+    for key in ("kind", "config", "weights", "tokenizer"):
+        if key not in meta:
+            stop(f"{path}/checkpoint.json has no {key!r}: run `{hint}` again")
     if meta["kind"] not in classes:
         stop(f"{path} holds a {meta['kind']}, expected {' or '.join(classes)}")
     LOADED[str(path)] = meta["weights"]
@@ -457,9 +465,26 @@ def load(path, classes, hint):
         if name != "gpt2" and not whole(path / name):
             stop(f"{path}/{name} is damaged (its checksum differs): run `{hint}` again")
     cls = classes[meta["kind"]]
-    model = cls(cls.config_class(**meta["config"]))
+    try:
+        model = cls(cls.config_class(**meta["config"]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        stop(f"{path}/checkpoint.json asks for a model that is not ours: {error}")
     huggingface.fill(model, huggingface.read_weights(path / meta["weights"]),
                      path / meta["weights"])
     tokenizer = load_tokenizer(meta["tokenizer"], path)
     huggingface.match(tokenizer, model.config, path)
+    if meta.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
+        stop(f"{path}/{meta['tokenizer']} is not the tokenizer that the model was trained with: "
+             f"run `{hint}` again")
+    tokenizer.template = meta.get("template", tokenizer.template)
     return model, tokenizer, meta
+
+
+def load_for(tokenizer, path, classes, hint):
+    """The model of `load` that is to read another model's ids: stops where its tokenizer is not
+    this one."""
+    model, own, _ = load(path, classes, hint)
+    if own.fingerprint != tokenizer.fingerprint:
+        stop(f"{path} has another tokenizer, {own.name}, than the model whose text it is to read, "
+             f"{tokenizer.name}: both must begin with the same --init")
+    return model

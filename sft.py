@@ -16,12 +16,12 @@ import torch
 
 import plan
 from data import records
-from data.batches import (demonstration_rows, encode_prompt, fitting, response_mask,
-                          text_rows_of)
+from data.batches import (Cut, WithoutPrompt, demonstration_rows, encode_prompt, fitting,
+                          response_mask, text_rows_of)
 from data.tokenizer import load_tokenizer
-from model import GPT, GPTConfig, ScalarGPT, generate, last_score
-from runtime import (World, bare, cosine, gathered, load, make_optimizer, micro_batches, order, pad,
-                     parse, put, save, scoring_groups, stop, sync, take_step)
+from model import Dropout, GPT, GPTConfig, ScalarGPT, generate, last_score
+from runtime import (World, bare, cosine, gathered, load, load_for, make_optimizer, micro_batches,
+                     order, pad, parse, put, save, scoring_groups, stop, sync, take_step)
 from training import Training
 
 
@@ -33,6 +33,7 @@ class Settings:
     data: str = "out/toy"  # folder with demonstrations_*.jsonl, and text_*.jsonl or shards
     tokenizer: str = "tokenizer.tiktoken"  # from scratch only: a file in `data`, or gpt2
     reward: str = ""  # reward model that chooses the epoch (App. C.1); empty: the last epoch
+    too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
     pretrain_mix: float = 0.0  # share of loss tokens that are text: 1 pretraining, 0.1 App. C.3
     epochs: int = 16  # over the demonstrations, or over the text where there is nothing else
     batch: int = 32  # rows a step, over all ranks (paper: 32, 175B: 8)
@@ -61,6 +62,11 @@ PRESETS = {
     "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=3e-3,
                  batch=8, warmup=50, weight_decay=0.1),
     "init": dict(out="out/init", pretrain_mix=0.1, epochs=2, dropout=0.0, batch=8, lr=5e-4),
+    # GPT-2 on your own data. The rates are those of 1.3B times 3, as GPT-3's for pretraining 125M
+    # are of those for 1.3B (Brown et al. 2020, Table 2.1): scaled, not measured.
+    "gpt2": dict(init="gpt2", out="out/gpt2/sft", data="out/public", lr=2.9e-5, micro_batch=8),
+    "gpt2-init": dict(init="gpt2", out="out/gpt2/init", data="out/public", pretrain_mix=0.1,
+                      epochs=2, lr=1.5e-5, micro_batch=8),
     # App. C.1 and C.3. A batch of 32 demonstrations, 8 for the largest.
     "1.3b": dict(lr=9.65e-6, batch=32, micro_batch=4),
     "6b": dict(lr=9.65e-6, batch=32, micro_batch=2),
@@ -71,6 +77,9 @@ PRESETS = {
     "175b-init": dict(out="out/init", pretrain_mix=0.1, epochs=2, lr=2.45e-6, batch=8,
                       micro_batch=1),
 }
+
+
+AT_ONCE = 2**11  # validation rows in memory: held-out text may be of any length
 
 
 def sft_loss(logprob, mask, tokens):
@@ -103,29 +112,31 @@ def batches(s, demos, text, epoch):
 
     Which of the text rows are added moves on from epoch to epoch. Each epoch has its own order.
     """
-    rows, n = list(demos), text_share(s, demos, text)
-    if s.pretrain_mix == 1:
-        rows = range(n)  # too many to hold at once: made when they are used
-    elif n:
+    texts, n = WithoutPrompt(text), text_share(s, demos, text)
+    rows = texts  # too many to hold at once: read when they are used
+    if s.pretrain_mix < 1:
         every = order(len(text), s.seed, 0)
-        rows += [(text[every[(epoch * n + i) % len(text)]], 1) for i in range(n)]
+        rows = [*demos, *(texts[every[(epoch * n + i) % len(text)]] for i in range(n))]
     shuffled = order(len(rows), s.seed + 1, epoch)
     for i in range(0, len(shuffled), s.batch):
-        chosen = [rows[j] for j in shuffled[i : i + s.batch]]
-        yield [(text[j], 1) for j in chosen] if s.pretrain_mix == 1 else chosen
+        yield [rows[j] for j in shuffled[i : i + s.batch]]
 
 
-def train_step(model, optimizer, rows, lr, s, world):
-    """One optimiser step on a batch of rows. Returns (its loss, the gradient's norm)."""
+def train_step(model, optimizer, rows, lr, s, world, first=0):
+    """One optimiser step on a batch of rows. first: the number of its first row; a row's number
+    owns its dropout. Returns (the batch's loss, the gradient's norm)."""
     tokens = sum(len(ids) - n for ids, n in rows)  # of the whole world
     # A rank that is a row short in the last batch takes part with no token of one.
-    mine, total = world.share(rows, spare=(rows[0][0], len(rows[0][0]))), 0.0
-    groups = micro_batches([len(ids) for ids, _ in mine], s.micro_batch)
+    blank = (first, (rows[0][0], len(rows[0][0])))
+    mine, total = world.share(list(enumerate(rows, first)), spare=blank), 0.0
+    groups = micro_batches([len(ids) for _, (ids, _) in mine], s.micro_batch)
     for i, group in enumerate(groups):
-        ids, mask = collate([mine[j] for j in group], world.device)
+        numbers, part = zip(*(mine[j] for j in group))
+        ids, mask = collate(part, world.device)
         with sync(model, last=i == len(groups) - 1):
             objective = lambda logprob, mask: sft_loss(logprob, mask, tokens)
-            loss = model(ids, mask, objective=objective)[0]
+            loss = model(ids, mask, objective=objective,
+                         numbers=torch.tensor(numbers, device=world.device))[0]
             (loss * world.size).backward()  # torchrun's ranks average gradients: we want the sum
         total += float(loss.detach())
     return float(world.sum(total)), take_step(model, optimizer, lr, s.clip, s.explode)
@@ -135,12 +146,14 @@ def train_step(model, optimizer, rows, lr, s, world):
 def evaluate_loss(model, rows, s, world):
     """Mean cross-entropy over all loss tokens of `rows`, dropout off."""
     model.eval()
-    mine, total, tokens = world.share(rows), 0.0, 0
+    total, tokens = 0.0, 0
     with gathered(model) as whole:
-        for group in scoring_groups([len(ids) for ids, _ in mine]):
-            ids, mask = collate([mine[j] for j in group], world.device)
-            total -= float(whole(ids, mask)[0].sum())
-            tokens += int(mask.sum())
+        for i in range(0, len(rows), AT_ONCE):
+            mine = world.share([rows[j] for j in range(i, min(i + AT_ONCE, len(rows)))])
+            for group in scoring_groups([len(ids) for ids, _ in mine]):
+                ids, mask = collate([mine[j] for j in group], world.device)
+                total -= float(whole(ids, mask)[0].sum())
+                tokens += int(mask.sum())
     model.train()
     total, tokens = world.sum([total, tokens]).tolist()
     return total / max(1, tokens)
@@ -164,17 +177,18 @@ def read_data(s, tokenizer, block_size, world):
     if s.pretrain_mix < 1:
         for split, rows in (("train", demos), ("valid", valid)):
             path = f"{s.data}/demonstrations_{split}.jsonl"
-            raw = records.read(path, "demonstration")
-            rows += demonstration_rows(tokenizer, raw, block_size)
-            if len(rows) < len(raw):
-                world.print(f"{path}: {len(raw) - len(rows)} of {len(raw)} demonstrations are "
-                            f"dropped: longer than the context of {block_size} tokens")
+            raw, cut = records.read(path, "demonstration"), Cut(s.too_long)
+            rows += demonstration_rows(tokenizer, raw, block_size, cut)
+            for n, fate in ((cut.dropped, "dropped"), (cut.cut, "cut in their prompts")):
+                if n:
+                    world.print(f"{path}: {n} of {len(raw)} demonstrations are {fate}: longer than "
+                                f"the context of {block_size} tokens")
         if not demos:
             stop(f"{s.data}: no demonstration fits the context of {block_size} tokens")
     if s.pretrain_mix > 0:
         text, held = (text_rows_of(s.data, split, tokenizer, block_size)
                       for split in ("train", "valid"))
-        valid = valid or [(held[i], 1) for i in range(len(held))]
+        valid = valid or WithoutPrompt(held)
     return demos, valid, text
 
 
@@ -183,24 +197,23 @@ def main():
     world = World(s.seed, s.device, s.timeout)
     if s.init == "scratch":
         tokenizer = load_tokenizer(s.tokenizer, s.data)
-        torch.manual_seed(s.seed)  # the same weights on every rank
         model = GPT(GPTConfig(tokenizer.size, s.block_size, s.n_layer, s.n_head, s.n_embd))
-        torch.manual_seed(s.seed + world.rank)  # but dropout of its own
     else:
         model, tokenizer, _ = load(s.init, {"GPT": GPT}, f"python sft.py --preset=base "
                                                          f"--out={s.init}")
     config = model.config
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, Dropout):
             module.p = s.dropout
 
     demos, valid, text = read_data(s, tokenizer, config.block_size, world)
     reward, prompts = None, []
     if s.reward:
-        reward, *_ = load(s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
+        reward = load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
         reward = world.wrap(reward.eval().requires_grad_(False), s.shard)
         prompts, _ = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
-            f"{s.data}/prompts_valid.jsonl", "prompt")], config.block_size - s.max_new_tokens)
+            f"{s.data}/prompts_valid.jsonl", "prompt")], config.block_size - s.max_new_tokens,
+            Cut(s.too_long))
 
     model = world.wrap(model, s.shard)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
@@ -216,7 +229,8 @@ def main():
     for epoch in range(s.epochs):
         for rows in run.steps(batches(s, demos, text, epoch)):
             lr = cosine(run.step, steps, s.lr, warmup=s.warmup)
-            loss, norm = train_step(model, optimizer, rows, lr, s, world)
+            first = (s.seed << 40) + run.step * s.batch  # no two rows of a run share a number
+            loss, norm = train_step(model, optimizer, rows, lr, s, world, first)
             run.log(step=run.step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)
         if epoch < len(history):
             continue  # a resumed run has been here

@@ -7,7 +7,7 @@
 
 A run that was killed, at any moment, goes on with --resume and ends with the same bits. A state
 holds all that a step changes; what it does not (the order of the data, the learning rate, the noise
-of the samples) depends on the settings and the number of the step alone.
+of samples and of dropout) depends on the settings and the number of the step alone.
 """
 import dataclasses
 import errno
@@ -142,7 +142,7 @@ class Training:
 
     def save(self):
         """Write a state, then remove all but the last two: until it is whole, they are there."""
-        noise = self.world.gather([rng_state(self.world.device)])  # of dropout, each rank's own
+        noise = self.world.gather([rng_state(self.world.device)])  # for what a reader may add
         parts = {k: full(bare(v).state_dict() if hasattr(v, "state_dict") else v)
                  for k, v in self.parts.items()}
         if not self.world.main:
@@ -181,7 +181,7 @@ class Training:
                 part[:] = saved
         self.step, self.skipped, self.in_a_row = (state[k] for k in ("step", "skipped", "in_a_row"))
         self.world.started -= state["seconds"]
-        if self.world.rank < len(state["noise"]):  # a rank more than there were has its own seed
+        if self.world.rank < len(state["noise"]):
             set_rng_state(state["noise"][self.world.rank], self.world.device)
 
     def compare(self, settings):
@@ -199,6 +199,8 @@ class Training:
         """What to do about an error of the machine, in one line; None where it is none of those."""
         s, again = self.s, f" --resume goes on from the last state ({self.last_state()})."
         text = str(error)
+        if isinstance(error, KeyboardInterrupt):
+            return f"interrupted in step {self.step + 1} of {self.total}.{again}"
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
             names = [f"--{name} (now {getattr(s, name)})" for name in self.lowers_memory]
             return (f"out of memory in step {self.step + 1}. These lower it: {names[0]}, which "

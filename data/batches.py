@@ -7,41 +7,68 @@ import numpy as np
 import torch
 
 from data import records, shards
+from data.tokenizer import TEMPLATE
 
 
-def template(prompt):
+def template(prompt, form=TEMPLATE):
     """The one way in which a prompt is put before a model, in every stage and in the terminal."""
-    return prompt.rstrip() + "\n"
+    return form.replace("{prompt}", prompt.rstrip())
 
 
 def encode_prompt(tokenizer, prompt):
-    return tokenizer.encode(template(prompt))
+    """The ids of a prompt in the template that the model's checkpoint names."""
+    return tokenizer.encode(template(prompt, tokenizer.template))
 
 
 def encode_response(tokenizer, text, ended=True):
     return tokenizer.encode(text) + [tokenizer.eos] * ended
 
 
-def fitting(prompts, room):
-    """The prompts of at most `room` tokens, and how many were dropped. Stops if none is left."""
-    kept = [p for p in prompts if 0 < len(p) <= room]
+class Cut:
+    """What becomes of prompts that are too long, --too_long: `drop` leaves them out, `keep_end` and
+    `keep_beginning` cut them. Counts both."""
+    WAYS = ("drop", "keep_end", "keep_beginning")
+
+    def __init__(self, way="drop"):
+        if way not in self.WAYS:
+            raise SystemExit(f"error: --too_long={way}: expected one of {', '.join(self.WAYS)}")
+        self.way, self.dropped, self.cut = way, 0, 0
+
+    def __call__(self, prompt, room):
+        """The ids of a prompt as they fit `room` tokens; [] for none. The template's line end,
+        which is the last of them, stays; a cut prompt has one more token at least."""
+        if 0 < len(prompt) <= room:
+            return prompt
+        if self.way == "drop" or not prompt or room < 2:
+            self.dropped += 1
+            return []
+        self.cut += 1
+        return prompt[-room:] if self.way == "keep_end" else prompt[: room - 1] + prompt[-1:]
+
+
+def fitting(prompts, room, cut=None):
+    """The prompts of at most `room` tokens, cut or not, and how many were dropped. Stops if none is
+    left."""
+    cut = cut or Cut()
+    kept = [p for p in (cut(p, room) for p in prompts) if p]
     if not kept:
         raise SystemExit(f"error: none of {len(prompts)} prompts has 1 to {room} tokens, the room "
                          "that --max_new_tokens leaves in the model's context")
     return kept, len(prompts) - len(kept)
 
 
-def demonstration_rows(tokenizer, records, block_size):
-    """Demonstrations as (ids, prompt length); what does not fit the context is left out.
+def demonstration_rows(tokenizer, records, block_size, cut=None):
+    """Demonstrations as (ids, prompt length); what does not fit the context is left out, or its
+    prompt is cut.
 
         ids    p p p r r E        loss on r, r and E only
     """
-    rows = []
+    rows, cut = [], cut or Cut()
     for r in records:
-        prompt = encode_prompt(tokenizer, r["prompt"])
-        ids = prompt + encode_response(tokenizer, r["response"])
-        if len(ids) <= block_size:
-            rows.append((ids, len(prompt)))
+        response = encode_response(tokenizer, r["response"])
+        prompt = cut(encode_prompt(tokenizer, r["prompt"]), block_size - len(response))
+        if prompt:
+            rows.append((prompt + response, len(prompt)))
     return rows
 
 
@@ -139,6 +166,20 @@ def text_rows_of(folder, split, tokenizer, T):
     if path.exists():
         raise SystemExit(f"error: which text? There are {path} and {index}: move one of them away")
     return ShardRows(folder, split, tokenizer, T)
+
+
+class WithoutPrompt:
+    """Rows of text as sft.py has demonstrations, (ids, prompt length): the first token, which has
+    nothing before it, is the prompt. Each is read when it is asked for."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __len__(self):
+        return len(self.text)
+
+    def __getitem__(self, i):
+        return self.text[i], 1
 
 
 def response_mask(prompt_lengths, lengths, T):

@@ -164,7 +164,7 @@ def main():
     started, (training, heldout) = time.time(), pool(s.seed)
     folder, rng = Path(s.data), np.random.default_rng([s.seed, s.split == "train"])
     hint = f"python sample.py --split={s.split}"
-    prompts = records.read(folder / f"completions_{s.split}.jsonl", "prompt", hint)
+    prompts = records.read(folder / f"completions_{s.split}.jsonl", "sampled prompt", hint)
     facts_file = folder / "labelers.json"
     town = Town(records.read_json(folder / "world.json", "python -m data.world")["seed"])
     own = model_samples(town, prompts, s.calibrate)

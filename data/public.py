@@ -1,6 +1,7 @@
-"""Public datasets in, records out: `python -m data.public --name=hh-rlhf --file=PATH --out=out/hh`.
+"""Public datasets in, records out: `python -m data.public --name=hh-rlhf --out=out/hh`.
 
-Reads files in their original formats, .gz or not, and writes those of
+Downloads the dataset from where it is published, into a cache (hub.py), or reads --file=PATH in the
+original format, .gz or not; and writes those of
 
     text_{train,valid,test}.jsonl               documents, long files cut at blank lines
     demonstrations_{train,valid,test}.jsonl     of rankings: each prompt with its best completion
@@ -18,10 +19,12 @@ import itertools
 import json
 import os
 import re
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import hub
 from data import records
 
 HUMAN, ASSISTANT = "Human:", "\n\nAssistant:"  # the turns of a chat, as hh-rlhf writes them
@@ -34,9 +37,9 @@ SUFFIXES = tuple(kind + gz for kind in (".txt", ".json", ".jsonl") for gz in (""
 
 @dataclass
 class Settings:
-    """Turns a public dataset that you have downloaded into this project's records."""
+    """Turns a public dataset, downloaded by this program or by you, into this project's records."""
     name: str = ""  # of the dataset: hh-rlhf, alpaca, text ... (without it you get the list)
-    file: str = ""  # to read; several with commas between them, or a folder
+    file: str = ""  # to read; several with commas between, or a folder; empty: download it
     out: str = "out/public"  # folder to write; records of other kinds that are there stay
     split_valid: float = 0.05  # share of the prompts (or documents) in the validation split
     split_test: float = 0.05  # share in the test split
@@ -335,20 +338,42 @@ def summarize(row):
                   [1 + (i != choice) for i in range(len(summaries))], labeler=row.get("worker"))
 
 
-DATASETS = {  # name: (what it holds, its loader, where to get it)
+RAW, HF = "https://raw.githubusercontent.com", f"{hub.HUB}/datasets"
+OPENAI = "https://openaipublic.blob.core.windows.net"
+DATASETS = {  # name: (what it holds, its loader, its URLs, or what it is where there are none)
     "text": ("text", text, "any .txt files, or JSON lines {\"text\"}"),
     "prompts": ("prompts", prompts, "JSON lines: strings, or {\"prompt\"}"),
-    "alpaca": ("demonstrations", alpaca, "github tatsu-lab/stanford_alpaca"),
-    "dolly": ("demonstrations", dolly, "huggingface databricks/databricks-dolly-15k"),
-    "self-instruct": ("demonstrations", self_instruct, "github yizhongw/self-instruct"),
-    "t0": ("demonstrations", t0, "github yizhongw/self-instruct, data/finetuning"),
-    "openassistant": ("rankings", openassistant, "huggingface OpenAssistant/oasst1, trees"),
-    "hh-rlhf": ("rankings", hh_rlhf, "huggingface Anthropic/hh-rlhf"),
-    "alpaca-preference": ("rankings", alpaca_preference, "github rasbt/LLMs-from-scratch, ch07/04"),
-    "finegrained-qa": ("rankings", finegrained_qa, "github allenai/FineGrainedRLHF"),
-    "webgpt": ("rankings", webgpt, "comparisons.jsonl; WebGPT paper, appendix K"),
-    "summarize": ("rankings", summarize, "github openai/summarize-from-feedback, comparisons"),
+    "alpaca": ("demonstrations", alpaca, [
+        f"{RAW}/tatsu-lab/stanford_alpaca/main/alpaca_data.json"]),
+    "dolly": ("demonstrations", dolly, [
+        f"{HF}/databricks/databricks-dolly-15k/resolve/main/databricks-dolly-15k.jsonl"]),
+    "self-instruct": ("demonstrations", self_instruct, [
+        f"{RAW}/yizhongw/self-instruct/main/data/seed_tasks.jsonl"]),
+    "t0": ("demonstrations", t0, "github yizhongw/self-instruct, data/finetuning, many files"),
+    "openassistant": ("rankings", openassistant, [
+        f"{HF}/OpenAssistant/oasst1/resolve/main/2023-04-12_oasst_ready.trees.jsonl.gz"]),
+    "hh-rlhf": ("rankings", hh_rlhf, [
+        f"{HF}/Anthropic/hh-rlhf/resolve/main/{part}-base/train.jsonl.gz"
+        for part in ("helpful", "harmless")]),
+    "alpaca-preference": ("rankings", alpaca_preference, [
+        f"{RAW}/rasbt/LLMs-from-scratch/main/ch07/04_preference-tuning-with-dpo/"
+        "instruction-data-with-preference.json"]),
+    "finegrained-qa": ("rankings", finegrained_qa, [
+        f"{RAW}/allenai/FineGrainedRLHF/main/tasks/qa_feedback/data/{part}_feedback.json"
+        for part in ("train", "dev")]),
+    "webgpt": ("rankings", webgpt, [f"{OPENAI}/webgpt-answer-viewer/comparisons.jsonl"]),
+    "summarize": ("rankings", summarize, [
+        f"{OPENAI}/summarize-from-feedback/dataset/comparisons/batch{i}.json"
+        for i in (*range(3, 21), 22)]),
 }
+
+
+def listed(name):
+    """A line on a dataset for whoever asks which there are."""
+    kind, _, source = DATASETS[name]
+    if not isinstance(source, str):
+        source = source[0] + (f" and {len(source) - 1} more" if len(source) > 1 else "")
+    return f"  --name={name:18} {kind:15} {source}"
 
 
 def convert(name, rows):
@@ -480,10 +505,9 @@ def build(settings):
     """Read, split, write. Returns the counts: {"rows": n, "kept": {kind: {split: n}},
     "dropped": {kind: {reason: n}}}."""
     s, rows = settings, 0
-    if s.name not in DATASETS or not s.file:
-        stop("give --file=PATH and one of\n" + "\n".join(
-            f"  --name={name:18} {kind:15} {source}" for name, (kind, _, source)
-            in DATASETS.items()))
+    if s.name not in DATASETS or not s.file and isinstance(DATASETS[s.name][2], str):
+        stop("give one of these names, and --file=PATH where there is no URL or you have the "
+             "file\n" + "\n".join(map(listed, DATASETS)))
     if min(s.split_valid, s.split_test) < 0 or s.split_valid + s.split_test >= 1:
         stop("--split_valid and --split_test: expected shares of less than 1 together")
     if not 0 < s.share <= 1:
@@ -493,7 +517,8 @@ def build(settings):
 
     def read():
         nonlocal rows
-        for path in find_files(s.file):
+        urls = DATASETS[s.name][2]
+        for path in find_files(s.file) if s.file else hub.dataset(s.name, urls):
             for row in read_rows(path, s.max_bytes):
                 rows += 1
                 yield row
@@ -505,7 +530,8 @@ def build(settings):
     for (kind, reason), n in sorted(dropped.items()):
         facts["dropped"].setdefault(kind, {})[reason] = n
     if DATASETS[s.name][0] not in files:
-        stop(f"{s.file}: {rows} rows and no {DATASETS[s.name][0]}; dropped: {facts['dropped']}")
+        stop(f"{s.file or s.name}: {rows} rows and no {DATASETS[s.name][0]}; dropped: "
+             f"{facts['dropped']}")
     for kind, splits in files.items():
         for split, out in splits.items():
             records.write(Path(s.out) / f"{kind}_{split}.jsonl", out)
@@ -524,7 +550,16 @@ def report(facts, out):
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main():
     from runtime import parse
     settings = parse(Settings)
-    print(report(build(settings), settings.out))
+    try:
+        print(report(build(settings), settings.out))
+    except KeyboardInterrupt:
+        print("error: interrupted: nothing is written, a download goes on where it stopped",
+              file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

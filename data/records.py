@@ -29,6 +29,14 @@ def is_completions(value):
         for c in value)
 
 
+def is_sampled(value):
+    return is_completions(value) and all(is_text(c.get("model")) and "ended" in c for c in value)
+
+
+def is_task(value):
+    return isinstance(value, dict) and is_text(value.get("type"))
+
+
 def is_ranks(value):
     return isinstance(value, list) and all(type(r) is int and r >= 1 for r in value)
 
@@ -42,6 +50,15 @@ FIELDS = {
                 "completions": (is_completions, "a list of at least two {\"text\": string}, "
                                                 "\"ended\" true or false where given"),
                 "ranks": (is_ranks, "a list of whole numbers from 1 (best)")},
+    # of the toy alone: what sample.py writes for data/labelers.py, and what evaluate.py asks
+    "sampled prompt": {"prompt": (is_filled, "a string that is not empty"),
+                       "task": (is_task, "an object with \"type\""),
+                       "completions": (is_sampled, "a list of at least two {\"text\", \"model\", "
+                                                   "\"ended\"}")},
+    "test prompt": {"prompt": (is_filled, "a string that is not empty"),
+                    "task": (is_task, "an object with \"type\""),
+                    "category": (is_text, "a string")},
+    "probe": {name: (is_text, "a string") for name in ("text", "probe", "answer")},
 }
 
 

@@ -21,6 +21,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import zlib
@@ -118,6 +119,33 @@ def dtype_of(tokenizer):
 
 # ------------------------------------------------------------------------------------- workers
 
+@contextlib.contextmanager
+def ctrl_c_noted():
+    """Ctrl-C sets an event, on which `in_order` stops. As an exception it could come while a worker
+    is being started, or while the pool is closed, which then may wait for ever."""
+    noted, before = threading.Event(), signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # in the background it is ignored, and stays so
+        signal.signal(signal.SIGINT, lambda *_: noted.set())
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def ctrl_c_blocked():
+    """What is started within has it blocked from its first moment on: a terminal sends Ctrl-C to
+    all processes, and a worker that is still importing would answer with a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_worker(name):
     """Load the tokenizer once, leave Ctrl-C to the parent, and end where the parent is killed."""
     global worker_tokenizer
@@ -131,14 +159,18 @@ def work(*chunk):
     return tokenise(worker_tokenizer, *chunk)
 
 
-def in_order(pool, tasks, ahead, s):
+def in_order(pool, tasks, ahead, s, noted=None):
     """(the place behind it, *what `tokenise` returns) of each chunk, in the order of the text.
 
     At most `ahead` chunks are under way: reading waits for the workers, and they for writing.
+    noted: an event after which it raises KeyboardInterrupt.
     """
     waiting = collections.deque()
     for path, first, body, place in tasks:
-        waiting.append((place, pool.submit(work, path, first, body, s)))
+        if noted and noted.is_set():
+            raise KeyboardInterrupt
+        with ctrl_c_blocked():  # the pool starts its workers when it is given work
+            waiting.append((place, pool.submit(work, path, first, body, s)))
         if len(waiting) == ahead:
             place, result = waiting.popleft()
             yield place, *result.result()
@@ -224,9 +256,11 @@ def build(settings):
     # Spawned, not forked: a worker then starts in the same way on every system.
     spawn = multiprocessing.get_context("spawn")
     try:
-        with (ProcessPoolExecutor(s.workers, spawn, start_worker, (s.tokenizer,)) as pool,
+        with (ctrl_c_noted() as noted,
+              ProcessPoolExecutor(s.workers, spawn, start_worker, (s.tokenizer,)) as pool,
               tqdm(desc=s.out, initial=before, unit="tok", unit_scale=True) as bar):
-            results = in_order(pool, chunks(files, index["next"], s), 2 * s.workers, s)
+            tasks = chunks(files, index["next"], s)
+            results = in_order(pool, tasks, 2 * s.workers, s, noted)
             while index["next"]["file"] < len(files):
                 shard, place, empty = write_shard(out, len(index["shards"]), results, s, bar.update)
                 index["shards"] += [shard] if shard else []
@@ -246,7 +280,9 @@ def main():
     try:
         index, rate = build(s)
     except KeyboardInterrupt:
-        stop("interrupted: the same command goes on behind the last whole shard")
+        print("error: interrupted: the same command goes on behind the last whole shard",
+              file=sys.stderr)
+        raise SystemExit(130) from None
     except (BrokenProcessPool, OSError) as e:  # no memory for a worker, a full disk ...
         stop(f"{e}: the same command goes on behind the last whole shard")
     train, valid = (total(index, "tokens", (split,)) for split in SPLITS)

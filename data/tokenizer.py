@@ -8,6 +8,7 @@ from pathlib import Path
 import tiktoken
 
 EOS = "<|endoftext|>"
+TEMPLATE = "{prompt}\n"  # how a prompt is put before a model, see data/batches.py
 # Words with the space before them, numbers digit by digit, runs of punctuation, line ends.
 PATTERN = r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\n|\s+"
 
@@ -27,7 +28,10 @@ class Tokenizer:
     """encode(text) -> ids, decode(ids) -> text, and `eos`, a token that no text makes.
 
     source: the file of a vocabulary that was trained here, on indented text; None for gpt2.
+    template: of the prompts of the model it belongs to; a checkpoint keeps it.
     """
+
+    template = TEMPLATE
 
     def __init__(self, name, encoding, source=None):
         self.name, self.encoding, self.source = name, encoding, source

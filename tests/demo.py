@@ -18,7 +18,7 @@ FLAGS = {  # what each stage of the demo is run with; paths are the scripts' own
     "world": ["-m", "data.world", *[f"--{k}={v}" for k, v in WORLD.items()]],
     "base": ["sft.py", "--preset=base", "--block_size=160", "--n_layer=1", "--n_head=2",
              "--n_embd=16", "--micro_batch=4", "--warmup=2"],
-    "sft": ["sft.py", "--epochs=2", "--dropout=0", "--batch=8", "--micro_batch=3"],
+    "sft": ["sft.py", "--epochs=2", "--batch=8", "--micro_batch=3"],
     "init": ["sft.py", "--preset=init", "--batch=8"],
     "sample": ["sample.py", "--max_new_tokens=8", "--batch=50"],
     "sample valid": ["sample.py", "--split=valid", "--max_new_tokens=8", "--k_max=5"],

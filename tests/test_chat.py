@@ -85,6 +85,18 @@ def test_a_prompt_gives_its_completion(made, policy, words, monkeypatch, capsys)
     assert out == expected(policy, words, "Who is Anna?", temperature=0.0)[0][0] + "\n"
 
 
+def test_a_checkpoint_keeps_its_template(made, policy, words, tmp_path, monkeypatch, capsys):
+    """It is applied wherever the model is loaded: here in the terminal."""
+    own = tokenizer.Tokenizer("own", words.encoding, words.source)
+    own.template = "Anna: {prompt}\nthe baker:"
+    runtime.save(tmp_path / "m", policy, own, Example())
+    assert words.template == "{prompt}\n" and encode_prompt(own, "Who? ") == own.encode(
+        "Anna: Who?\nthe baker:")
+    out = run(tmp_path, monkeypatch, capsys, "m", "Who?", NEW)
+    assert out == expected(policy, own, "Who?")[0][0] + "\n"
+    assert out != expected(policy, words, "Who?")[0][0] + "\n"
+
+
 def test_several_completions_with_their_scores(made, policy, words, monkeypatch, capsys):
     """--num, --temperature, --seed, --reward: each score is of the row as PPO scores it."""
     out = run(made, monkeypatch, capsys, "m", "Who?", NEW, "--num=4", "--temperature=0.7",
@@ -151,7 +163,7 @@ def test_a_long_prompt_leaves_less_room(made, policy, words, monkeypatch, capsys
     (["nothing", "a"], "nothing has no checkpoint: run `python sft.py` first"),
     (["rm", "a"], "rm holds a ScalarGPT, expected GPT"),
     (["m", "a", "--reward=m"], "m holds a GPT, expected ScalarGPT"),
-    (["m", "a", "--reward=other"], "other has another tokenizer than m"),
+    (["m", "a", "--reward=other"], "other has another tokenizer, other/tokenizer-"),
     (["export", "m"], "expected: python model.py export CHECKPOINT DIR"),
     (["export", "nothing", "x"], "nothing has no checkpoint"),
     (["export", "m", "rm"], "rm is there already"),
@@ -215,6 +227,18 @@ def test_ctrl_c_drops_the_line_or_the_answer(made, policy, words, monkeypatch, c
     monkeypatch.setattr(chat.GPT, "logits", step)
     (answer,), _ = expected(policy, words, "Why?", new=8)
     assert out.endswith(f"\n{answer}\n\n")
+
+
+@pytest.mark.parametrize("place", ["load", "generate"])
+def test_ctrl_c_ends_a_single_answer(made, monkeypatch, capsys, place):
+    """While the model is loaded, too: no traceback, and what a shell expects of Ctrl-C."""
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, place, interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(made, monkeypatch, capsys, "m", "Who?")
+    assert stop.value.code == 130 and capsys.readouterr().out == "\n"
 
 
 def heeds_ctrl_c():

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from data import labelers, records, tasks, tokenizer, town, world
-from data.batches import (TextRows, demonstration_rows, encode_prompt, encode_response, fitting,
-                          response_mask, template)
+from data.batches import (Cut, TextRows, demonstration_rows, encode_prompt, encode_response,
+                          fitting, response_mask, template)
 from helpers import masked
 
 TWO = [{"text": "a"}, {"text": "b", "ended": False}]
@@ -228,6 +228,30 @@ def test_prompts_that_do_not_fit_are_counted():
     assert fitting(prompts, 3) == ([[1], [1, 2, 3], [5, 6]], 2)
     with pytest.raises(SystemExit, match="none of 2 prompts has 1 to 3 tokens"):
         fitting(prompts[2:4], 3)
+
+
+@pytest.mark.parametrize("way, short, long", [
+    ("drop", [], []), ("keep_end", [8, 9], [6, 7, 8, 9]), ("keep_beginning", [1, 9], [1, 2, 3, 9])])
+def test_prompts_are_cut_at_the_configured_end(way, short, long):
+    """Trap 29: 9 is the line end that all prompts of the template have."""
+    prompt, cut = [1, 2, 3, 4, 5, 6, 7, 8, 9], Cut(way)
+    assert cut(prompt, 9) == prompt and (cut.dropped, cut.cut) == (0, 0)
+    assert (cut(prompt, 2), cut(prompt, 4)) == (short, long)
+    assert cut(prompt, 1) == cut(prompt, -3) == [], "no room for a word"
+    assert (cut.dropped, cut.cut) == ((4, 0) if way == "drop" else (2, 2))
+    with pytest.raises(SystemExit, match="error: --too_long=end: expected one of drop, keep_end"):
+        Cut("end")
+
+
+def test_a_demonstration_keeps_its_response_where_its_prompt_is_cut(small):
+    record = {"prompt": "the cat " * 20 + "?", "response": "sat on the mat"}
+    response = small.encode(record["response"]) + [small.eos]
+    whole = encode_prompt(small, record["prompt"])
+    for way, expected in (("keep_end", whole[-6:]), ("keep_beginning", whole[:5] + whole[-1:])):
+        cut = Cut(way)
+        rows = demonstration_rows(small, [record, {"prompt": "a", "response": "the mat " * 50}],
+                                  6 + len(response), cut)
+        assert rows == [(expected + response, 6)] and (cut.cut, cut.dropped) == (1, 1)
 
 
 def test_demonstrations_are_prompt_response_eos(small):

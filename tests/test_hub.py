@@ -1,8 +1,13 @@
-"""Downloads from the hub, tried against a server of our own on this machine."""
+"""Downloads of models and datasets, tried against a server of our own on this machine."""
 import contextlib
+import gzip
 import hashlib
 import http.server
+import json
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +28,8 @@ class Server(http.server.BaseHTTPRequestHandler):
                                 ("Location", "/store"), ("Content-Length", 0)):
                 self.send_header(name, str(value))
             return self.end_headers()
-        content = s.content if self.path == "/store" else b'{"model_type": "gpt2"}'
+        content = s.content if self.path == "/store" else s.files.get(
+            self.path, b'{"model_type": "gpt2"}')
         start = int(self.headers["Range"][6:-1]) if s.ranges else 0
         if s.ranges and start >= len(content):
             self.send_response(416)
@@ -36,7 +42,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         rest = content[start:]
-        if self.path == "/store" and s.breaks:
+        if (self.path == "/store" or self.path in s.files) and s.breaks:
             rest = rest[: s.breaks.pop(0)]  # and the connection ends
         self.wfile.write(rest)
 
@@ -48,6 +54,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     server.content, server.requests, server.breaks, server.ranges = CONTENT, [], [], True
+    server.files = {}  # path -> bytes, of datasets
     server.size, server.tag = len(CONTENT), hashlib.sha256(CONTENT).hexdigest()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -164,3 +171,71 @@ def test_several_processes_download_once(server):
     for thread in threads:
         thread.join()
     assert len(store_requests(server)) == 1
+
+
+# ------------------------------------------------------------------------------------- datasets
+
+HH = "/datasets/Anthropic/hh-rlhf/resolve/main/{}-base/train.jsonl.gz"
+
+
+def chats(name):
+    """A packed file of 400 pairs as hh-rlhf has them."""
+    start = "\n\nHuman: {} {}?\n\nAssistant:"
+    return gzip.compress("".join(json.dumps({
+        side: start.format(name, i) + f" {side} {i}" for side in ("chosen", "rejected")}) + "\n"
+        for i in range(400)).encode())
+
+
+@pytest.fixture
+def prepare(server, tmp_path):
+    """python -m data.public --name=hh-rlhf, in a process of its own: its (code, output, errors)."""
+    server.files = {HH.format(name): chats(name) for name in ("helpful", "harmless")}
+
+    def run():
+        done = subprocess.run([sys.executable, "-m", "data.public", "--name=hh-rlhf",
+                               f"--out={tmp_path}/out"], cwd=Path(hub.__file__).parent,
+                              capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def test_a_dataset_is_prepared_from_its_public_url(server, prepare, tmp_path):
+    """Downloaded once, however often it is prepared; a connection that breaks is taken up."""
+    server.breaks = [1000, 500]
+    for _ in range(2):
+        code, output, errors = prepare()
+        assert code == 0, errors
+        assert "800 rows read" in output and len(list((tmp_path / "out").iterdir())) == 9
+    helpful, harmless = server.files
+    assert server.requests == [(helpful, "bytes=0-"), (helpful, "bytes=1000-"),
+                               (helpful, "bytes=1500-"), (harmless, "bytes=0-")]
+    kept = tmp_path / "datasets" / "hh-rlhf" / "helpful-base-train.jsonl.gz"
+    assert kept.read_bytes() == server.files[helpful]
+
+
+def test_a_dataset_without_a_network_is_one_line(server, prepare, tmp_path, monkeypatch):
+    """That says what to put where; nothing is written. What has come stays for the next time."""
+    server.breaks = [1000, 0]
+    code, _, errors = prepare()
+    assert code == 1 and len(errors.splitlines()) == 1 and not (tmp_path / "out").exists()
+    for piece in ("hh-rlhf could not be downloaded", "goes on from where it stopped", "--file",
+                  hub.HUB + HH.format("helpful"), f"{tmp_path}/datasets/hh-rlhf",
+                  "harmless-base-train.jsonl.gz"):
+        assert piece in errors
+    assert prepare()[0] == 0 and server.requests[2][1] == "bytes=1000-"
+
+
+def test_a_dataset_that_came_damaged_is_one_line(server, prepare, tmp_path):
+    server.files[HH.format("helpful")] = server.files[HH.format("helpful")][:-50]
+    code, _, errors = prepare()
+    assert code == 1 and len(errors.splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert "helpful-base-train.jsonl.gz:" in errors and "damaged .gz" in errors
+
+
+def test_urls_are_whole_and_files_do_not_share_a_name():
+    from data import public
+    for _, _, urls in public.DATASETS.values():
+        if not isinstance(urls, str):
+            assert all(url.startswith("https://") and "{" not in url for url in urls)
+            assert len({"-".join(url.split("/")[-2:]) for url in urls}) == len(urls)

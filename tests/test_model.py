@@ -8,8 +8,8 @@ import model as model_module
 from helpers import (EOS, VOCAB, close, log_softmax, same, sequence_logprobs, tiny, tiny_scalar,
                      tree_rows)
 from kernels import Slots, attention, decode_attention, fill
-from model import (GPT, GPTConfig, PrefixTree, Samples, ScalarGPT, choose, generate, last_score,
-                   uniform)
+from model import (Dropout, GPT, GPTConfig, PrefixTree, Samples, ScalarGPT, choose, generate,
+                   last_score, uniform)
 
 PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5], [3, 5, 8, 9, 7, 9, 3, 2], [EOS, 7], [11, 0, 0]]
 
@@ -183,6 +183,40 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(read(), read())
     model.eval()
     assert torch.equal(read(), read())
+
+
+def test_a_rows_dropout_is_its_own():
+    """World-size invariance with dropout: what a row loses does not depend on the rows beside it,
+    on padding, or on the order of calls; but on its number, the site and the place."""
+    model = tiny(dropout=0.3).train()
+    rows, numbers = [[3, 1, 4, 1, 5], [2, 7, 1], [3, 1, 4, 1, 5]], torch.tensor([7, 1 << 41, 8])
+    ids = torch.tensor([row + [0] * (6 - len(row)) for row in rows])
+    states = model.transformer(ids, numbers=numbers)
+    for i, row in enumerate(rows):
+        alone = model.transformer(torch.tensor([row]), numbers=numbers[i : i + 1])
+        torch.testing.assert_close(states[i : i + 1, : len(row)], alone, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(states[0, :5], states[2, :5], atol=1e-3), "equal rows, other numbers"
+
+
+def test_dropout_is_fair_and_independent():
+    """Bernoulli in every respect that a sum can see: shares, rows, places and sites are 5 sigma or
+    less from those of independent coins."""
+    B, T, C, p = 256, 16, 48, 0.2
+    x = torch.ones(B, T, C)
+    coins = [((Dropout(p, site)(x, torch.arange(B) + first) > 0).double().view(B, -1) - 1 + p)
+             / (p * (1 - p)) ** 0.5 for site, first in ((0, 0), (1, 0), (0, 1 << 40))]
+    kept = Dropout(p, 0)(x, torch.arange(B))
+    assert set(kept.unique().tolist()) == {0.0, 1.25}
+    first, n = coins[0], T * C
+    assert abs(float(first.mean())) < 5 * (B * n) ** -0.5
+    for correlations, size in ((first @ first.T / n, n), (first.T @ first / B, B)):
+        off = correlations[~torch.eye(len(correlations), dtype=bool)]
+        assert float(off.std()) == pytest.approx(size**-0.5, rel=0.05)
+        assert float(off.abs().max()) < 7 * size**-0.5
+    for other in coins[1:]:
+        assert float((first * other).mean(1).std()) == pytest.approx(n**-0.5, rel=0.3)
+    neighbours = (first[:, :-1] * first[:, 1:]).mean()
+    assert abs(float(neighbours)) < 5 * (B * n) ** -0.5
 
 
 # --------------------------------------------------------------------------------------- sampling

@@ -211,6 +211,28 @@ def test_every_preset_has_a_plan(capsys, tmp_path, monkeypatch, script, preset):
     assert "nan" not in text and "inf" not in text and not list(tmp_path.iterdir())
 
 
+def test_the_readmes_presets_are_those_of_the_scripts():
+    """Each number of its table; and where the paper states one, our presets for its sizes have it.
+    """
+    text = (Path(plan.__file__).parent / "README.md").read_text(encoding="utf-8")
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in
+            text.partition("## Presets")[2].partition("## Speed")[0].splitlines()
+            if line.startswith("| ")][1:]
+    stated = 0
+    for name, setting, paper, _, ours, gpt2, toy in rows:
+        script, _, suffix = name.partition(" `")
+        module = SCRIPTS[script.removesuffix(".py")]
+        numbers = [float(getattr(parse(module.Settings, module.PRESETS, [f"--preset={preset}"]
+                                       if preset else []), setting)) for preset in
+                   (*(p + suffix for p in ("1.3b", "6b", "175b", "gpt2")), suffix and "init")]
+        listed = list(map(float, ours.split(" / ")))
+        assert [*(listed * 3)[:3], float(gpt2), float(toy)] == numbers, (name, setting)
+        assert paper in (ours, "not stated"), (name, setting)
+        stated += paper == ours
+    assert stated == 27 and {name for name, *_ in rows} == {"sft.py", "sft.py `-init", "reward.py",
+                                                            "ppo.py"}
+
+
 def test_settings_change_the_plan(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain = run_of(printed(capsys, "ppo", "--preset=1.3b", "--plan=h100"))[0]

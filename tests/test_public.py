@@ -328,6 +328,72 @@ def test_personal_data_leaves_the_training_split_only_and_long_texts_take_no_tim
     assert public.personal("a" * 200_000 + "1" * 200_000) is None
 
 
+MAIL = "write to ann@example.org, {}"
+
+
+def answers(a, b, question="Why?"):
+    return [{"question": {"full_text": question}, "answer": answer, "score": score}
+            for answer, score in ((a, 0.5), (b, -0.5))]
+
+
+def summaries(a, b, post="Long story"):
+    return {"info": {"post": post, "title": "Help", "subreddit": "tifu"}, "choice": 1,
+            "summaries": [{"text": a}, {"text": b}]}
+
+
+def votes(prompt, texts, preference):
+    return {"question": prompt, "passages": [], "preference": preference,
+            **{f"prediction {i + 1}": text for i, text in enumerate(texts)}}
+
+
+IRREGULAR = {  # dataset: from a prompt and two texts to its row; and rows of its own
+    "prompts": (lambda p, a, b: p, []),
+    "alpaca": (lambda p, a, b: {"instruction": p, "input": "", "output": a}, []),
+    "dolly": (lambda p, a, b: {"instruction": p, "context": b, "response": a},
+              [{"prompt": "Bare?", "response": ""}]),
+    "self-instruct": (lambda p, a, b: {"instruction": p, "instances": [
+        {"input": b, "output": a}]}, [{"instruction": "Nothing.", "instances": []}]),
+    "t0": (lambda p, a, b: {"prompt": p, "completion": f"{a}<|endoftext|>"}, []),
+    "alpaca-preference": (lambda p, a, b: {"instruction": p, "input": "", "chosen": a,
+                                           "rejected": b}, []),
+    "hh-rlhf": (lambda p, a, b: {
+        "chosen": f"\n\nHuman: {p}\n\nAssistant: {a}",
+        "rejected": f"\n\nHuman: {p}\n\nAssistant: {b}"},
+        [{"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}]),
+    "finegrained-qa": (lambda p, a, b: votes(p, [a, b, a, b], [1, 0, 1, 2, 0, 1]),
+                       [votes("Q", list("abcd"), [1, 2, 1, 1, 1, 1])]),
+    "webgpt": (lambda p, a, b: answers(a, b, p), [[dict(x, score=0) for x in answers("a", "b")]]),
+    "summarize": (lambda p, a, b: summaries(a, b, p), []),
+    "openassistant": (lambda p, a, b: {"prompt": message(
+        p, message(a, rank=0), message(b, rank=1), user_id="u")},
+        [{"prompt": message("Q", message("a"), message("b"))}, {"prompt": message("Alone?")}]),
+}
+
+
+@pytest.mark.parametrize("name", IRREGULAR)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz"])
+def test_every_row_is_written_or_counted(tmp_path, name, suffix):
+    """Of each loader: copies, near copies, personal data, white space, equal and empty texts."""
+    assert set(IRREGULAR) == set(public.DATASETS) - {"text"}
+    make, own = IRREGULAR[name]
+    rows = [make(*texts) for texts in [
+        *((f"question {i}", "good", "bad") for i in range(60)), ("question 1", "good", "bad"),
+        *((MAIL.format(i), "good", "bad") for i in range(9)), ("x" * 300, "a", "b"),
+        ("x" * 300 + "y", "a", "b"), (" ", "a", "b"), ("", "a", "b"), ("same", "a", "a"),
+        ("silent", "", "b"), ("silent too", "a", " "), ("nothing", " ", "")]] + own
+    facts, files = build(tmp_path, name, save(tmp_path / f"in{suffix}", rows), share=0.9)
+    kind = public.DATASETS[name][0]
+    kept = lambda kind: sum(len(out) for out in files.get(kind, {}).values())
+    made, reasons = convert(name, *rows)
+    assert facts["rows"] == len(rows) == kept(kind) + lost(facts, kind) == len(made + reasons)
+    assert facts["kept"] == {k: {split: len(out) for split, out in splits.items()}
+                             for k, splits in files.items()}
+    for further in {"prompts": [], "demonstrations": ["prompts"],
+                    "rankings": ["prompts", "demonstrations"]}[kind]:
+        assert kept(further) + lost(facts, further) == len(made), further
+    assert kept(kind) > 40 and lost(facts, kind) > 2
+
+
 # -------------------------------------------------------------------------------------- errors
 
 @pytest.mark.parametrize("body, message", [

@@ -4,11 +4,16 @@ Runs are forked from a process that has imported the scripts (see harm.py), so t
 them takes little time. `make long` kills twenty times a stage, `make test` three times.
 """
 import errno
+import hashlib
 import json
+import os
 import random
 import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -17,7 +22,7 @@ import torch
 import harm
 import runtime
 import training
-from demo import python
+from demo import ROOT, python
 from helpers import VOCAB, tiny
 from model import GPT
 from runtime import load, save, write
@@ -187,6 +192,27 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(demo, whole_runs,
     assert_same(run, whole_runs["reward"])
 
 
+def test_ctrl_c_is_one_line(demo):
+    """And for the shell it was ended by the signal: exit code 130 there. What is started in the
+    background ignores SIGINT: not so the child here."""
+    folder = demo.folder / "out" / "stopped"
+    with open(demo.folder / "stopped.txt", "w+") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "sft.py"), "--epochs=1000", "--out=out/stopped"],
+            cwd=demo.folder, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=file,
+            stderr=file, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        while not (folder / "log.jsonl").exists() or not (folder / "log.jsonl").stat().st_size:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+        file.seek(0)
+        said = file.read()
+    assert "Traceback" not in said and re.fullmatch(
+        r"error: interrupted in step \d+ of 1000\. --resume goes on from the last state "
+        r"\(state-\d+-\w+\.pt\)\.", said.splitlines()[-1])
+
+
 def test_without_a_state_it_starts_from_the_beginning(demo, whole_runs):
     run = Run(demo, "reward", "nothing")
     code, output = run.ends("--resume")
@@ -231,6 +257,23 @@ def test_a_longer_ppo_run_may_be_resumed(demo, whole_runs):
     assert_same(run, whole_runs["ppo"])
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_an_interrupted_demo_goes_on(tmp_path):
+    """`make demo` passes --resume to the stage that has a state, and to no other; here python is
+    `echo`, so that what is run is told instead."""
+    for file in ("toy/world.json", "base/checkpoint.json", "sft/state-000100-1c0e9b52.pt",
+                 "sft/state-000200-77ab01de.pt"):
+        (tmp_path / "out" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / file).touch()
+    done = subprocess.run(["make", "demo", f"IN={tmp_path}", "PY=echo", "SEED=7", "-o",
+                           ".venv/installed"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ran = [line for line in done.stdout.splitlines() if line.startswith((str(ROOT), "-m"))]
+    assert [line for line in ran if "--resume" in line] == [f"{ROOT}/sft.py --seed=7 --resume"]
+    assert f"{ROOT}/ppo.py --preset=ppo --seed=7" in ran
+    assert f"{ROOT}/evaluate.py --seed=7" in done.stdout  # it prints the report at the end
+
+
 # ------------------------------------------------------------------------------------ checkpoints
 
 @training.dataclasses.dataclass
@@ -240,6 +283,7 @@ class Settings:
 
 class NoTokenizer:
     size, name, source = VOCAB, "words.tiktoken", b"d29yZA== 0\n"
+    fingerprint, template = hashlib.sha256(source).hexdigest()[:16], "{prompt}"
 
 
 def save_and_die(folder, n):
@@ -342,7 +386,7 @@ def assert_close(demo, one, two):
 
 def test_the_ranks_end_together_and_one_alone_goes_on(demo):
     """SIGTERM to one of two ranks; then the run is resumed by a single process."""
-    flags = ("--dropout=0", "--reward=")
+    flags = ("--reward=", )
     whole = Run(demo, "sft", "whole-alone", *flags)
     assert whole.ends()[0] == 0
     run = Run(demo, "sft", "two-then-one", *flags, "--save_every=1000")
@@ -372,7 +416,7 @@ def test_a_rank_that_does_not_answer_is_named(demo):
 
 def test_torchrun_starts_a_dead_rank_again_and_the_run_resumes(demo):
     """With --max-restarts nobody needs to be there: the same result, and who died is said."""
-    flags = ["--dropout=0", "--reward="]
+    flags = ["--reward="]
     output = python(demo.folder, "tests/harm.py", '[["die", 1, 5]]', *STAGES["sft"],
                     "--out=out/restarted", *flags, processes=2, restarts=1)
     assert "rank 1 died" in output and "resumed at step 4 of" in output

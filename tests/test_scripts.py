@@ -426,7 +426,8 @@ def test_help_shows_every_setting_with_its_default_and_comment(capsys):
 # ------------------------------------------------------------------------------------- checkpoints
 
 class NoTokenizer:
-    size, name, source = VOCAB, "gpt2", None
+    size, name, source, fingerprint = VOCAB, "gpt2", None, "that of gpt2"
+    template = "{prompt}"
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from runtime import World, gathered, like, sharded
 from test_resume import Run, assert_same
 from test_scripts import assert_same_logs, assert_same_model
 
-SAME = {  # without dropout, whose noise is each rank's own
-    "sft": ["--dropout=0", "--epochs=2"],
+SAME = {
+    "sft": ["--epochs=2", "--lr=0.002"],  # at 0.01 Adam makes 1e-5 of rounding in torch 2.11
     "reward": ["--epochs=1"],
     "ppo": ["--iterations=2", "--ptx_rows=4", "--lr=0.01", "--ema=0.5"],
 }
@@ -125,7 +125,7 @@ def sharded_rollout(world, file):
     counts = {e.key: e.count for e in seen.key_averages() if e.key.startswith("c10d::")}
     assert counts.pop("c10d::_allgather_base_") == 4 * 3, "four models: two blocks, and the rest"
     assert set(counts) <= {"c10d::allgather_", "c10d::allreduce_"}, "lists and sums, no weights"
-    assert torch.equal(noise, torch.get_rng_state()), "dropout's noise is left alone"
+    assert torch.equal(noise, torch.get_rng_state()), "the generator is left alone"
     for model in models:
         assert all(sharded(p) for p in model.parameters()), "in parts again"
         own = sum(p.to_local().numel() for p in model.parameters())
@@ -219,14 +219,6 @@ def test_any_ranks_resume_what_any_ranks_began(demo, plain, stage, before, after
     name = f"from-{stage}-{before}-to-{after}".translate(str.maketrans("(),' ", "_____"))
     run = interrupted(demo, stage, name, before[0], 1 if stage == "ppo" else 3, *before[1:])
     assert_equal(resumed(demo, run, *after), plain[stage])
-
-
-@pytest.mark.long
-def test_dropout_goes_on_with_the_same_bits_too(demo):
-    flags = ["--shard", "--dropout=0.2"]
-    whole = make(demo, "sft", "dropped", 2, *UNEVEN["sft"], *flags)
-    run = interrupted(demo, "sft", "dropped-in-two", 2, 3, *flags)
-    assert_same(resumed(demo, run, 2, "--shard"), whole)
 
 
 # ------------------------------------------------------------------------------------- many worlds

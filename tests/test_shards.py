@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -284,6 +285,39 @@ def test_killed_processes_leave_no_workers_and_go_on(tmp_path, vocabulary, monke
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
+def test_ctrl_c_is_one_line_at_any_moment(tmp_path, vocabulary, monkeypatch):
+    """A terminal sends it to the workers too, which may still be importing; pressed twice it ends
+    no worse. What is started in the background ignores SIGINT: not so the child here."""
+    (tmp_path / "a.jsonl").write_bytes(GOOD * 30_000)
+    s = settings(tmp_path, vocabulary, file=str(tmp_path / "a.jsonl"), chunk=2000,
+                 shard_tokens=9000, split_valid=0)
+    flags = [f"--{k}={v}" for k, v in vars(s).items()]
+    for delay, times in ((0.0, 1), (0.2, 2)):
+        run = subprocess.Popen(
+            [sys.executable, "-m", "data.shards", *flags], cwd=ROOT, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+        while len(children(run.pid)) < 2:  # multiprocessing's own, and a worker
+            assert run.poll() is None, run.stderr.read()
+            time.sleep(0.005)
+        for _ in range(times):
+            time.sleep(delay)
+            os.killpg(run.pid, signal.SIGINT)
+        said = run.communicate(timeout=60)[1]  # which waits for the last to close its output
+        assert run.returncode == 130 and "Traceback" not in said, said
+        assert said.splitlines()[-1] == ("error: interrupted: the same command goes on behind the "
+                                         "last whole shard")
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", Inline)
+    shards.build(s)
+    shards.build(shards.Settings(**{**vars(s), "out": str(tmp_path / "whole")}))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_only_the_same_run_is_continued(tmp_path, inline, vocabulary):
     write_files(tmp_path / "in")
     shards.build(settings(tmp_path, vocabulary))
@@ -350,7 +384,7 @@ GOOD = b'{"text": "a cat"}\n'
     ("a.jsonl", GOOD + b'{"text": "b', ":2: not JSON: "),
     ("a.jsonl", GOOD + b'{"text": "\xff"}\n', ":2: not UTF-8 at byte 10"),
     ("a.jsonl", b'{"text": "\\ud800"}\n', ":1: not Unicode: surrogates not allowed"),
-    ("a.jsonl", b"[" * 5000, ":1: nested too deep"),
+    pytest.param("a.jsonl", b"[" * 19_000, ":1: nested too deep", id="deep"),
     ("a.jsonl", GOOD + b" " * 10**5, ":2: more than 20,000 bytes unpacked: if you trust the file, "
                                      "raise --max_line"),
     ("a.txt", b"a\n\nb\n\xe9\n", ":4: not UTF-8 at byte 0"),

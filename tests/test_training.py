@@ -21,6 +21,7 @@ import ppo
 import reward
 import sft
 import training
+from data.batches import WithoutPrompt
 from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, log_softmax, one_process,
                      same, sequence_logprobs, tiny, tiny_scalar, tree_rows, world_of_ranks)
 from runtime import (cosine, make_optimizer, micro_batches, order, pad, scoring_groups,
@@ -91,10 +92,10 @@ def test_micro_batches_partition_the_rows():
 
 
 def test_each_epoch_has_an_order_of_its_own():
-    orders = [order(50, seed, epoch) for seed in (1, 2) for epoch in range(3)]
+    orders = [order(50, seed, epoch).tolist() for seed in (1, 2) for epoch in range(3)]
     assert all(sorted(o) == list(range(50)) for o in orders)
     assert len(set(map(tuple, orders))) == 6
-    assert order(50, 2, 1) == orders[4]
+    assert order(50, 2, 1).tolist() == orders[4]
 
 
 def test_learning_rate_schedule():
@@ -294,6 +295,35 @@ def test_validation_loss_has_no_dropout_and_leaves_it_on():
     assert got == pytest.approx(float(sft_oracle(model, rows).detach()), rel=1e-5)
 
 
+def test_held_out_text_is_not_held_in_memory(monkeypatch):
+    """As many rows as are evaluated at once, and the loss is that of all rows together."""
+    alive, most = [0], [0]
+
+    class Row(list):
+        def __init__(self, ids):
+            super().__init__(ids)
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self):
+            alive[0] -= 1
+
+    class OnDisk(Rows):
+        def __getitem__(self, i):
+            return Row(super().__getitem__(i))
+
+    rows, model = texts(40), tiny().eval()
+    monkeypatch.setattr(sft, "AT_ONCE", 6)
+    for world in (one_process(), world_of_ranks(0, 2, lambda x: x), world_of_ranks(1, 2, None)):
+        sums = []
+        world.sum = lambda x: sums.append(x) or torch.as_tensor(x)
+        got = sft.evaluate_loss(model, WithoutPrompt(OnDisk(rows)), sft_settings(), world)
+        mine = [(ids, 1) for i, ids in enumerate(rows) if i % 6 % world.size == world.rank]
+        assert sums[0][1] == len(mine) * (Rows.T - 1)
+        assert got == pytest.approx(float(sft_oracle(model, mine).detach()), rel=1e-5)
+    assert most[0] <= 12 and alive[0] == 0, "those, and the next ones while they are read"
+
+
 def test_sft_learns_to_copy():
     """Prompt `a b`, response `b a EOS`: the loss starts near log 13 and is nearly gone."""
     model, rng = tiny(loud=1.0), random.Random(0)
@@ -382,7 +412,7 @@ def test_each_completion_is_read_once(micro_batch):
 
 class Letters:
     """A tokenizer of single letters: a is 0."""
-    eos, size = EOS, VOCAB
+    eos, size, template = EOS, VOCAB, "{prompt}\n"
 
     def encode(self, text):
         return [11 if c == "\n" else ord(c) - ord("a") for c in text]
@@ -440,6 +470,30 @@ def test_demonstrations_that_do_not_fit_are_counted(tmp_path):
     assert "valid.jsonl: 1 of 2 demonstrations are dropped" in told[1] and len(told) == 2
     with pytest.raises(SystemExit, match="no demonstration fits the context of 3 tokens"):
         sft.read_data(s, Letters(), 3, world)
+
+
+@pytest.mark.parametrize("way, kept", [("keep_end", [3, 4, 11]), ("keep_beginning", [0, 1, 11])])
+def test_prompts_that_are_cut_are_counted(tmp_path, way, kept):
+    """Trap 29: all completions of a prompt keep the same prompt, with room for the longest."""
+    from data import records
+    records.write(tmp_path / "r.jsonl", [
+        {"prompt": "abcde", "ranks": [1, 2], "completions": [{"text": "b"}, {"text": "cc"}]},
+        {"prompt": "a", "ranks": [1, 2, 3], "completions": [
+            {"text": "b"}, {"text": "c" * 20}, {"text": "d"}]}])
+    told = []
+    world = SimpleNamespace(print=told.append)
+    got = reward.read_rankings(tmp_path / "r.jsonl", Letters(), 6, world, way)
+    assert got == [([[*kept, 1, EOS], [*kept, 2, 2, EOS]], [(0, 1)]),
+                   ([[0, 11, 1, EOS], [0, 11, 3, EOS]], [(0, 1)])]
+    assert "1 of 2 prompts are cut" in told[0] and "1 of 5 completions are dropped" in told[1]
+    for split in ("train", "valid"):
+        records.write(tmp_path / f"demonstrations_{split}.jsonl", [
+            {"prompt": "abcde", "response": "bb"}, {"prompt": "a", "response": "c" * 20}])
+    told.clear()
+    demos, _, _ = sft.read_data(sft.Settings(data=str(tmp_path), too_long=way), Letters(), 6, world)
+    assert demos == [([*kept, 1, 1, EOS], 3)]
+    assert "train.jsonl: 1 of 2 demonstrations are dropped" in told[0]
+    assert "train.jsonl: 1 of 2 demonstrations are cut in their prompts" in told[1]
 
 
 def test_scoring_groups_hold_all_rows_and_no_more_tokens_than_said():
