@@ -203,7 +203,7 @@ class Body(nn.Module):
             numbers = torch.randint(2**62, x.shape[:1], device=x.device)
         x = self.drop(x, numbers)
         for block in self.h:
-            x = block(x, tree=tree, numbers=numbers)
+            x = block(x, None, tree, numbers)
         return self.ln_f(x)
 
     def read(self, tree, caches):

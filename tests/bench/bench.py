@@ -373,10 +373,10 @@ def peak(run, kept):
     return max(0, resident("VmHWM") - before - sum(x.numel() * x.element_size() for x in kept()))
 
 
-def memory(name, side):
+def memory(name, side, threads):
     """Measure one side's peak in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, f"--rows={name}", f"--memory={side}"],
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, f"--rows={name}", f"--memory={side}",
+                           f"--threads={threads}"], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return int(done.stdout.split()[-1])
@@ -452,9 +452,8 @@ def main():
                       time_ratio=ours / theirs, time_goal=time_goal)
         cells = ["", ""]
         if memory_goal:
-            result.update(memory={side: memory(name, side) for side in ("ours", "theirs")},
-                          memory_goal=memory_goal)
-            used = result["memory"]
+            used = {side: memory(name, side, a.threads) for side in ("ours", "theirs")}
+            result.update(memory=used, memory_goal=memory_goal)
             result["memory_ratio"] = used["ours"] / max(1, used["theirs"])
             cells = [f"{used['ours'] / 2**20:.0f} / {used['theirs'] / 2**20:.0f} MiB = "
                      f"{result['memory_ratio']:.2f}x", f"{memory_goal:.2f}x"]
