@@ -6,8 +6,8 @@
 
 Each number is the peak of what is resident in a run of a few steps on rows as long as the context,
 less what is resident at the end of the same run with a model of one layer of 16 dimensions (Python,
-PyTorch, the data). Blocks of more than 64 KB then go back to the system when they
-are freed (MALLOC_MMAP_THRESHOLD_), which glibc by itself does not do: it keeps some of them for later.
+PyTorch, the data). Blocks of more than 64 KB go back to the system when they are freed
+(MALLOC_MMAP_THRESHOLD_); glibc by itself keeps some of them for later.
 """
 import os
 import random
