@@ -6,8 +6,8 @@
 
 Each number is the peak of what is resident in a run of a few steps on rows as long as the context,
 less what is resident at the end of the same run with a model of one layer of 16 dimensions (Python,
-PyTorch, the data). Blocks of more than 64 KB then go back to the system when they
-are freed (MALLOC_MMAP_THRESHOLD_), which glibc by itself does not do: it keeps up to a third more.
+PyTorch, the data). Blocks of more than 64 KB go back to the system when they are freed
+(MALLOC_MMAP_THRESHOLD_); glibc by itself keeps some of them for later.
 """
 import os
 import random
@@ -125,7 +125,7 @@ def main(what):
         if what == "slope":
             less = dict.fromkeys(FORMULA, 0)
             small, large = (list(compare(folder, size, less, 2, ["--micro_batch=1"]))
-                            for size in ((T, 4, 8, 512), (T, 8, 8, 768)))
+                            for size in ((T, 4, 8, 256), (T, 4, 8, 512)))
             for (script, P, a, _), (_, Q, b, _) in zip(small, large):
                 print(f"{script}: {(b - a) / (Q - P):.1f} bytes a parameter, from {P / 1e6:.1f} M "
                       f"to {Q / 1e6:.1f} M", flush=True)
