@@ -122,14 +122,15 @@ def dtype_of(tokenizer):
 @contextlib.contextmanager
 def ctrl_c_noted():
     """Ctrl-C sets an event, on which `in_order` stops. As an exception it could come while a worker
-    is being started, or while the pool is closed, which then may wait for ever."""
+    is being started, or while the pool is closed, which then may wait for ever. What was heard once
+    is not heard again: the program ends, and a second one would take its exit code."""
     noted, before = threading.Event(), signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # in the background it is ignored, and stays so
         signal.signal(signal.SIGINT, lambda *_: noted.set())
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if noted.is_set() else before)
 
 
 @contextlib.contextmanager
