@@ -40,13 +40,13 @@ class Settings:
     iterations: int = 36  # of rollout and update (paper: 500)
     batch: int = 256  # episodes an iteration, over all ranks (paper: 512)
     minibatch: int = 32  # episodes an optimiser step (paper: 64, so 8 steps an iteration)
-    micro_batch: int = 32  # episodes a forward pass; smaller needs less memory, changes nothing
+    micro_batch: int = 8  # episodes a forward pass, of similar lengths: fewer pads, less memory
     micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
     inner_epochs: int = 1  # passes over the episodes of an iteration (paper: 1)
     lr: float = 6e-4  # policy, constant after the warm-up (paper: 2.55e-6 to 2.55e-5)
     value_lr: float = 1e-3  # value function (paper: 9e-6)
     warmup: int = 10  # iterations over which lr rises from a tenth (App. C.4)
-    beta: float = 0.1  # KL coefficient (paper: 0.02)
+    beta: float = 0.05  # KL coefficient (paper: 0.02)
     ptx: float = 0.3  # gamma of PPO-ptx on the mean text loss; 0: PPO (paper: 27.8)
     ptx_rows: int = 8  # text rows a minibatch (paper: 512, 8 an episode)
     clip_ratio: float = 0.2  # of the policy's probability ratio (App. C.4)
