@@ -295,7 +295,7 @@ def test_ctrl_c_is_one_line_at_any_moment(tmp_path, vocabulary, monkeypatch):
     no worse. What is started in the background ignores SIGINT: not so the child here."""
     (tmp_path / "a.jsonl").write_bytes(GOOD * 30_000)
     s = settings(tmp_path, vocabulary, file=str(tmp_path / "a.jsonl"), chunk=2000,
-                 shard_tokens=9000, split_valid=0)
+                 shard_tokens=9000, split_valid=0.0)  # as a flag is read: the index holds it
     flags = [f"--{k}={v}" for k, v in vars(s).items()]
     for delay, times in ((0.0, 1), (0.2, 2)):
         run = subprocess.Popen(
