@@ -506,8 +506,13 @@ def save(path, model, tokenizer, settings, **facts):
             "fingerprint": tokenizer.fingerprint, "template": tokenizer.template,
             "settings": dataclasses.asdict(settings), **facts}
     write(path / "checkpoint.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
-    for file in path.iterdir():
-        if OURS.fullmatch(file.name) and file.name not in names.values():
+    tidy(path, names.values())
+
+
+def tidy(path, keep):
+    """Remove what runs have left in a checkpoint's folder: all files of ours but those to keep."""
+    for file in Path(path).iterdir():
+        if OURS.fullmatch(file.name) and file.name not in keep:
             file.unlink()
 
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import plan
-from runtime import (LOADED, bare, full, like, put, refuse_others, restarts, stop, whole,
+from runtime import (LOADED, bare, full, like, put, refuse_others, restarts, stop, tidy, whole,
                      write)
 
 # Settings that a resumed run may change: they do not change its numbers, or only later ones.
@@ -139,7 +139,12 @@ class Training:
             print(f"{file} is damaged (its checksum differs): the state before it is taken",
                   file=sys.stderr)
             file.unlink()
-        return "checkpoint.json" if (self.folder / "checkpoint.json").exists() else ""
+        checkpoint = self.folder / "checkpoint.json"
+        if not checkpoint.exists():
+            return ""
+        meta = json.loads(checkpoint.read_text())  # a kill may have left what `save` removes
+        tidy(self.folder, (meta["weights"], meta["tokenizer"]))
+        return checkpoint.name
 
     def save(self):
         """Write a state, then remove all but the last two: until it is whole, they are there."""

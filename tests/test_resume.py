@@ -166,6 +166,8 @@ def test_asked_to_end_it_ends_within_a_step(demo, whole_runs, stage):
     assert code == 0 and f"resumed at step {steps} of" in output
     assert f"{steps}/" in output.split("resumed")[1], "the bar goes on from there"
     assert_same(run, whole_runs[stage])
+    for name in ("state-000000.pt.writing", "model-00000000.pt"):  # killed while it tidied up
+        (run.folder / name).write_bytes(b"half")
     code, output = run.ends("--resume")
     assert code == 0 and "is finished: there is nothing to resume" in output
     assert_same(run, whole_runs[stage])
