@@ -131,16 +131,21 @@ def linear(x, weight, bias):
 # Everything is computed to base 2: with scores s log2(e), exp(s) is 2 to their power.
 
 QUERIES = 64  # a block; more waste work on the future, fewer make small matrix products
-KEYS = 1024  # a tile, a multiple of QUERIES: [heads, 64, 1024] float32 stay in a core's cache
+KEYS = 1024  # a tile, a multiple of QUERIES
+SCORES = 2**18  # held at a time: 1 MiB in float32 stays in a core's cache
 
 
 def _pieces(B, H, T):
-    """Indices that cut [B, H, T, D] into [n, T, D] without a copy: by sequence, or by head where
-    sequences are short and many."""
-    if B <= H or T > 2 * QUERIES:
-        return [(b, slice(None)) for b in range(B)]
-    n = 8 * KEYS // T  # a block's scores: at most 2 MiB in float32
-    return [(slice(b, b + n), h) for h in range(H) for b in range(0, B, n)]
+    """Indices that cut [B, H, T, D] into pieces whose tiles of scores stay in the cache."""
+    n = max(1, SCORES // (min(T, QUERIES) * min(T, KEYS)))
+    rows, heads = max(1, n // H), min(n, H)
+    return [(slice(b, b + rows), slice(h, h + heads))
+            for b in range(0, B, rows) for h in range(0, H, heads)]
+
+
+def _packed(x, dtype):
+    """A piece [b, h, T, D] as [b * h, T, D] without gaps between its rows: products are quicker."""
+    return x.to(dtype).contiguous().view(-1, *x.shape[2:])
 
 
 def _tiles(T):
@@ -151,24 +156,29 @@ def _tiles(T):
             yield i, end, j, min(j + KEYS, end)
 
 
+def _future(x):
+    """What to add to the scores of a block of queries with its own keys: [QUERIES, QUERIES]."""
+    return x.new_full((QUERIES, QUERIES), NEVER, dtype=_accumulator(x)).triu(1)
+
+
 def _scores(q, k, i, end, j, stop, future):
     """A tile of scores [n, queries, keys]; keys in a query's future get NEVER."""
     s = torch.bmm(q[:, i:end], k[:, j:stop].mT)
     if stop > i:  # the diagonal runs through the tile's last columns
-        s[:, :, i - j :].masked_fill_(future[: end - i, : end - i], NEVER)
+        s[:, :, i - j :].add_(future[: end - i, : end - i])  # a tenth of masked_fill_'s time
     return s
 
 
 def tiled_attention(q, k, v):
     """The forward pass above. q, k, v: [B, H, T, D] -> o [B, H, T, D], base-2 L [B, H, T]."""
     B, H, T, D = q.shape
-    dtype = _accumulator(q)
+    dtype, future = _accumulator(q), _future(q)
     out = torch.empty_like(q)  # laid out like q: if packed by token, joining heads costs no copy
     lse = q.new_empty(B, H, T, dtype=dtype)
-    future = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=q.device).triu(1)
     for at in _pieces(B, H, T):
-        qs, ks, vs = (x[at].to(dtype) for x in (q, k, v))
+        qs, ks, vs = (_packed(x[at], dtype) for x in (q, k, v))
         qs = qs * (D**-0.5 * LOG2E)
+        o, L = torch.empty_like(qs), qs.new_empty(*qs.shape[:2], 1)
         for i, end, j, stop in _tiles(T):
             s = _scores(qs, ks, i, end, j, stop, future)
             top = s.amax(-1, keepdim=True)
@@ -182,34 +192,31 @@ def tiled_attention(q, k, v):
                 l, a = l * worth + p.sum(-1, keepdim=True), (a * worth).baddbmm_(p, vs[:, j:stop])
             m = top
             if stop == end:
-                out[at][:, i:end] = a.div_(l)
-                lse[at][:, i:end] = (m + l.log2()).squeeze(-1)
+                o[:, i:end], L[:, i:end] = a.div_(l), m + l.log2()
+        out[at], lse[at] = o.view_as(out[at]), L.view_as(lse[at])
     return out, lse
 
 
 def tiled_attention_backward(grad, q, k, v, out, lse):
     """The gradients above: dq, dk, dv, each [B, H, T, D] like q, from the gradient of o."""
     B, H, T, D = q.shape
-    dtype = _accumulator(q)
-    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-    future = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=q.device).triu(1)
+    dtype, future = _accumulator(q), _future(q)
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     for at in _pieces(B, H, T):
-        qs, ks, vs, do, o = (x[at].to(dtype) for x in (q, k, v, grad, out))
+        qs, ks, vs, do, o = (_packed(x[at], dtype) for x in (q, k, v, grad, out))
         qs = qs * (D**-0.5 * LOG2E)
+        L = lse[at].reshape(-1, T, 1)
         expected = (do * o).sum(-1, keepdim=True)  # sum_j p_ij dp_ij
-        sums = [x[at] for x in (dq, dk, dv)]
-        if q.dtype != dtype:
-            sums = torch.zeros(3, *qs.shape, dtype=dtype, device=q.device)
-        aq, ak, av = sums
+        aq, ak, av = (torch.zeros_like(x) for x in (qs, ks, vs))
         for i, end, j, stop in _tiles(T):
-            p = _scores(qs, ks, i, end, j, stop, future).sub_(lse[at][:, i:end, None]).exp2_()
+            p = _scores(qs, ks, i, end, j, stop, future).sub_(L[:, i:end]).exp2_()
             av[:, j:stop].baddbmm_(p.mT, do[:, i:end])
             ds = torch.bmm(do[:, i:end], vs[:, j:stop].mT).sub_(expected[:, i:end]).mul_(p)
             aq[:, i:end].baddbmm_(ds, ks[:, j:stop])
             ak[:, j:stop].baddbmm_(ds.mT, qs[:, i:end])
         aq.mul_(D**-0.5), ak.mul_(1 / LOG2E)  # qs held c log2(e) q
-        if q.dtype != dtype:
-            dq[at], dk[at], dv[at] = aq, ak, av
+        for sums, to in ((aq, dq), (ak, dk), (av, dv)):
+            to[at] = sums.view_as(to[at])
     return dq, dk, dv
 
 

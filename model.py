@@ -69,7 +69,8 @@ class Attention(nn.Module):
         qkv = self.c_attn(x)
         if tree is not None:
             qkv = F.embedding(tree.nodes, qkv)  # to rows: only attention needs them side by side
-        return qkv.unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        # Split, not unbound: the gradients of the three are then joined by a single copy.
+        return [x.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for x in qkv.chunk(3, dim=-1)]
 
     def step(self, x, cache, slots):
         """One token a row, x: [B, C], written to the last of the slots that its row will see."""

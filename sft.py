@@ -39,7 +39,8 @@ class Settings:
     batch: int = 32  # rows a step, over all ranks (paper: 32, 175B: 8)
     micro_batch: int = 32  # rows a forward pass; smaller needs less memory and changes nothing
     micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
-    lr: float = 2e-4  # peak learning rate, cosine to 10 %
+    lr: float = 2e-4  # peak learning rate
+    floor: float = 0.1  # where its cosine ends, as a share of the peak (App. C.1: 10 %)
     warmup: int = 0  # steps (paper: none)
     weight_decay: float = 0.01  # not in the paper
     clip: float = 1.0  # bound on the gradient's norm; not in the paper
@@ -63,7 +64,7 @@ class Settings:
 
 PRESETS = {
     "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=3e-3,
-                 batch=8, warmup=50, weight_decay=0.1),
+                 floor=0.0, batch=8, warmup=50, weight_decay=0.1),
     "init": dict(out="out/init", pretrain_mix=0.1, epochs=2, dropout=0.0, batch=8, lr=5e-4),
     # GPT-2 on your own data. The rates are those of 1.3B times 3, as GPT-3's for pretraining 125M
     # are of those for 1.3B (Brown et al. 2020, Table 2.1): scaled, not measured.
@@ -233,7 +234,7 @@ def main():
     model.train()
     for epoch in range(s.epochs):
         for rows in run.steps(batches(s, demos, text, epoch)):
-            lr = cosine(run.step, steps, s.lr, warmup=s.warmup)
+            lr = cosine(run.step, steps, s.lr, s.floor, s.warmup)
             first = (s.seed << 40) + run.step * s.batch  # no two rows of a run share a number
             loss, norm = train_step(model, optimizer, rows, lr, s, world, first)
             run.log(step=run.step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)

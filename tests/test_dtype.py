@@ -19,7 +19,7 @@ from helpers import EOS, one_process, same, tiny, tiny_scalar
 from kernels import gemm, linear, token_objective
 from model import GPT, GPTConfig, generate
 from runtime import frozen, make_optimizer, precision, take_step
-from sft import sft_loss
+from sft import Settings, sft_loss
 from test_resume import Run, assert_same
 from test_shard import finish
 from test_training import roll, scene, update
@@ -230,12 +230,12 @@ def test_auto_takes_bf16_where_it_pays(monkeypatch, restored, dtype, device, has
     assert bool(told) == bf16, "it is said where numbers differ from float32"
 
 
-def test_the_toys_stay_float32_on_every_cpu(monkeypatch, restored):
-    """The demo's numbers, and those of its larger base model, are float32's."""
+def test_all_models_of_the_toy_take_the_same_type(monkeypatch, restored):
+    """A policy in one type and its reward model in another would be hard to explain."""
     monkeypatch.setattr(runtime, "has_bf16", lambda: True)
-    for width in (192, 512):
+    for width in (Settings.n_embd, 512):  # the demo's, and that of its larger base model
         precision("auto", one_process(), width)
-        assert kernels.PRODUCTS == torch.float32
+        assert kernels.PRODUCTS == torch.bfloat16
 
 
 def test_an_unknown_type_is_refused():

@@ -163,7 +163,7 @@ def test_memory_is_what_the_scripts_take(tmp_path):
 
 
 def test_memory_of_training_without_activations():
-    """The README's 16 bytes a parameter, and 44 of PPO less the gradients that are not there at
+    """The README's 16 bytes a parameter, and 40 of PPO: two models' gradients are not there at
     the same time."""
     m, c = MACHINES["cpu"], GPTConfig(50257, 1024, 12, 12, 768)
     policy, value = Model("policy", c, False, True, True), Model("value", c, True, True)

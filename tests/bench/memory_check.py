@@ -72,7 +72,8 @@ def flags_of(script, name, size, rows, saving):
                      "--iterations=1", f"--batch={2 * rows}", f"--minibatch={rows}",
                      f"--ptx_rows={rows}", f"--micro_batch={rows}", f"--max_new_tokens={T // 2}",
                      "--show=0"]}[script]
-    return [*flags, "--data=data", "--device=cpu", "--save_every=100000", *saving]
+    return [*flags, "--data=data", "--device=cpu", "--dtype=float32", "--save_every=100000",
+            *saving]
 
 
 def resident(folder, script, flags, default=False):
