@@ -39,7 +39,6 @@ PAPER = SimpleNamespace(demos=12725, demo=(408, 43), prompts=33207, ranked=199, 
                         answer=128, text=300e9)
 TOWN = SimpleNamespace(demos=200, demo=(14, 12), prompts=9000, ranked=20, asked=20, answer=12,
                        text=3.8e6)
-SCORED = 2**14  # tokens that are scored at a time: runtime.py, scoring_groups
 K = 6.5  # completions of a prompt, 4 to 9 (section 3.5)
 
 # Petaflop/s-days, section 5.1. Ours are those if every row fills the context of 2,048 tokens (4.9
@@ -120,26 +119,17 @@ def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False
     if places:
         kept += (4 * places - 3 * tokens) * c.n_embd + (places - tokens) * c.n_head
     blocks = c.n_layer * tokens * c.n_embd + kept if checkpoint else c.n_layer * kept
-    logits = logits_bytes(c, marked, True, chunk)
+    logits = logits_bytes(c, marked, chunk)
     embedding = 4 * c.vocab_size * c.n_embd * (marked > 0)
     return (low * (blocks + 4 * tokens * c.n_embd) + embedding
             + max(low * tokens * 10 * c.n_embd, logits))
 
 
-def logits_bytes(c, marked, keep, chunk):
-    """Bytes of the head's logits of a chunk of tokens, of which a product makes one tile again. All
-    tiles are kept if gradients are made on the spot (kernels.py)."""
+def logits_bytes(c, marked, chunk):
+    """Bytes of the head's logits of a chunk of tokens, of which a product makes one tile again; all
+    are kept, as gradients are made on the spot (kernels.py)."""
     tile = min(c.vocab_size, 2048)  # kernels.TILE
-    return 4 * min(marked, chunk / c.vocab_size) * (tile + (c.vocab_size if keep else tile))
-
-
-def scoring_bytes(c, nodes, places, marked, low=4, chunk=2**24):
-    """Bytes of a forward pass without gradients: what a block's two norms and its MLP hold, 7 C a
-    token; of a PrefixTree 2 C, and q, k, v, and what attention says twice, 5 C a place. Or what the
-    head holds, 3 C and the logits."""
-    blocks = max(7 * nodes, (2 * nodes + 5 * places) * (places > nodes))
-    return max(low * c.n_embd * blocks,
-               low * c.n_embd * 3 * nodes + logits_bytes(c, marked, False, chunk))
+    return 4 * min(marked, chunk / c.vocab_size) * (tile + c.vocab_size)
 
 
 def cache_bytes(c, tokens, low=4):
@@ -331,7 +321,8 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
     step is one pass, gradients come as activations go; the second of several finds both. Sharded,
     every weight lies on one GPU of n; what computes has two blocks and the embedding whole, which
     a rollout would gather for every token: it takes all weights at once if half the GPU holds them.
-    With `offload` a frozen model is there, whole, while it scores. tokens: --micro_batch_tokens.
+    With `offload` a frozen model is there, whole, while it scores. Scores and validation, without
+    gradients, need less than updates do (runtime.py: scoring_groups). tokens: --micro_batch_tokens.
     """
     trained, share = [x for x in models if x.trained], n if sharded else 1
     largest = max(trained, key=lambda x: x.size)
@@ -366,44 +357,38 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
             bytes_["rollout"] += 16 * rows * w.model.config.vocab_size  # logits, their exp and sums
             phases.append(bytes_["rollout"] + buckets)
     phases.append(max(frozen, default=0) * offload + buckets)
-    kept = bytes_["weights"] + bytes_["Adam"] + bytes_["EMA"]
-    bytes_["step"] = kept + max(phases)
-    if not frozen:  # the validation of sft.py and reward.py; that of ppo.py's models is smaller
-        phases += [scoring_bytes(w.model.config, SCORED * w.distinct, SCORED,
-                                 SCORED * (not w.model.scalar), m.low, m.chunk) + buckets
-                   for w in work]
-    bytes_["peak"] = kept + max(phases)
+    bytes_["peak"] = bytes_["weights"] + bytes_["Adam"] + bytes_["EMA"] + max(phases)
     return bytes_
 
 
-def planned(work, s, n=1, part="peak"):
+def planned(work, s, n=1):
     """Bytes of one of n processes on CPUs by `memory`. work: sft_work, reward_work, ppo_work of
     the settings s."""
     models, parts, _ = work(None, s)
     return memory(models, parts, n, s.shard, s.micro_batch, in_type(MACHINES["cpu"], s.dtype),
                   s.activation_checkpointing, getattr(s, "dropout", 0) > 0, s.micro_batch_tokens,
-                  getattr(s, "offload", False))[part]
+                  getattr(s, "offload", False))["peak"]
 
 
 def advice(work, s, n, gpu, smaller):
-    """(bytes of a step, [(setting, value, bytes with it)]): three changes that lower them.
+    """(bytes at the peak, [(setting, value, bytes with it)]): three changes that lower them.
 
     First those that change no result, the one that lowers most before the others; then settings
     that `smaller` names, half of what they are. A text has no half, and no bytes; nor has a number
     of which the plan does not know that it lowers them.
     """
-    step = lambda **changes: planned(work, replace(s, **changes), n, "step")
-    now, micro = step(), "micro_batch_tokens" if s.micro_batch_tokens else "micro_batch"
+    peak = lambda **changes: planned(work, replace(s, **changes), n)
+    now, micro = peak(), "micro_batch_tokens" if s.micro_batch_tokens else "micro_batch"
     rows = getattr(s, micro)
-    while rows > 1 and step(**{micro: rows}) >= now:
+    while rows > 1 and peak(**{micro: rows}) >= now:
         rows //= 2
     changes = {micro: rows, "activation_checkpointing": True, "shard": n > 1,
                **({"offload": gpu} if hasattr(s, "offload") else {})}
-    found = [(k, v, step(**{k: v})) for k, v in changes.items()]
+    found = [(k, v, peak(**{k: v})) for k, v in changes.items()]
     found = sorted([x for x in found if x[2] < now], key=lambda x: x[2])
     for name in smaller:
         half = None if isinstance(getattr(s, name), str) else getattr(s, name) // 2
-        less = step(**{name: half}) if half else now
+        less = peak(**{name: half}) if half else now
         found.append((name, half, less if less < now else None))
     return now, found[:3]
 

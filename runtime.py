@@ -434,18 +434,27 @@ def pad(rows, value=0):
 
 def micro_batches(lengths, rows, tokens=0, copies=None):
     """Row numbers in groups of at most `rows`, similar lengths together: little padding. With
-    `tokens`, in groups of at most so many tokens instead (see `scoring_groups`)."""
+    `tokens`, in groups of at most so many tokens instead (see `groups_by_tokens`)."""
     if tokens:
-        return scoring_groups(lengths, tokens, copies)
+        return groups_by_tokens(lengths, tokens, copies)
     by_length = sorted(range(len(lengths)), key=lambda i: int(lengths[i]))
     return [by_length[i : i + rows] for i in range(0, len(by_length), rows)]
 
 
-def scoring_groups(lengths, tokens=2**14, copies=None):
+def scoring_groups(lengths, s, world, copies=None):
+    """Row numbers in groups for passes without gradients (validation, scores): with no more tokens,
+    pads counted, than a training pass of such rows would have, and so with less memory; 2^14 at
+    most. s: settings; copies: see `groups_by_tokens`."""
+    longest = max((n * k for n, k in zip(lengths, copies or [1] * len(lengths))), default=0)
+    most = s.micro_batch_tokens or s.micro_batch * longest
+    return groups_by_tokens(lengths, min(2**14, -(-s.batch // world.size) * longest, most), copies)
+
+
+def groups_by_tokens(lengths, tokens, copies=None):
     """Row numbers in groups of at most `tokens` tokens, pads counted. A longer row is alone.
 
     A group's activations then need the same memory whatever the context; in rows they would not:
-    256 rows of 1,024 tokens are 3 GB for one hidden layer of GPT-2's MLP, these tokens 200 MB.
+    256 rows of 1,024 tokens are 3 GB for one hidden layer of GPT-2's MLP, 2^14 tokens 200 MB.
     copies: how many sequences a row stands for, as the completions of a prompt; default one each.
     """
     groups, copies, held = [], copies or [1] * len(lengths), 0

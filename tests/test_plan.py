@@ -179,7 +179,7 @@ def test_several_passes_find_the_gradients_there():
     c, m = GPTConfig(1000, 128, 4, 4, 64), MACHINES["cpu"]
     policy = Model("policy", c, trained=True)
     step = lambda rows, micro, **more: memory(
-        [policy], [Work("update", "", policy, rows, 0, 128, 1)], 1, False, micro, m, **more)["step"]
+        [policy], [Work("update", "", policy, rows, 0, 128, 1)], 1, False, micro, m, **more)["peak"]
     assert step(16, 8) - step(8, 8) == 4 * policy.size
     assert step(16, 8) < step(16, 16) < step(16, 8) + step(8, 8)
     assert step(16, 99, tokens=8 * 128) == step(16, 8) == step(16, 99, tokens=8 * 128 + 127)
@@ -207,12 +207,12 @@ def test_advice_names_three_settings_and_what_each_would_take(script):
     def names(n=1, gpu=False, **changes):
         own = replace(s, **changes)
         now, found = plan.advice(work, own, n, gpu, ("init", "batch"))
-        assert now == plan.planned(work, own, n, "step")
+        assert now == plan.planned(work, own, n)
         numbers = [less for name, _, less in found if name not in ("init", "batch")]
         assert numbers == sorted(numbers) and all(less < now for less in numbers)
         for name, value, less in found:
             if less:
-                assert less == plan.planned(work, replace(own, **{name: value}), n, "step")
+                assert less == plan.planned(work, replace(own, **{name: value}), n)
         return [f"{name}={value}" for name, value, _ in found]
 
     saved = "activation_checkpointing=True"
