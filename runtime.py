@@ -110,11 +110,16 @@ def precision(dtype, world, width):
         stop(f"--dtype={dtype}: there are auto, float32 and bf16")
     if dtype == "auto":
         fast = (torch.cuda.is_bf16_supported(including_emulation=False)
-                if world.device.type == "cuda" else width >= WIDE and has_bf16())
+                if world.device.type == "cuda" else bf16_pays(width))
         dtype = "bf16" if fast else "float32"
     kernels.PRODUCTS = torch.bfloat16 if dtype == "bf16" else torch.float32
     if dtype == "bf16":
         world.print("products in bf16; weights, gradients and log-probs in float32")
+
+
+def bf16_pays(width):
+    """Whether --dtype=auto takes bf16 on this CPU, for models with so many dimensions."""
+    return width >= WIDE and has_bf16()
 
 
 def has_bf16():
