@@ -16,7 +16,7 @@ import torch
 
 from data import records
 from data.batches import encode_prompt
-from data.labelers import FEATURES, features, pool, rank
+from data.labelers import FEATURES, features, impressions, pool, rank, rate
 from data.tasks import gold
 from data.town import Town
 from model import GPT, generate
@@ -88,7 +88,8 @@ def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, tas
         x[:, FEATURES.index("courteous")] *= taste
         won = []
         for i in rng.choice(len(labelers), votes, replace=votes > len(labelers)):
-            (r, t), _ = rank(labelers[i], x, (a[0], b[0]), "evaluate", sharpness, rng)
+            r, t = rank(labelers[i], impressions(labelers[i], x, (a[0], b[0]), "evaluate",
+                                                 sharpness, rng))
             won.append((r < t) + 0.5 * (r == t))
         values.append(sum(won) / votes)
     return interval(values)
@@ -110,7 +111,8 @@ def likert(town, prompts, responses, labelers, sharpness, seed):
     for prompt, response in zip(prompts, responses):
         x = features(town, prompt["task"], *response)[None]
         labeler = labelers[rng.integers(len(labelers))]
-        scores += rank(labeler, x, response[:1], "evaluate", sharpness, rng)[1]
+        seen = impressions(labeler, x, response[:1], "evaluate", sharpness, rng)
+        scores += rate(labeler, seen, "evaluate", sharpness)
     return float(np.mean(scores))
 
 

@@ -203,10 +203,10 @@ def tiled_attention_backward(grad, q, k, v, out, lse):
     dtype, future = _accumulator(q), _future(q)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     for at in _pieces(B, H, T):
-        qs, ks, vs, do, o = (_packed(x[at], dtype) for x in (q, k, v, grad, out))
+        qs, ks, vs, do = (_packed(x[at], dtype) for x in (q, k, v, grad))
         qs = qs * (D**-0.5 * LOG2E)
         L = lse[at].reshape(-1, T, 1)
-        expected = (do * o).sum(-1, keepdim=True)  # sum_j p_ij dp_ij
+        expected = (grad[at].to(dtype) * out[at]).sum(-1).view(-1, T, 1)  # sum_j p_ij dp_ij
         aq, ak, av = (torch.zeros_like(x) for x in (qs, ks, vs))
         for i, end, j, stop in _tiles(T):
             p = _scores(qs, ks, i, end, j, stop, future).sub_(L[:, i:end]).exp2_()

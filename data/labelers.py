@@ -73,23 +73,31 @@ def features(town, task, text, ended=True):
                      min(len(said), 30) / 30, f["courteous"]], dtype=float)
 
 
-def rank(labeler, x, texts, criterion, sharpness, rng):
-    """x [K, F], texts [K] -> (ranks [K] from 1, Likert scores [K] from 1 to 7).
+def impressions(labeler, x, texts, criterion, sharpness, rng):
+    """x [K, F], texts [K] -> how much the labeler likes each, noise included [K].
 
     Equal texts are seen to be equal: they share their noise, and so their rank.
     """
     noise = dict(zip(texts, rng.gumbel(size=len(texts))))
-    noisy = labeler.utility(x, criterion, sharpness) + [noise[t] for t in texts]
-    order = np.argsort(-noisy, kind="stable")
-    ranks, current = [0] * len(x), 0
-    for place, i in enumerate(order):
-        if place == 0 or noisy[order[place - 1]] - noisy[i] > labeler.tie:
-            current += 1
+    return labeler.utility(x, criterion, sharpness) + [noise[t] for t in texts]
+
+
+def rank(labeler, seen):
+    """Impressions [K] -> ranks [K] from 1; neighbours within the labeler's tie width share one."""
+    seen, ranks, current = seen.tolist(), [0] * len(seen), 1
+    order = sorted(range(len(seen)), key=lambda i: -seen[i])
+    for before, i in zip(order[:1] + order, order):
+        current += seen[before] - seen[i] > labeler.tie
         ranks[i] = current
+    return ranks
+
+
+def rate(labeler, seen, criterion, sharpness):
+    """Impressions [K] -> Likert scores [K] from 1 to 7."""
     mean = sharpness * CRITERIA[criterion]
     best = mean @ np.array([1, 1, 1, 0, 0, 0, 0, 0, 0.5, 1])  # of a response without fault
-    likert = 6.3 + labeler.generous + 1.2 * (noisy - 0.577 - best) / max(sharpness, 1e-9)
-    return ranks, [int(v) for v in np.clip(np.round(likert), 1, 7)]
+    likert = 6.3 + labeler.generous + 1.2 * (seen - 0.577 - best) / max(sharpness, 1e-9)
+    return [int(v) for v in np.clip(np.round(likert), 1, 7)]
 
 
 def flags(x, constrained, rng, error=0.05):
@@ -107,10 +115,11 @@ def label(town, record, labeler, everyone, criterion, sharpness, rng):
     x = np.stack([features(town, record["task"], c["text"], c["ended"])
                   for c in record["completions"]])
     constrained = gold(town, record["task"], "")["flags"]["constraint"] is not None
-    ranks, likert = rank(labeler, x, [c["text"] for c in record["completions"]], criterion,
-                         sharpness, rng)
+    seen = impressions(labeler, x, [c["text"] for c in record["completions"]], criterion,
+                       sharpness, rng)
     expected = np.mean([p.utility(x, criterion, sharpness) for p in everyone], 0)
-    return {**record, "ranks": ranks, "labeler": labeler.name, "likert": likert,
+    return {**record, "ranks": rank(labeler, seen), "labeler": labeler.name,
+            "likert": rate(labeler, seen, criterion, sharpness),
             "flags": [flags(row, constrained, rng) for row in x],
             "expected": [round(float(v), 4) for v in expected]}
 
@@ -128,11 +137,12 @@ def agreement(responses, labelers, criterion, sharpness, rng):
     same = total = 0
     for x, texts in responses * 6:
         a, b = (labelers[i] for i in rng.choice(len(labelers), 2, replace=False))
-        first, second = (set(pairs(rank(p, x, texts, criterion, sharpness, rng)[0]))
+        first, second = (rank(p, impressions(p, x, texts, criterion, sharpness, rng))
                          for p in (a, b))
-        both = [(i, j) for i, j in first if (i, j) in second or (j, i) in second]
-        same += sum(pair in second for pair in both)
-        total += len(both)
+        for i, j in itertools.combinations(range(len(texts)), 2):
+            untied = first[i] != first[j] and second[i] != second[j]
+            same += untied and (first[i] < first[j]) == (second[i] < second[j])
+            total += untied
     return same / max(1, total), total
 
 

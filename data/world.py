@@ -31,7 +31,7 @@ class Settings:
     out: str = "out/toy"  # folder to write
     documents: int = 70000  # of pretraining text
     vocab: int = 700  # tokens of the tokenizer, at most
-    demonstrations: int = 200  # of the training split
+    demonstrations: int = 150  # of the training split
     prompts: int = 9000  # of the training split
     heldout: int = 600  # prompts of the valid and of the test split, each
     cap: int = 30  # prompts of one author at most (the paper: 200 a user)

@@ -559,11 +559,6 @@ def test_probes_have_true_answers_that_the_text_does_not_give_away(built):
 
 # -------------------------------------------------------------------------------------- labelers
 
-class Quiet:
-    """A random generator without noise."""
-    gumbel = staticmethod(lambda size: np.zeros(size))
-
-
 def judge(utilities, tie):
     """A labeler who finds that responses are worth exactly this."""
     return SimpleNamespace(tie=tie, generous=0.0, utility=lambda *_: np.array(utilities, float))
@@ -577,17 +572,16 @@ def judge(utilities, tie):
     ([0.1, 0.2, 0.3], 0.0, [3, 2, 1]),
 ])
 def test_ranks_by_hand(utilities, tie, ranks):
-    texts = [str(i) for i in range(len(ranks))]
-    assert labelers.rank(judge(utilities, tie), np.zeros((len(ranks), 1)), texts, "train", 1.0,
-                         Quiet)[0] == ranks
+    assert labelers.rank(judge(utilities, tie), np.array(utilities, float)) == ranks
 
 
 def test_equal_texts_share_a_rank():
     """However noisy the labeler: the same words cannot be better than themselves."""
     rng, texts = np.random.default_rng(0), ["a", "b", "a", "c", "b"]
     for _ in range(100):
-        ranks, likert = labelers.rank(judge([1, 0, 1, 2, 0], 0.3), np.zeros((5, 1)), texts,
-                                      "train", 0.1, rng)
+        one = judge([1, 0, 1, 2, 0], 0.3)
+        seen = labelers.impressions(one, np.zeros((5, 1)), texts, "train", 0.1, rng)
+        ranks, likert = labelers.rank(one, seen), labelers.rate(one, seen, "train", 0.1)
         assert (ranks[0], ranks[1]) == (ranks[2], ranks[4])
         assert (likert[0], likert[1]) == (likert[2], likert[4])
 
@@ -604,7 +598,8 @@ def test_ranks_are_a_ranking():
     people, _ = labelers.pool(3)
     rng, ties = np.random.default_rng(0), 0
     for (x, texts), labeler in zip(responses(200, 6), itertools.cycle(people)):
-        ranks, likert = labelers.rank(labeler, x, texts, "train", 2.0, rng)
+        seen = labelers.impressions(labeler, x, texts, "train", 2.0, rng)
+        ranks, likert = labelers.rank(labeler, seen), labelers.rate(labeler, seen, "train", 2.0)
         assert sorted(set(ranks)) == list(range(1, max(ranks) + 1))
         assert set(likert) <= set(range(1, 8))
         for i, j in itertools.permutations(range(6), 2):
@@ -616,7 +611,8 @@ def test_ranks_are_a_ranking():
 def test_agreement_is_the_share_of_common_untied_pairs(monkeypatch):
     """Two labelers with fixed opinions. Of 6 pairs A ties (0, 3), B ties (0, 1): 4 are left."""
     opinions = {"A": [2, 1, 3, 2], "B": [1, 1, 2, 3]}
-    monkeypatch.setattr(labelers, "rank", lambda who, *_: (opinions[who], None))
+    monkeypatch.setattr(labelers, "impressions", lambda *_: None)
+    monkeypatch.setattr(labelers, "rank", lambda who, _: opinions[who])
     same = total = 0
     for i in range(4):
         for j in range(i):

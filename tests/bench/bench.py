@@ -47,13 +47,13 @@ def arguments():
 # A row is a function that prepares inputs and returns (ours, theirs, kept): two functions without
 # arguments that do the same work, and one that returns the tensors which a run leaves behind.
 
-def attention_row(T):
+def attention_row(T, B=8, H=6, D=64):
     import torch
     import torch.nn.functional as F
     from kernels import attention
     torch.manual_seed(0)
-    q, k, v = (torch.randn(8, 6, T, 64, requires_grad=True) for _ in range(3))
-    grad, kept = torch.randn(8, 6, T, 64), []
+    q, k, v = (torch.randn(B, H, T, D, requires_grad=True) for _ in range(3))
+    grad, kept = torch.randn(B, H, T, D), []
 
     def run(function):
         q.grad = k.grad = v.grad = None
@@ -326,6 +326,8 @@ ROWS = {  # name: (what, peer, function, ratio of the times to reach, of the mem
                      lambda: attention_row(256), 0.92, 1.0),
     "attention1024": ("attention fwd+bwd, B8 H6 D64, T 1024", "F.scaled_dot_product_attention",
                       lambda: attention_row(1024), 0.92, 1.0),
+    "attention48": ("attention fwd+bwd, B64 H8 D24, T 48", "F.scaled_dot_product_attention",
+                    lambda: attention_row(48, 64, 8, 24), 1.0, None),
     "ce": ("cross-entropy fwd+bwd, N 4096, C 384, V 50257", "F.linear + F.cross_entropy",
            lambda: cross_entropy_row(50257), 0.72, 0.10),
     "ce1024": ("the same, V 1024", "F.linear + F.cross_entropy",
