@@ -149,8 +149,10 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    for threshold in (-1, -3):  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes
-        mallopt(threshold, 2**31 - 1)
+    trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes
+    # An older glibc refuses more than 32 MB of the second; left alone, it would stay at 128 KB.
+    if mallopt(mmap, 2**31 - 1) or mallopt(mmap, 2**25):
+        mallopt(trim, 2**31 - 1)
 
 
 class World:

@@ -8,6 +8,7 @@ import collections
 import copy
 import importlib
 import math
+import os
 import platform
 import random
 from dataclasses import fields, replace
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 
 import ppo
 import reward
+import runtime
 import sft
 import training
 from data.batches import WithoutPrompt
@@ -1007,6 +1009,26 @@ for _ in range(20):
     step()
 print(faults() - before)
 """
+
+
+def test_a_c_library_that_refuses_a_large_threshold_gets_a_smaller_one(monkeypatch):
+    """To set the other alone is worse than nothing: it ends glibc's own adaption, at 128 KB."""
+    taken, most = {}, None
+
+    def mallopt(name, value):
+        if name == -3 and value > most:
+            return 0
+        taken[name] = value
+        return 1
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    for most, expected in ((2**31, {-3: 2**31 - 1, -1: 2**31 - 1}),
+                           (2**25, {-3: 2**25, -1: 2**31 - 1}), (0, {})):
+        taken.clear()
+        runtime.keep_freed_memory()
+        assert taken == expected
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
