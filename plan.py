@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import huggingface
 from model import GPTConfig
+from runtime import bf16_pays
 
 DAY = 1e15 * 86400  # a petaflop/s-day in FLOPs, the paper's unit (section 5.1)
 
@@ -39,7 +40,6 @@ PAPER = SimpleNamespace(demos=12725, demo=(408, 43), prompts=33207, ranked=199, 
                         answer=128, text=300e9)
 TOWN = SimpleNamespace(demos=200, demo=(14, 12), prompts=9000, ranked=20, asked=20, answer=12,
                        text=3.8e6)
-SCORED = 2**14  # tokens that are scored at a time: runtime.py, scoring_groups
 K = 6.5  # completions of a prompt, 4 to 9 (section 3.5)
 
 # Petaflop/s-days, section 5.1. Ours are those if every row fills the context of 2,048 tokens (4.9
@@ -61,6 +61,7 @@ class Machine:
     outside: float  # bytes/s to other nodes: rings use all of a node's 8 network cards
     master: int = 4  # bytes of a weight, and of a gradient, that is trained
     low: int = 2  # bytes of a number in products: bf16, and of a frozen model's weights
+    cache: int = 2  # bytes of a number in a cache of keys and values: kernels.py, cache_type
     other: float = 0.0  # FLOP/s in the type that --dtype=auto does not take: float32, no TF32
     chunk: int = 2**28  # logits at a time: kernels.py, _chunks
 
@@ -69,15 +70,18 @@ MACHINES = {
     "a100": Machine("A100 80 GB", 80e9, 312e12, 0.4, 1.4e12, 300e9, 200e9, other=19.5e12),
     "h100": Machine("H100 80 GB", 80e9, 989e12, 0.4, 2.3e12, 450e9, 400e9, other=67e12),
     "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.65, 10e9, 1e9, 1e9, low=4,
-                   other=333e9, chunk=2**24),  # a training step in bf16: 1.44 times as fast
+                   cache=4, other=333e9, chunk=2**24),  # a training step in bf16: 1.44 times as fast
 }
 
 
-def in_type(m, dtype):
-    """The machine as --dtype has it use its products: auto is bf16 on a GPU, float32 on a CPU."""
+def in_type(m, dtype, width):
+    """The machine as --dtype has it use its products: auto is bf16 on a GPU, and on a CPU what this
+    one takes for models with so many dimensions."""
+    if dtype == "auto":
+        dtype = "bf16" if m.low == 2 or bf16_pays(width) else "float32"
     if dtype == ("float32" if m.low == 2 else "bf16"):
         name = f"{m.name.removesuffix(', float32')}, {dtype}"
-        return replace(m, name=name, low=6 - m.low, flops=m.other)
+        return replace(m, name=name, low=6 - m.low, cache=4, flops=m.other)
     return m
 
 
@@ -111,7 +115,8 @@ def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False
 
     A block keeps 16 C numbers a token: two inputs of norms and their outputs, q, k and v, what
     attention says, 4 C before gelu and 4 C after it. With checkpointing it keeps its input, and
-    one block at a time has the rest; dropout adds 4 C. The last norm and the head keep 4 C, and the
+    one block at a time has the rest; dropout adds 4 C. Inputs of norms are the residual stream,
+    which is float32 in any type of products. The last norm and the head keep 4 C, and the
     gradients on their way through a block are 10 C more, unless the head's logits were. The nodes
     of a PrefixTree keep 13 C, and their places in rows, which attention needs, 4 C. The head's
     gradient of the embedding, V C, is there before any other and until the last.
@@ -119,27 +124,19 @@ def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False
     kept = tokens * (16 + 4 * dropout) * c.n_embd + tokens * c.n_head
     if places:
         kept += (4 * places - 3 * tokens) * c.n_embd + (places - tokens) * c.n_head
-    blocks = c.n_layer * tokens * c.n_embd + kept if checkpoint else c.n_layer * kept
-    logits = logits_bytes(c, marked, True, chunk)
+    one = low * kept + (4 - low) * 2 * tokens * c.n_embd
+    blocks = 4 * c.n_layer * tokens * c.n_embd + one if checkpoint else c.n_layer * one
+    logits = logits_bytes(c, marked, chunk)
     embedding = 4 * c.vocab_size * c.n_embd * (marked > 0)
-    return (low * (blocks + 4 * tokens * c.n_embd) + embedding
+    return (blocks + low * 4 * tokens * c.n_embd + embedding
             + max(low * tokens * 10 * c.n_embd, logits))
 
 
-def logits_bytes(c, marked, keep, chunk):
-    """Bytes of the head's logits of a chunk of tokens, of which a product makes one tile again. All
-    tiles are kept if gradients are made on the spot (kernels.py)."""
+def logits_bytes(c, marked, chunk):
+    """Bytes of the head's logits of a chunk of tokens, of which a product makes one tile again; all
+    are kept, as gradients are made on the spot (kernels.py)."""
     tile = min(c.vocab_size, 2048)  # kernels.TILE
-    return 4 * min(marked, chunk / c.vocab_size) * (tile + (c.vocab_size if keep else tile))
-
-
-def scoring_bytes(c, nodes, places, marked, low=4, chunk=2**24):
-    """Bytes of a forward pass without gradients: what a block's two norms and its MLP hold, 7 C a
-    token; of a PrefixTree 2 C, and q, k, v, and what attention says twice, 5 C a place. Or what the
-    head holds, 3 C and the logits."""
-    blocks = max(7 * nodes, (2 * nodes + 5 * places) * (places > nodes))
-    return max(low * c.n_embd * blocks,
-               low * c.n_embd * 3 * nodes + logits_bytes(c, marked, False, chunk))
+    return 4 * min(marked, chunk / c.vocab_size) * (tile + c.vocab_size)
 
 
 def cache_bytes(c, tokens, low=4):
@@ -160,6 +157,15 @@ class Model:
     @property
     def size(self):
         return parameters(self.config, self.scalar)
+
+    def kept(self, m):
+        """Bytes of its weights. FSDP gathers them in the type in which they are kept."""
+        return (m.master if self.trained else m.low) * self.size
+
+    def lent(self, m):
+        """Whether a GPU takes all of it at once for a rollout or scores, as `gathered` does: the
+        plan goes on where it does not fit, as if blocks were gathered whenever they are needed."""
+        return self.kept(m) < m.memory / 2
 
 
 @dataclass
@@ -222,14 +228,17 @@ class Work:
                    / (m.flops * m.utilisation))
         if self.longest:  # each decoding step reads the weights; each token, its row's cache
             read = self.longest * m.low * P + rows * self.response * cache_bytes(
-                self.model.config, self.prompt + self.response / 2, m.low)
+                self.model.config, self.prompt + self.response / 2, m.cache)
             compute = max(compute, read / m.bandwidth)
-            passes = 1 if m.low * P < m.memory / 2 else self.longest  # see `memory`
+            passes = self.longest
+        if not self.steps and self.model.lent(m):
+            passes = 1
         link = (m.inside if n <= 8 else m.outside) * n / max(1, n - 1)  # of a ring
         if n == 1:
             sent = 0
         elif sharded:  # gather the weights, again for backward; reduce the gradients
-            sent = passes * P * (m.low if not self.steps else 2 * m.low + m.master)
+            sent = passes * (2 * self.model.kept(m) + m.master * P if self.steps else
+                             self.model.kept(m))
         else:
             sent = self.steps * 2 * m.master * P  # all-reduce, once a step
         return compute, sent / link
@@ -329,23 +338,23 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
 
     An update and a rollout are not there at the same time, nor are two models' gradients. Where a
     step is one pass, gradients come as activations go; the second of several finds both. Sharded,
-    every weight lies on one GPU of n; what computes has two blocks and the embedding whole, which
-    a rollout would gather for every token: it takes all weights at once if half the GPU holds them.
-    With `offload` a frozen model is there, whole, while it scores. tokens: --micro_batch_tokens.
+    every weight lies on one GPU of n; an update has two blocks and the embedding whole, and their
+    gradients before they are shared out; a rollout, or a score, has all of a model (Model.lent).
+    With `offload` a frozen model is there, whole, while it scores. Scores and validation, without
+    gradients, need less than updates do (runtime.py: scoring_groups). tokens: --micro_batch_tokens.
     """
     trained, share = [x for x in models if x.trained], n if sharded else 1
     largest = max(trained, key=lambda x: x.size)
     c, whole = largest.config, max(x.size for x in trained)
     block, embedding = 12 * c.n_embd**2, c.n_embd * c.vocab_size
     own = sum(x.size for x in trained)
-    frozen = [m.low * x.size for x in models if not x.trained]
+    frozen = [x.kept(m) for x in models if not x.trained]
     buckets = m.master * own * (n > 1 and not sharded)  # of DDP, for as long as it lasts
     bytes_ = {"weights": (m.master * own + sum(frozen) * (not offload)) / share,
               "gradients": m.master * whole / share + buckets,
               "Adam": 8 * own / share,
               "EMA": m.master * sum(x.size for x in models if x.ema) / share}
-    gathered = (m.low * (2 * block + embedding) + m.master * (block + embedding) if sharded
-                else m.low * whole * (m.low != m.master))
+    gathered = m.master * (3 * block + 2 * embedding) * sharded
     phases = [buckets, bytes_["gradients"]]
     bytes_["update"] = gathered
     for model in trained:
@@ -357,53 +366,50 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
             again = sum(passes for _, passes in steps) > 1
             phases.append(activations + buckets + again * m.master * model.size / share)
     for w in work:
+        if not w.steps:
+            lent = (w.model.kept(m) if w.model.lent(m) else gathered) * sharded
+            phases.append(lent + buckets)
         if w.longest:
-            fits = m.low * w.model.size < m.memory / 2
-            bytes_["rollout"] = m.low * w.model.size if fits or not sharded else gathered
+            packed = m.low * w.model.size * (w.model.lent(m) or not sharded)  # model.py: sampling
             rows = math.ceil(w.rows / n)
-            bytes_["rollout"] += cache_bytes(w.model.config, rows * w.model.config.block_size,
-                                             m.low)
+            bytes_["rollout"] = lent + packed + cache_bytes(
+                w.model.config, rows * w.model.config.block_size, m.cache)
             bytes_["rollout"] += 16 * rows * w.model.config.vocab_size  # logits, their exp and sums
             phases.append(bytes_["rollout"] + buckets)
     phases.append(max(frozen, default=0) * offload + buckets)
-    kept = bytes_["weights"] + bytes_["Adam"] + bytes_["EMA"]
-    bytes_["step"] = kept + max(phases)
-    if not frozen:  # the validation of sft.py and reward.py; that of ppo.py's models is smaller
-        phases += [scoring_bytes(w.model.config, SCORED * w.distinct, SCORED,
-                                 SCORED * (not w.model.scalar), m.low, m.chunk) + buckets
-                   for w in work]
-    bytes_["peak"] = kept + max(phases)
+    bytes_["peak"] = bytes_["weights"] + bytes_["Adam"] + bytes_["EMA"] + max(phases)
     return bytes_
 
 
-def planned(work, s, n=1, part="peak"):
-    """Bytes of one of n processes on CPUs by `memory`. work: sft_work, reward_work, ppo_work of
-    the settings s."""
+def planned(work, s, n=1, gpu=False):
+    """Bytes of one of n processes by `memory`. work: sft_work, reward_work, ppo_work of the
+    settings s."""
     models, parts, _ = work(None, s)
-    return memory(models, parts, n, s.shard, s.micro_batch, in_type(MACHINES["cpu"], s.dtype),
-                  s.activation_checkpointing, getattr(s, "dropout", 0) > 0, s.micro_batch_tokens,
-                  getattr(s, "offload", False))[part]
+    m = in_type(MACHINES["a100" if gpu else "cpu"], s.dtype, models[0].config.n_embd)
+    return memory(models, parts, n, s.shard, s.micro_batch, m, s.activation_checkpointing,
+                  getattr(s, "dropout", 0) > 0, s.micro_batch_tokens,
+                  getattr(s, "offload", False))["peak"]
 
 
 def advice(work, s, n, gpu, smaller):
-    """(bytes of a step, [(setting, value, bytes with it)]): three changes that lower them.
+    """(bytes at the peak, [(setting, value, bytes with it)]): three changes that lower them.
 
     First those that change no result, the one that lowers most before the others; then settings
     that `smaller` names, half of what they are. A text has no half, and no bytes; nor has a number
     of which the plan does not know that it lowers them.
     """
-    step = lambda **changes: planned(work, replace(s, **changes), n, "step")
-    now, micro = step(), "micro_batch_tokens" if s.micro_batch_tokens else "micro_batch"
+    peak = lambda **changes: planned(work, replace(s, **changes), n, gpu)
+    now, micro = peak(), "micro_batch_tokens" if s.micro_batch_tokens else "micro_batch"
     rows = getattr(s, micro)
-    while rows > 1 and step(**{micro: rows}) >= now:
+    while rows > 1 and peak(**{micro: rows}) >= now:
         rows //= 2
     changes = {micro: rows, "activation_checkpointing": True, "shard": n > 1,
                **({"offload": gpu} if hasattr(s, "offload") else {})}
-    found = [(k, v, step(**{k: v})) for k, v in changes.items()]
+    found = [(k, v, peak(**{k: v})) for k, v in changes.items()]
     found = sorted([x for x in found if x[2] < now], key=lambda x: x[2])
     for name in smaller:
         half = None if isinstance(getattr(s, name), str) else getattr(s, name) // 2
-        less = step(**{name: half}) if half else now
+        less = peak(**{name: half}) if half else now
         found.append((name, half, less if less < now else None))
     return now, found[:3]
 
@@ -445,7 +451,7 @@ def report(script, preset, s, machine, models, work, iterations):
     """Print the plan."""
     if machine not in (*MACHINES, "true"):
         raise SystemExit(f"error: --plan={machine}: there are {', '.join(MACHINES)}")
-    m = in_type(MACHINES.get(machine, MACHINES["a100"]), s.dtype)
+    m = in_type(MACHINES.get(machine, MACHINES["a100"]), s.dtype, models[0].config.n_embd)
     dropout, micro, tokens = getattr(s, "dropout", 0) > 0, s.micro_batch, s.micro_batch_tokens
     offload = getattr(s, "offload", False)
     lines = [f"{script}.py{f' --preset={preset}' * bool(preset)}: {iterations:,} "

@@ -150,15 +150,18 @@ def train_step(model, optimizer, rankings, lr, s, world):
 
 
 @torch.no_grad()
-def score(model, rows, world):
-    """Rows of ids -> their scores, a list of floats, the rows shared over all ranks."""
-    mine = world.share(rows)
-    out = [0.0] * len(mine)
+def score(model, families, s, world):
+    """Lists of rows of ids, which may begin alike -> lists of their scores, shared over all ranks.
+    As in training, a micro-batch has whole families."""
+    mine = world.share(families)
+    out = [None] * len(mine)
     with gathered(model) as whole:
-        for group in scoring_groups(list(map(len, mine))):
-            tree = PrefixTree([mine[i] for i in group], world.device)
-            for i, value in zip(group, whole(tree)[tree.ends].tolist()):
-                out[i] = value
+        for group in scoring_groups([max(map(len, rows)) for rows in mine], s, world,
+                                    list(map(len, mine))):
+            tree = PrefixTree([ids for i in group for ids in mine[i]], world.device)
+            values = iter(whole(tree)[tree.ends].tolist())
+            for i in group:
+                out[i] = [next(values) for _ in mine[i]]
     return world.gather(out)
 
 
@@ -181,9 +184,7 @@ def heldout_accuracy(model, tokenizer, s, config, world):
         if not path.exists():
             continue
         rankings = read_rankings(path, tokenizer, config.block_size, world, s.too_long)
-        scores = score(model, [ids for rows, _ in rankings for ids in rows], world)
-        values = iter(scores)
-        out[name] = accuracy([[next(values) for _ in rows] for rows, _ in rankings], rankings)
+        out[name] = accuracy(score(model, [rows for rows, _ in rankings], s, world), rankings)
         raw = records.read(path, "ranking")
         if all("expected" in r for r in raw):
             out["ceiling" + suffix] = accuracy([r["expected"] for r in raw],
@@ -191,9 +192,9 @@ def heldout_accuracy(model, tokenizer, s, config, world):
     return out
 
 
-def center(model, rows, world):
+def center(model, rows, s, world):
     """Set the bias so that demonstrations, [ids], score 0 on average. Returns what they scored."""
-    mean = sum(score(model, rows, world)) / len(rows)
+    mean = sum(x for x, in score(model, [[ids] for ids in rows], s, world)) / len(rows)
     with torch.no_grad():
         bare(model).score.bias -= mean
     return mean
@@ -238,8 +239,8 @@ def main():
             run.log(step=run.step + 1, epoch=epoch, loss=loss, accuracy=right, lr=lr,
                     grad_norm=norm)
     model.eval()
-    offset = center(model, demos, world)
-    spread = torch.tensor(score(model, [ids for rows, _ in rankings[:500] for ids in rows], world))
+    offset = center(model, demos, s, world)
+    spread = torch.tensor(sum(score(model, [rows for rows, _ in rankings[:500]], s, world), []))
     facts = heldout_accuracy(model, tokenizer, s, config, world)
     save(s.out, bare(model), tokenizer, s, accuracy=facts, demonstrations_scored=offset,
          score_mean=float(spread.mean()), score_std=float(spread.std()), seconds=world.seconds())

@@ -110,11 +110,16 @@ def precision(dtype, world, width):
         stop(f"--dtype={dtype}: there are auto, float32 and bf16")
     if dtype == "auto":
         fast = (torch.cuda.is_bf16_supported(including_emulation=False)
-                if world.device.type == "cuda" else width >= WIDE and has_bf16())
+                if world.device.type == "cuda" else bf16_pays(width))
         dtype = "bf16" if fast else "float32"
     kernels.PRODUCTS = torch.bfloat16 if dtype == "bf16" else torch.float32
     if dtype == "bf16":
         world.print("products in bf16; weights, gradients and log-probs in float32")
+
+
+def bf16_pays(width):
+    """Whether --dtype=auto takes bf16 on this CPU, for models with so many dimensions."""
+    return width >= WIDE and has_bf16()
 
 
 def has_bf16():
@@ -144,8 +149,10 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    for threshold in (-1, -3):  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes
-        mallopt(threshold, 2**31 - 1)
+    trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes
+    # An older glibc refuses more than 32 MB of the second; left alone, it would stay at 128 KB.
+    if mallopt(mmap, 2**31 - 1) or mallopt(mmap, 2**25):
+        mallopt(trim, 2**31 - 1)
 
 
 class World:
@@ -434,18 +441,27 @@ def pad(rows, value=0):
 
 def micro_batches(lengths, rows, tokens=0, copies=None):
     """Row numbers in groups of at most `rows`, similar lengths together: little padding. With
-    `tokens`, in groups of at most so many tokens instead (see `scoring_groups`)."""
+    `tokens`, in groups of at most so many tokens instead (see `groups_by_tokens`)."""
     if tokens:
-        return scoring_groups(lengths, tokens, copies)
+        return groups_by_tokens(lengths, tokens, copies)
     by_length = sorted(range(len(lengths)), key=lambda i: int(lengths[i]))
     return [by_length[i : i + rows] for i in range(0, len(by_length), rows)]
 
 
-def scoring_groups(lengths, tokens=2**14, copies=None):
+def scoring_groups(lengths, s, world, copies=None):
+    """Row numbers in groups for passes without gradients (validation, scores): with no more tokens,
+    pads counted, than a training pass of such rows would have, and so with less memory; 2^14 at
+    most. s: settings; copies: see `groups_by_tokens`."""
+    longest = max((n * k for n, k in zip(lengths, copies or [1] * len(lengths))), default=0)
+    most = s.micro_batch_tokens or s.micro_batch * longest
+    return groups_by_tokens(lengths, min(2**14, -(-s.batch // world.size) * longest, most), copies)
+
+
+def groups_by_tokens(lengths, tokens, copies=None):
     """Row numbers in groups of at most `tokens` tokens, pads counted. A longer row is alone.
 
     A group's activations then need the same memory whatever the context; in rows they would not:
-    256 rows of 1,024 tokens are 3 GB for one hidden layer of GPT-2's MLP, these tokens 200 MB.
+    256 rows of 1,024 tokens are 3 GB for one hidden layer of GPT-2's MLP, 2^14 tokens 200 MB.
     copies: how many sequences a row stands for, as the completions of a prompt; default one each.
     """
     groups, copies, held = [], copies or [1] * len(lengths), 0

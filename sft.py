@@ -155,7 +155,7 @@ def evaluate_loss(model, rows, s, world):
     with gathered(model) as whole:
         for i in range(0, len(rows), AT_ONCE):
             mine = world.share([rows[j] for j in range(i, min(i + AT_ONCE, len(rows)))])
-            for group in scoring_groups([len(ids) for ids, _ in mine]):
+            for group in scoring_groups([len(ids) for ids, _ in mine], s, world):
                 ids, mask = collate([mine[j] for j in group], world.device)
                 total -= float(whole(ids, mask)[0].sum())
                 tokens += int(mask.sum())
@@ -168,8 +168,8 @@ def mean_reward(model, reward, prompts, s, world, eos):
     """The mean reward-model score of samples for the validation prompts (App. C.1)."""
     total, mine = 0.0, world.share(list(enumerate(prompts)))
     with torch.no_grad(), gathered(model) as policy, gathered(reward) as judge:
-        for i in range(0, len(mine), 64):
-            numbers, part = zip(*mine[i : i + 64])
+        for group in scoring_groups([len(ids) + s.max_new_tokens for _, ids in mine], s, world):
+            numbers, part = zip(*(mine[i] for i in group))
             samples = generate(policy, part, s.max_new_tokens, eos, 1.0, s.seed, numbers)
             total += float(last_score(judge(samples.ids), samples.lengths).sum())
     return float(world.sum(total)) / len(prompts)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import test_training as steps
-from helpers import Recorder, close, one_process, same, tiny, tiny_scalar
-from model import Block, PrefixTree
+from helpers import EOS, Recorder, close, one_process, same, tiny, tiny_scalar
+from model import Block, PrefixTree, generate
 from runtime import World, gathered, micro_batches
 from test_resume import STAGES, Run, assert_same, whole_runs  # noqa: F401, a fixture
 from test_shard import assert_equal, make, plain, ranks  # noqa: F401, a fixture
@@ -175,6 +175,46 @@ def uneven_groups(world):
 def test_ranks_have_as_many_groups():
     """Shards would wait for each other for ever."""
     ranks(2, uneven_groups)
+
+
+@pytest.mark.parametrize("changes, longest, tokens", [
+    (dict(), 8, 0), (dict(micro_batch=1), 1, 0), (dict(micro_batch=3), 3, 0), (dict(batch=2), 2, 0),
+    (dict(micro_batch_tokens=30), 0, 30), (dict(micro_batch_tokens=10**6), 8, 0)])
+def test_validation_holds_no_more_tokens_than_training(monkeypatch, changes, longest, tokens):
+    """As many as so many of the longest rows, or as said; else what lowers the memory of training
+    would not lower that of the run. Losses and scores stay what they are."""
+    world, model, judge, sizes = one_process(), tiny(), tiny_scalar(), []
+    for own in (model, judge):
+        own.register_forward_hook(lambda _, args, out: sizes.append(
+            (args[0].nodes if isinstance(args[0], PrefixTree) else args[0]).numel()))
+
+    def held(one_alone):
+        assert max(sizes) <= max(tokens, longest * one_alone, one_alone)
+        sizes.clear()
+
+    rows, s = steps.demonstrations(40), steps.sft_settings(max_new_tokens=8, **changes)
+    got = sft.evaluate_loss(model, rows, s, world)
+    assert len(sizes) < 40, "short rows are together"
+    held(max(len(ids) for ids, _ in rows))
+    assert got == pytest.approx(float(steps.sft_oracle(model, rows).detach()), rel=1e-5)
+
+    prompts = [ids[:n] for ids, n in rows]
+    monkeypatch.setattr(sft, "generate", lambda policy, prompts, *args: sampled.append(
+        len(prompts) * (max(map(len, prompts)) + 8)) or whole(policy, prompts, *args))
+    whole, sampled, scores = generate, [], {}
+    for own in (s, steps.sft_settings(max_new_tokens=8, batch=40, micro_batch=40)):
+        scores[own.batch] = sft.mean_reward(model, judge, prompts, own, world, EOS)
+        if own is s:
+            assert max(sampled) <= max(tokens, longest * (6 + 8))
+    assert scores[s.batch] == pytest.approx(scores[40], rel=1e-5)
+
+    sizes.clear()
+    families = [own for own, _ in steps.rankings(20)]
+    scores = reward.score(judge, families, steps.rm_settings(**changes), world)
+    held(max(len(own) * max(map(len, own)) for own in families))
+    alone = [[float(judge(torch.tensor([ids]))[0, -1].detach()) for ids in own] for own in families]
+    for got, expected in zip(scores, alone, strict=True):
+        close(torch.tensor(got), expected, 1e-5)
 
 
 SAVES = ["--activation_checkpointing", "--micro_batch_tokens=90"]

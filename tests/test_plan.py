@@ -15,7 +15,9 @@ import model
 import plan
 import ppo
 import reward
+import runtime
 import sft
+from helpers import one_process
 from model import GPT, GPTConfig, ScalarGPT
 from plan import DAY, MACHINES, SIZES, Model, Work, memory, parameters
 from runtime import parse
@@ -179,7 +181,7 @@ def test_several_passes_find_the_gradients_there():
     c, m = GPTConfig(1000, 128, 4, 4, 64), MACHINES["cpu"]
     policy = Model("policy", c, trained=True)
     step = lambda rows, micro, **more: memory(
-        [policy], [Work("update", "", policy, rows, 0, 128, 1)], 1, False, micro, m, **more)["step"]
+        [policy], [Work("update", "", policy, rows, 0, 128, 1)], 1, False, micro, m, **more)["peak"]
     assert step(16, 8) - step(8, 8) == 4 * policy.size
     assert step(16, 8) < step(16, 16) < step(16, 8) + step(8, 8)
     assert step(16, 99, tokens=8 * 128) == step(16, 8) == step(16, 99, tokens=8 * 128 + 127)
@@ -202,17 +204,17 @@ def test_advice_names_three_settings_and_what_each_would_take(script):
     """Of gpt2's size: those that change no result, the one that lowers most before the others."""
     module, work = SCRIPTS[script], getattr(plan, f"{script}_work")
     both = dict(init="gpt2", reward="gpt2") if script == "ppo" else dict(init="gpt2")
-    s = module.Settings(**both, batch=32, micro_batch=16)
+    s = module.Settings(**both, batch=32, micro_batch=16, dtype="float32")
 
     def names(n=1, gpu=False, **changes):
         own = replace(s, **changes)
         now, found = plan.advice(work, own, n, gpu, ("init", "batch"))
-        assert now == plan.planned(work, own, n, "step")
+        assert now == plan.planned(work, own, n, gpu)
         numbers = [less for name, _, less in found if name not in ("init", "batch")]
         assert numbers == sorted(numbers) and all(less < now for less in numbers)
         for name, value, less in found:
             if less:
-                assert less == plan.planned(work, replace(own, **{name: value}), n, "step")
+                assert less == plan.planned(work, replace(own, **{name: value}), n, gpu)
         return [f"{name}={value}" for name, value, _ in found]
 
     saved = "activation_checkpointing=True"
@@ -236,6 +238,20 @@ def test_sharding_divides_what_a_gpu_keeps():
         assert sharded[part] == ddp[part] / 8
     assert memory([policy], work, 64, True, 1, m)["peak"] < sharded["peak"] < ddp["peak"]
     assert memory([policy], work, 8, True, 1, m, checkpoint=True)["peak"] < sharded["peak"]
+
+
+def test_a_sharded_model_is_lent_whole():
+    """To score, too: a small policy on many GPUs still has the value function whole for a while,
+    in float32, which is how it is kept."""
+    policy = Model("policy", SIZES["1.3b"], trained=True)
+    value = Model("value", SIZES["6b"], True, True)
+    work, m = [Work("scoring", "value", value, 512, 166, 128)], MACHINES["a100"]
+    peak = memory([policy, value], work, 512, True, 1, m)["peak"]
+    assert 4 * value.size < peak < 4.3 * value.size
+    seconds = lambda steps: Work("", "", value, 512, 166, 128, steps).seconds(8, True, 1, m)[1]
+    gather = 4 * value.size * 7 / 8 / m.inside
+    assert seconds(0) == pytest.approx(gather), "once, whatever the micro-batch"
+    assert seconds(1) == pytest.approx(64 * 3 * gather), "in each of 64 twice, and the gradients"
 
 
 def test_decoding_is_bound_by_memory_bandwidth():
@@ -310,18 +326,32 @@ def test_settings_change_the_plan(capsys, tmp_path, monkeypatch):
     assert "124,439,808" in printed(capsys, "sft", "--plan", "--init=gpt2")
 
 
-def test_the_type_of_products_changes_the_plan(capsys):
-    """auto is bf16 on a GPU and float32 on a CPU; the other type says so, and counts its bytes."""
+@pytest.mark.parametrize("has", [False, True])
+def test_the_type_of_products_changes_the_plan(capsys, monkeypatch, has):
+    """auto is bf16 on a GPU, and float32 on a CPU that has no bf16; the other type says so, and
+    counts its bytes."""
+    monkeypatch.setattr(runtime, "has_bf16", lambda: has)
     for machine, other in (("h100", "float32"), ("cpu", "bf16")):
         m = MACHINES[machine]
-        changed = plan.in_type(m, other)
-        assert plan.in_type(m, "auto") is m and {m.low, changed.low} == {2, 4}
+        changed = plan.in_type(m, other, 768)
+        assert plan.in_type(m, "auto", 768) == (changed if has and machine == "cpu" else m)
+        assert {m.low, changed.low} == {2, 4} and changed.cache == 4
         assert f"{m.name.split(',')[0]}, {other}, at" in printed(
             capsys, "sft", f"--plan={machine}", f"--dtype={other}")
         models = [Model("policy", SIZES["gpt2"], trained=True), Model("reference", SIZES["gpt2"])]
         bytes_ = [memory(models, [], 1, False, 1, x)["weights"] for x in (m, changed)]
         assert max(bytes_) - min(bytes_) == 2 * models[1].size, "only frozen weights are smaller"
         assert (m.flops > changed.flops) == (other == "float32"), "bf16 is the faster one"
+
+
+@pytest.mark.parametrize("has", [False, True])
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bf16"])
+@pytest.mark.parametrize("width", [runtime.WIDE - 1, runtime.WIDE])
+def test_the_plan_takes_the_type_that_runs(monkeypatch, has, dtype, width):
+    monkeypatch.setattr(runtime, "has_bf16", lambda: has)
+    monkeypatch.setattr(kernels, "PRODUCTS", None)
+    runtime.precision(dtype, one_process(), width)
+    assert plan.in_type(MACHINES["cpu"], dtype, width).low == kernels.PRODUCTS.itemsize
 
 
 def test_a_checkpoint_gives_its_architecture(capsys, tmp_path):

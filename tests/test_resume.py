@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -414,6 +415,28 @@ def test_a_rank_that_does_not_answer_is_named(demo):
     assert ranks[0].exitcode == 1
     assert "rank 0: rank 1 died, or did not answer for --timeout=2 seconds, in step 4" in (
         run.output())
+
+
+@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("pkill")), reason="no such shell")
+def test_a_job_that_is_asked_to_end_exits_0(demo):
+    """The README's lines: a shell that sends its SIGTERM on to torchrun's processes."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").split("```bash\n")[1].split("```")[0]
+    run = Run(demo, "sft", "job", "--reward=", "--save_every=1000")
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+             "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"{ROOT}/tests/harm.py",
+             '[["slow", 0.2]]', *run.arguments]
+    job = lines.replace("torchrun --nproc_per_node=8 ppo.py", shlex.join(words))
+    assert job != lines and "--resume & torchrun=" in job
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    with open(run.printed, "w") as file:
+        shell = subprocess.Popen(["bash", "-c", job], cwd=demo.folder, env=environment,
+                                 stdout=file, stderr=file)
+        run.wait_for(2)
+        shell.terminate()
+        assert shell.wait(60) == 0, run.output()
+    steps = len(run.lines())
+    assert f"after step {steps} of" in run.output() and "Traceback" not in run.output()
+    assert run.states()[-1].name.startswith(f"state-{steps:06}-")
 
 
 def test_torchrun_starts_a_dead_rank_again_and_the_run_resumes(demo):

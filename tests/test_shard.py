@@ -11,9 +11,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import harm
+import kernels
+import plan
 import ppo
 from helpers import EOS, close, tiny, tiny_scalar
-from runtime import World, gathered, like, sharded
+from runtime import World, frozen, gathered, like, sharded
 from test_resume import Run, assert_same
 from test_scripts import assert_same_logs, assert_same_model
 
@@ -163,6 +165,22 @@ def lent_again(world):
             raise KeyError
     except KeyError:
         assert all(sharded(p) for p in model.parameters())
+
+
+def lent_bytes(world):
+    """In bf16, too, what trains is gathered in float32; what is frozen, as it is kept."""
+    kernels.PRODUCTS = torch.bfloat16
+    m = plan.in_type(plan.MACHINES["cpu"], "bf16", 64)
+    for trained in (True, False):
+        model = tiny(n_embd=64, vocab_size=500)
+        planned = plan.Model("", model.config, trained=trained).kept(m)
+        with gathered(world.wrap(model if trained else frozen(model), shard=True)) as whole:
+            measured = sum(p.untyped_storage().nbytes() for p in whole.parameters())
+        assert abs(measured / planned - 1) < 0.03, (trained, measured, planned)
+
+
+def test_the_plan_counts_the_bytes_that_are_lent():
+    ranks(2, lent_bytes)
 
 
 def test_what_is_lent_follows_the_weights():

@@ -8,6 +8,7 @@ import collections
 import copy
 import importlib
 import math
+import os
 import platform
 import random
 from dataclasses import fields, replace
@@ -20,13 +21,14 @@ import torch.nn.functional as F
 
 import ppo
 import reward
+import runtime
 import sft
 import training
 from data.batches import WithoutPrompt
 from demo import python
 from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, log_softmax, one_process,
                      same, sequence_logprobs, tiny, tiny_scalar, tree_rows, world_of_ranks)
-from runtime import (cosine, make_optimizer, micro_batches, order, pad, scoring_groups,
+from runtime import (cosine, groups_by_tokens, make_optimizer, micro_batches, order, pad,
                      take_step)
 
 MICRO = [1, 2, 4, 8]
@@ -498,10 +500,10 @@ def test_prompts_that_are_cut_are_counted(tmp_path, way, kept):
     assert "train.jsonl: 1 of 2 demonstrations are cut in their prompts" in told[1]
 
 
-def test_scoring_groups_hold_all_rows_and_no_more_tokens_than_said():
+def test_groups_hold_all_rows_and_no_more_tokens_than_said():
     """Pads count; a row longer than the bound is a group of its own."""
     lengths = [3, 40, 1, 7, 7, 2, 9, 12, 1]
-    groups = scoring_groups(lengths, 20)
+    groups = groups_by_tokens(lengths, 20)
     assert sorted(i for group in groups for i in group) == list(range(9))
     assert [[lengths[i] for i in g] for g in groups] == [[40], [12], [9, 7], [7, 3], [2, 1, 1]]
 
@@ -515,15 +517,19 @@ def test_accuracy_by_hand():
 def test_scores_come_in_the_order_of_the_rows():
     model, rows = tiny_scalar(), [ids for ids, _ in demonstrations(30)]
     expected = [float(model(torch.tensor([ids]))[0, -1].detach()) for ids in rows]
-    assert reward.score(model, rows, one_process()) == pytest.approx(expected, abs=1e-5)
+    families = [rows[i : i + n] for i, n in ((0, 3), (3, 1), (4, 20), (24, 6))]
+    scores = reward.score(model, families, rm_settings(micro_batch=2), one_process())
+    assert [len(own) for own in scores] == [3, 1, 20, 6]
+    assert sum(scores, []) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_bias_centres_demonstrations_at_0():
     """Section 3.5: before PPO, demonstrations score 0 on average; differences are as they were."""
     model, rows = tiny_scalar(), [ids for ids, _ in demonstrations(30)]
-    before = reward.score(model, rows, one_process())
-    mean = reward.center(model, rows, one_process())
-    after = reward.score(model, rows, one_process())
+    score = lambda: sum(reward.score(model, [rows], rm_settings(), one_process()), [])
+    before = score()
+    mean = reward.center(model, rows, rm_settings(), one_process())
+    after = score()
     assert mean == pytest.approx(sum(before) / 30) and abs(mean) > 0.01
     assert sum(after) / 30 == pytest.approx(0, abs=1e-5)
     assert [a - b for a, b in zip(after, before)] == pytest.approx([-mean] * 30, abs=1e-5)
@@ -543,7 +549,7 @@ def test_the_reward_model_learns_a_taste():
     model, train, test = tiny_scalar(loud=1.0), liked(600, 0), liked(200, 1)
     optimizer = make_optimizer(model, 0.01, 0.0)
     measure = lambda: reward.accuracy(
-        [[reward.score(model, [ids], one_process())[0] for ids in rows] for rows, _ in test], test)
+        reward.score(model, [rows for rows, _ in test], rm_settings(), one_process()), test)
     before = measure()
     for i in range(0, len(train), 8):
         reward.train_step(model, optimizer, train[i : i + 8], 0.01, rm_settings(clip=1.0),
@@ -1003,6 +1009,26 @@ for _ in range(20):
     step()
 print(faults() - before)
 """
+
+
+def test_a_c_library_that_refuses_a_large_threshold_gets_a_smaller_one(monkeypatch):
+    """To set the other alone is worse than nothing: it ends glibc's own adaption, at 128 KB."""
+    taken, most = {}, None
+
+    def mallopt(name, value):
+        if name == -3 and value > most:
+            return 0
+        taken[name] = value
+        return 1
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    for most, expected in ((2**31, {-3: 2**31 - 1, -1: 2**31 - 1}),
+                           (2**25, {-3: 2**25, -1: 2**31 - 1}), (0, {})):
+        taken.clear()
+        runtime.keep_freed_memory()
+        assert taken == expected
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")

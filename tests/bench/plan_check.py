@@ -113,7 +113,7 @@ def predict(script, sizes):
     phases, _ = timing(work, 1, False, micro, m)
     parts = ([phases["rollout"] + phases["scoring"], phases["update"]] if script == "ppo"
              else [phases["update"]])
-    return memory(models, work, 1, False, micro, m)["step"], parts
+    return memory(models, work, 1, False, micro, m)["peak"], parts
 
 
 def measured(script, sizes, seconds=True):
