@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -436,6 +437,19 @@ def test_damaged_and_exploding_gz(tmp_path):
     file.write_bytes(gzip.compress(b"\0" * 10**8))  # one line of 100 MB in 100 kB
     assert "in.jsonl.gz:1: more than 1,000,000 bytes" in fails(
         tmp_path, "hh-rlhf", file, max_bytes=10**6)
+
+
+def test_a_bomb_takes_little_memory_with_the_settings_as_they_are(tmp_path):
+    """Half a gigabyte in one line, in 500 KB."""
+    file = tmp_path / "in.jsonl.gz"
+    file.write_bytes(gzip.compress(b"\0" * 2**22) * 128)
+    tracemalloc.start()
+    try:
+        assert "in.jsonl.gz:1: more than 268,435,456 bytes unpacked" in fails(
+            tmp_path, "hh-rlhf", file)
+        assert tracemalloc.get_traced_memory()[1] < 2**30
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name, row, message", [
