@@ -402,6 +402,8 @@ PII = {  # (?<!...): a match begins only where its run of characters does, so th
     "phone number": r"(?<![\w.-])(\+?\d{1,3}[ .-]?)?(\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}"
                     r"(?![\w-])|(?<!\w)\+\d[\d ().-]{6,16}\d(?!\w)",
     "card number": r"(?<![\d-])[3-6](?:[ -]?\d){14,15}(?![\d-])",
+    "street address": r"(?<![\w.-])\d{1,5} ([NSEW]\.? )?([A-Z][a-z]+ |\d{1,3}(st|nd|rd|th) ){1,3}"
+                      r"(Street|Avenue|Road|Boulevard|Lane|Drive|St|Ave|Rd|Blvd|Ln|Dr)\b",
 }
 
 

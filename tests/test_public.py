@@ -311,6 +311,9 @@ def test_authors_are_capped_and_kept_in_one_split():
     ("call (555) 010-1234", "phone number"), ("call 555-010-1234", "phone number"),
     ("call +1 555 010 1234", "phone number"), ("call +44 20 7946 0958", "phone number"),
     ("pay with 4111 1111 1111 1111", "card number"), ("5500005555555559", "card number"),
+    ("I live at 221 N. Baker Street, 2nd floor", "street address"),
+    ("to 350 5th Avenue", "street address"), ("from 12 West Oak Dr. on", "street address"),
+    ("in 1999 Mr Smith Drove to the Street", None), ("3 roads, 2 Streets", None),
     ("4111 1111 1111 1112 fails its check digit", None), ("what is 1234567890 + 1?", None),
     ("from 2019-03-04 to 2020-05-06", None), ("@ann said 3.14159265358979", None),
     ("a + b = 555, ISBN 978-3-16-148410-0", None), ("x@y", None), ("version 1.2.3.4", None),
@@ -326,7 +329,8 @@ def test_personal_data_leaves_the_training_split_only_and_long_texts_take_no_tim
     assert files["prompts"]["train"] == [] and 0 < held < 200
     assert dropped == {("prompts", "personal data: mail address"): 200 - held}
     assert not public.arrange(items, public.Settings(pii=False))[1]
-    assert public.personal("a" * 200_000 + "1" * 200_000) is None
+    assert public.personal("a" * 200_000 + "1" * 200_000 + " 1 A" + "a" * 200_000) is None
+    assert public.personal("1 Aa Bb Cc " * 50_000) is None
 
 
 MAIL = "write to ann@example.org, {}"
