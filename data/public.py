@@ -506,7 +506,7 @@ def arrange(items, s):
 
 def build(settings):
     """Read, split, write. Returns the counts: {"rows": n, "kept": {kind: {split: n}},
-    "dropped": {kind: {reason: n}}}."""
+    "dropped": {kind: {reason: n}}, "replaced": [kind]}, those of which there were files."""
     s, rows = settings, 0
     if s.name not in DATASETS or not s.file and isinstance(DATASETS[s.name][2], str):
         stop("give one of these names, and --file=PATH where there is no URL or you have the "
@@ -535,6 +535,7 @@ def build(settings):
     if DATASETS[s.name][0] not in files:
         stop(f"{s.file or s.name}: {rows} rows and no {DATASETS[s.name][0]}; dropped: "
              f"{facts['dropped']}")
+    facts["replaced"] = [k for k in files if Path(s.out, f"{k}_train.jsonl").exists()]
     for kind, splits in files.items():
         for split, out in splits.items():
             records.write(Path(s.out) / f"{kind}_{split}.jsonl", out)
@@ -550,6 +551,9 @@ def report(facts, out):
                      + ", ".join(f"{n:,} {split}" for split, n in splits.items()))
         lines += [f"{'':17}{n:7,} dropped: {reason}"
                   for reason, n in facts["dropped"].get(kind, {}).items()]
+    if facts["replaced"]:
+        lines.append(f"  in place of the {', '.join(facts['replaced'])} that were there (to keep "
+                     "those: another --out, --demonstrations=false, --prompts=false)")
     return "\n".join(lines)
 
 

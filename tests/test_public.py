@@ -399,6 +399,21 @@ def test_every_row_is_written_or_counted(tmp_path, name, suffix):
     assert kept(kind) > 40 and lost(facts, kind) > 2
 
 
+def test_what_is_replaced_is_told(tmp_path):
+    """Two datasets into one folder, as the presets want it: demonstrations and prompts are of the
+    second, unless it is told not to write its own."""
+    one = save(tmp_path / "one.jsonl", [{"prompt": "Why?", "completion": "So."}])
+    two = save(tmp_path / "two.jsonl", [{"chosen": f"{START} yes", "rejected": f"{START} no"}])
+    facts, _ = build(tmp_path, "t0", one)
+    assert facts["replaced"] == [] and "in place of" not in public.report(facts, "out")
+    facts, _ = build(tmp_path, "hh-rlhf", two, demonstrations=False, prompts=False)
+    assert facts["replaced"] == []
+    facts, files = build(tmp_path, "hh-rlhf", two)
+    assert facts["replaced"] == ["rankings", "demonstrations", "prompts"]
+    assert "in place of the rankings, demonstrations, prompts" in public.report(facts, "out")
+    assert [r["response"] for r in union(files, "demonstrations")] == ["yes"]
+
+
 # -------------------------------------------------------------------------------------- errors
 
 @pytest.mark.parametrize("body, message", [
