@@ -53,11 +53,11 @@ FIELDS = {
                 "ranks": (is_ranks, "a list of whole numbers from 1 (best)")},
     # of the toy alone: what sample.py writes for data/labelers.py, and what evaluate.py asks
     "sampled prompt": {"prompt": (is_filled, "a string that is not empty"),
-                       "task": (is_task, "an object with \"type\""),
+                       "task": (is_task, "an object with \"type\", as the toy town alone has"),
                        "completions": (is_sampled, "a list of at least two {\"text\", \"model\", "
                                                    "\"ended\"}")},
     "test prompt": {"prompt": (is_filled, "a string that is not empty"),
-                    "task": (is_task, "an object with \"type\""),
+                    "task": (is_task, "an object with \"type\", as the toy town alone has"),
                     "category": (is_text, "a string")},
     "probe": {name: (is_text, "a string") for name in ("text", "probe", "answer")},
 }
