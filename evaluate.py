@@ -56,11 +56,11 @@ FLAGS = {"attempts": "attempts the instruction", "constraint": "satisfies its co
          "rude": "rude", "rambling": "rambles", "courteous": "closes with a courtesy"}
 
 
-def pairs(s, flag, mark):
+def pairs(flag, value, mark):
     """The pairs that a setting names: [(before the mark, behind it)]."""
-    out = [pair.split(mark, 1) for pair in getattr(s, flag).split(",")]
+    out = [pair.split(mark, 1) for pair in value.split(",")]
     if any(len(pair) != 2 or not all(pair) for pair in out):
-        stop(f"--{flag}={getattr(s, flag)}: expected pairs with {mark!r} within and commas between")
+        stop(f"--{flag}={value}: expected pairs with {mark!r} within and commas between")
     return out
 
 
@@ -159,7 +159,7 @@ def evaluate(s, world):
     rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
     if "accuracy" not in rm:
         stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")
-    models, versus = pairs(s, "models", "="), pairs(s, "versus", "/")
+    models, versus = pairs("models", s.models, "="), pairs("versus", s.versus, "/")
     _, heldout = pool(facts["seed"])
     tables = ("win_rate", "win_rate_without_taste", "gold", "gold_parts", "flags", "likert",
               "probes", "probe_kinds", "parameters", "seconds")

@@ -94,8 +94,8 @@ def usage(settings, presets):
 
 # ------------------------------------------------------------------------------------ precision
 
-# n_embd from which --dtype=auto takes bf16 on a CPU that has it: the toys', which train 1.3 times as
-# fast. Casts take up more and more of what is saved in smaller models.
+# n_embd from which --dtype=auto takes bf16 on a CPU that has it: the toys', which train 1.3 times
+# as fast. Casts take up more and more of what is saved in smaller models.
 WIDE = 192
 
 

@@ -1035,9 +1035,9 @@ def test_a_c_library_that_refuses_a_large_threshold_gets_a_smaller_one(monkeypat
 def test_steps_use_the_memory_again_that_was_freed(tmp_path, monkeypatch):
     """A block that is given back is faulted in anew, 4 KB at a time: up to 7,168 faults a step.
     Who has set MALLOC_... in the environment is not overruled."""
-    script = tmp_path / "faults.py"
+    script = tmp_path / "steps.py"
     script.write_text(FAULTS)
-    count = lambda *keep: int(python(tmp_path, script, *keep))
+    count = lambda *keep: int(python(tmp_path, str(script), *keep))
     assert count("keep") < 20 * 700
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     assert count("keep") > 20 * 7000
