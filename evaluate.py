@@ -6,6 +6,8 @@ Every model answers the same test prompts at temperature 1. Held-out labelers, w
 label, compare the answers with truth and harmlessness first (section 3.4); the gold score says what
 the answers are really worth; few-shot probes of the raw text measure the alignment tax.
 """
+import faults  # noqa: F401  before torch: Ctrl-C is one line from here on
+
 import json
 import random
 from dataclasses import dataclass
@@ -52,6 +54,14 @@ PRESETS = {  # with a base model of nine times the parameters (make figures)
 FLAGS = {"attempts": "attempts the instruction", "constraint": "satisfies its constraint",
          "hallucinates": "hallucinates (given text)", "false": "claims something false",
          "rude": "rude", "rambling": "rambles", "courteous": "closes with a courtesy"}
+
+
+def pairs(s, flag, mark):
+    """The pairs that a setting names: [(before the mark, behind it)]."""
+    out = [pair.split(mark, 1) for pair in getattr(s, flag).split(",")]
+    if any(len(pair) != 2 or not all(pair) for pair in out):
+        stop(f"--{flag}={getattr(s, flag)}: expected pairs with {mark!r} within and commas between")
+    return out
 
 
 def respond(model, tokenizer, texts, s, temperature, max_new_tokens):
@@ -146,12 +156,16 @@ def evaluate(s, world):
     demos = records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration")
     facts = records.read_json(f"{s.data}/labelers.json", "python -m data.labelers")
     town = Town(records.read_json(f"{s.data}/world.json", "python -m data.world")["seed"])
+    rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
+    if "accuracy" not in rm:
+        stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")
+    models, versus = pairs(s, "models", "="), pairs(s, "versus", "/")
     _, heldout = pool(facts["seed"])
     tables = ("win_rate", "win_rate_without_taste", "gold", "gold_parts", "flags", "likert",
               "probes", "probe_kinds", "parameters", "seconds")
     results = {"labeler_agreement": facts["agreement"], **{name: {} for name in tables}}
     answers = {}
-    for name, path in (pair.split("=") for pair in s.models.split(",")):
+    for name, path in models:
         model, tokenizer, meta = load(path, {"GPT": GPT}, "make demo")
         model.to(world.device)
         precision(s.dtype, world, model.config.n_embd)
@@ -174,14 +188,14 @@ def evaluate(s, world):
         kinds = probe(model, tokenizer, probes, s)
         results["probes"][name], results["probe_kinds"][name] = kinds.pop("score"), kinds
         results["parameters"][name] = sum(p.numel() for p in model.parameters())
-        results["seconds"][name] = meta["seconds"]
-    rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
+        if "seconds" in meta:  # a model of the hub does not say how long it was trained
+            results["seconds"][name] = meta["seconds"]
     results["rm_accuracy"], results["seconds"]["rm"] = rm["accuracy"], rm["seconds"]
     for step, file in (("world", "world.json"), ("samples", "completions_train.facts.json"),
                        ("labels", "labelers.json")):
         if Path(s.data, file).exists():
             results["seconds"][step] = json.loads(Path(s.data, file).read_text())["seconds"]
-    for a, b in (pair.split("/") for pair in s.versus.split(",")):
+    for a, b in versus:
         if a in answers and b in answers:
             for key, taste in (("win_rate", True), ("win_rate_without_taste", False)):
                 results[key][f"{a} vs {b}"] = win_rate(

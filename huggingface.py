@@ -200,6 +200,7 @@ def export(model, tokenizer, folder, max_new_tokens=None):
     if folder.is_file() or any(folder.glob("*")):
         refuse(folder, "is there already: choose another folder")
     save_file, scalar = safetensors_torch().save_file, hasattr(model, "score")
+    from safetensors import SafetensorError
     weights = {name: (x.T if name.endswith(CONV1D) else x).cpu().contiguous()
                for name, x in model.state_dict().items()}
     pad = tokenizer.eos
@@ -225,7 +226,10 @@ def export(model, tokenizer, folder, max_new_tokens=None):
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # what they make of a full disk
+            refuse(folder, f"cannot be written: {error}")
         for name, content in files.items():
             (temporary / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
         if tokenizer.source is not None:

@@ -15,6 +15,8 @@
     python ppo.py --ptx=0 --out=out/ppo-noptx
     torchrun --nproc_per_node=2 ppo.py
 """
+import faults  # noqa: F401  before torch: Ctrl-C is one line from here on
+
 from dataclasses import dataclass
 
 import torch

@@ -9,6 +9,8 @@ over the tokens of the response and its EOS; prompt tokens carry no loss (sectio
     python sft.py --preset=init       the RL initialisation: 2 epochs, 10 % pretraining data
     torchrun --nproc_per_node=2 sft.py
 """
+import faults  # noqa: F401  before torch: Ctrl-C is one line from here on
+
 import math
 from dataclasses import dataclass
 

@@ -50,7 +50,8 @@ class Settings:
     cap: int = 200  # prompts of one author at most, where authors are known (section 3.2)
     pii: bool = True  # leave out training prompts with personal data (section 3.2)
     document: int = 4000  # characters of a document at most, if it has a blank line to cut at
-    max_bytes: int = 2**32  # of one file, unpacked: a small .gz can hide a huge file
+    max_bytes: int = 2**30  # of one file, unpacked: a small .gz can hide a huge file
+    max_line: int = 2**28  # of one line, unpacked; a .json file may be a list in a single one
 
 
 class Bad(Exception):
@@ -104,9 +105,9 @@ def decode(line, path, number):
         stop(f"{path}:{number}: not UTF-8 at byte {e.start}")
 
 
-def read_lines(path, max_bytes):
-    """(number, line) of a UTF-8 file, line ends kept. Stops beyond max_bytes, unpacked."""
-    for number, line in read_raw(path, max_bytes, max_bytes):
+def read_lines(path, max_bytes, max_line):
+    """(number, line) of a UTF-8 file, line ends kept; see `read_raw`."""
+    for number, line in read_raw(path, max_bytes, max_line):
         yield number, decode(line, path, number)
 
 
@@ -124,9 +125,9 @@ def parse_json(text, path, number):
         stop(f"{path}:{number}: nested too deep")
 
 
-def read_rows(path, max_bytes):
+def read_rows(path, max_bytes, max_line):
     """(place, value): a .txt file is one row; a .json file a list of rows; else one JSON a line."""
-    lines, kind = read_lines(path, max_bytes), path.name.removesuffix(".gz")
+    lines, kind = read_lines(path, max_bytes, max_line), path.name.removesuffix(".gz")
     if kind.endswith(".txt"):
         yield f"{path}:1", {"text": "".join(line for _, line in lines)}
         return
@@ -401,6 +402,8 @@ PII = {  # (?<!...): a match begins only where its run of characters does, so th
     "phone number": r"(?<![\w.-])(\+?\d{1,3}[ .-]?)?(\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}"
                     r"(?![\w-])|(?<!\w)\+\d[\d ().-]{6,16}\d(?!\w)",
     "card number": r"(?<![\d-])[3-6](?:[ -]?\d){14,15}(?![\d-])",
+    "street address": r"(?<![\w.-])\d{1,5} ([NSEW]\.? )?([A-Z][a-z]+ |\d{1,3}(st|nd|rd|th) ){1,3}"
+                      r"(Street|Avenue|Road|Boulevard|Lane|Drive|St|Ave|Rd|Blvd|Ln|Dr)\b",
 }
 
 
@@ -503,7 +506,7 @@ def arrange(items, s):
 
 def build(settings):
     """Read, split, write. Returns the counts: {"rows": n, "kept": {kind: {split: n}},
-    "dropped": {kind: {reason: n}}}."""
+    "dropped": {kind: {reason: n}}, "replaced": [kind]}, those of which there were files."""
     s, rows = settings, 0
     if s.name not in DATASETS or not s.file and isinstance(DATASETS[s.name][2], str):
         stop("give one of these names, and --file=PATH where there is no URL or you have the "
@@ -512,14 +515,14 @@ def build(settings):
         stop("--split_valid and --split_test: expected shares of less than 1 together")
     if not 0 < s.share <= 1:
         stop(f"--share={s.share:g}: expected more than 0 and at most 1")
-    if min(s.prefix, s.cap, s.document, s.max_bytes) < 1:
-        stop("--prefix, --cap, --document and --max_bytes: expected 1 or more")
+    if min(s.prefix, s.cap, s.document, s.max_bytes, s.max_line) < 1:
+        stop("--prefix, --cap, --document, --max_bytes and --max_line: expected 1 or more")
 
     def read():
         nonlocal rows
         urls = DATASETS[s.name][2]
         for path in find_files(s.file) if s.file else hub.dataset(s.name, urls):
-            for row in read_rows(path, s.max_bytes):
+            for row in read_rows(path, s.max_bytes, s.max_line):
                 rows += 1
                 yield row
 
@@ -532,6 +535,7 @@ def build(settings):
     if DATASETS[s.name][0] not in files:
         stop(f"{s.file or s.name}: {rows} rows and no {DATASETS[s.name][0]}; dropped: "
              f"{facts['dropped']}")
+    facts["replaced"] = [k for k in files if Path(s.out, f"{k}_train.jsonl").exists()]
     for kind, splits in files.items():
         for split, out in splits.items():
             records.write(Path(s.out) / f"{kind}_{split}.jsonl", out)
@@ -547,6 +551,9 @@ def report(facts, out):
                      + ", ".join(f"{n:,} {split}" for split, n in splits.items()))
         lines += [f"{'':17}{n:7,} dropped: {reason}"
                   for reason, n in facts["dropped"].get(kind, {}).items()]
+    if facts["replaced"]:
+        lines.append(f"  in place of the {', '.join(facts['replaced'])} that were there (to keep "
+                     "those: another --out, --demonstrations=false, --prompts=false)")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ Further fields travel along untouched (category, author, task, labeler, model, l
 A completion may say "ended": false where its sampling stopped at the length limit: then it has no
 end-of-text token. A bad line stops the program with its file, line, field and what was expected.
 """
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -52,11 +53,11 @@ FIELDS = {
                 "ranks": (is_ranks, "a list of whole numbers from 1 (best)")},
     # of the toy alone: what sample.py writes for data/labelers.py, and what evaluate.py asks
     "sampled prompt": {"prompt": (is_filled, "a string that is not empty"),
-                       "task": (is_task, "an object with \"type\""),
+                       "task": (is_task, "an object with \"type\", as the toy town alone has"),
                        "completions": (is_sampled, "a list of at least two {\"text\", \"model\", "
                                                    "\"ended\"}")},
     "test prompt": {"prompt": (is_filled, "a string that is not empty"),
-                    "task": (is_task, "an object with \"type\""),
+                    "task": (is_task, "an object with \"type\", as the toy town alone has"),
                     "category": (is_text, "a string")},
     "probe": {name: (is_text, "a string") for name in ("text", "probe", "answer")},
 }
@@ -107,24 +108,34 @@ def read(path, kind, hint="python -m data.world"):
     return records
 
 
-def write(path, records):
-    """Write records, a line each, under a temporary name first: the file is whole or not there."""
+@contextlib.contextmanager
+def whole(path):
+    """A temporary file that takes the name `path` when it is done: whole or not there."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".writing")
-    with open(temporary, "w", encoding="utf-8") as file:
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)  # on a full disk even a part of a file is in the way
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
+        raise
+
+
+def write(path, records):
+    """Write records, a line each."""
+    with whole(path) as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
 
 
 def write_json(path, facts):
-    """One JSON object as a file, whole or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """One JSON object as a file."""
+    with whole(path) as file:
+        file.write(json.dumps(facts, indent=1) + "\n")
 
 
 def read_json(path, hint):

@@ -7,14 +7,21 @@ Hugging Face's format (test_huggingface.py) and the terminal (test_chat.py).
 """
 import json
 import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import harm
+import huggingface
 import runtime
 from data import records, tokenizer
+from demo import ROOT
+from helpers import tiny
 
 STAGES = {  # what is run, and the checkpoint that is spoiled for it
     "sft": (["sft.py", "--epochs=1", "--out=out/new"], "base"),
@@ -182,7 +189,7 @@ DEMOS, RANKS = "demonstrations_train.jsonl", "rankings_train.jsonl"
     ("ppo", "prompts_train.jsonl", changed(prompt=None), "prompt has no field 'prompt'"),
     ("ppo", "text_train.jsonl", changed(text=None), "text has no field 'text'"),
     ("sample", "prompts_train.jsonl", changed(prompt=["a"]), "field 'prompt': expected a string"),
-    ("labelers", "completions_train.jsonl", changed(task=None), "has no field 'task'"),
+    ("labelers", "completions_train.jsonl", changed(task=None), "as the toy town alone has"),
     ("labelers", "completions_train.jsonl", changed(completions=None), "no field 'completions'"),
     ("labelers", "completions_train.jsonl", changed(completions=[]), "field 'completions': exp"),
     ("labelers", "completions_train.jsonl", completion(ended=None), "field 'completions': exp"),
@@ -224,3 +231,32 @@ def test_prompts_that_fill_the_context(copy, stage, file, message):
 def test_a_damaged_file_of_the_toy(copy, stage, file, message):
     (copy.folder / "out" / "toy" / file).write_text('{"seed": ')
     assert message in copy.fails(stage)
+
+
+# ----------------------------------------------------------------------------------- the disk
+
+@pytest.mark.parametrize("program", ["data.public", "export"])
+@pytest.mark.parametrize("out", ["file/in", "full"])
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, program, out):
+    """A file where a folder should be; or no file may have more than 300 bytes, which to a program
+    is like a full disk. Nothing is left behind."""
+    (tmp_path / "file").touch()
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "question {i}"}}\n' for i in range(90)))
+    call = ["-m", program, "--name=prompts", "--file=p.jsonl", f"--out={out}"]
+    if program == "export":
+        pytest.importorskip("safetensors", reason="safetensors is not installed")
+        (tmp_path / "t.tiktoken").write_bytes(another_tokenizer(280))
+        own = tokenizer.load_tokenizer("t.tiktoken", tmp_path)
+        huggingface.export(tiny(vocab_size=own.size), own, tmp_path / "m")
+        call = [str(ROOT / "model.py"), "export", "m", out]
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        if out == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+
+    done = subprocess.run([sys.executable, *call], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=limited)
+    assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.count("\n") == 1 and out.split("/")[0] in done.stderr
+    assert not list(tmp_path.rglob("*.writing"))

@@ -97,6 +97,7 @@ def test_a_file_is_whole_or_not_there(tmp_path, write):
     with pytest.raises(TypeError):
         write(tmp_path / "x", {"text": object()})
     assert json.loads((tmp_path / "x").read_text()) == {"text": "old"}
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("body", [b'{"people": 3', b"", b'{"name": "\xff"}'])

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,9 @@ def test_authors_are_capped_and_kept_in_one_split():
     ("call (555) 010-1234", "phone number"), ("call 555-010-1234", "phone number"),
     ("call +1 555 010 1234", "phone number"), ("call +44 20 7946 0958", "phone number"),
     ("pay with 4111 1111 1111 1111", "card number"), ("5500005555555559", "card number"),
+    ("I live at 221 N. Baker Street, 2nd floor", "street address"),
+    ("to 350 5th Avenue", "street address"), ("from 12 West Oak Dr. on", "street address"),
+    ("in 1999 Mr Smith Drove to the Street", None), ("3 roads, 2 Streets", None),
     ("4111 1111 1111 1112 fails its check digit", None), ("what is 1234567890 + 1?", None),
     ("from 2019-03-04 to 2020-05-06", None), ("@ann said 3.14159265358979", None),
     ("a + b = 555, ISBN 978-3-16-148410-0", None), ("x@y", None), ("version 1.2.3.4", None),
@@ -325,7 +329,8 @@ def test_personal_data_leaves_the_training_split_only_and_long_texts_take_no_tim
     assert files["prompts"]["train"] == [] and 0 < held < 200
     assert dropped == {("prompts", "personal data: mail address"): 200 - held}
     assert not public.arrange(items, public.Settings(pii=False))[1]
-    assert public.personal("a" * 200_000 + "1" * 200_000) is None
+    assert public.personal("a" * 200_000 + "1" * 200_000 + " 1 A" + "a" * 200_000) is None
+    assert public.personal("1 Aa Bb Cc " * 50_000) is None
 
 
 MAIL = "write to ann@example.org, {}"
@@ -394,6 +399,21 @@ def test_every_row_is_written_or_counted(tmp_path, name, suffix):
     assert kept(kind) > 40 and lost(facts, kind) > 2
 
 
+def test_what_is_replaced_is_told(tmp_path):
+    """Two datasets into one folder, as the presets want it: demonstrations and prompts are of the
+    second, unless it is told not to write its own."""
+    one = save(tmp_path / "one.jsonl", [{"prompt": "Why?", "completion": "So."}])
+    two = save(tmp_path / "two.jsonl", [{"chosen": f"{START} yes", "rejected": f"{START} no"}])
+    facts, _ = build(tmp_path, "t0", one)
+    assert facts["replaced"] == [] and "in place of" not in public.report(facts, "out")
+    facts, _ = build(tmp_path, "hh-rlhf", two, demonstrations=False, prompts=False)
+    assert facts["replaced"] == []
+    facts, files = build(tmp_path, "hh-rlhf", two)
+    assert facts["replaced"] == ["rankings", "demonstrations", "prompts"]
+    assert "in place of the rankings, demonstrations, prompts" in public.report(facts, "out")
+    assert [r["response"] for r in union(files, "demonstrations")] == ["yes"]
+
+
 # -------------------------------------------------------------------------------------- errors
 
 @pytest.mark.parametrize("body, message", [
@@ -436,6 +456,19 @@ def test_damaged_and_exploding_gz(tmp_path):
     file.write_bytes(gzip.compress(b"\0" * 10**8))  # one line of 100 MB in 100 kB
     assert "in.jsonl.gz:1: more than 1,000,000 bytes" in fails(
         tmp_path, "hh-rlhf", file, max_bytes=10**6)
+
+
+def test_a_bomb_takes_little_memory_with_the_settings_as_they_are(tmp_path):
+    """Half a gigabyte in one line, in 500 KB."""
+    file = tmp_path / "in.jsonl.gz"
+    file.write_bytes(gzip.compress(b"\0" * 2**22) * 128)
+    tracemalloc.start()
+    try:
+        assert "in.jsonl.gz:1: more than 268,435,456 bytes unpacked" in fails(
+            tmp_path, "hh-rlhf", file)
+        assert tracemalloc.get_traced_memory()[1] < 2**30
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name, row, message", [

@@ -216,6 +216,25 @@ def test_ctrl_c_is_one_line(demo):
         r"\(state-\d+-\w+\.pt\)\.", said.splitlines()[-1])
 
 
+@pytest.mark.parametrize("program", [[name] for name in (
+    "sft.py", "reward.py", "ppo.py", "sample.py", "evaluate.py", "model.py")]
+    + [["-m", "data.world"], ["-m", "data.public", "--name=dolly"]])
+def test_ctrl_c_is_one_line_while_torch_is_imported(tmp_path, program):
+    """Python tells what it has imported: as soon as that is a part of torch, before torch itself,
+    it is interrupted."""
+    name = [str(ROOT / program[0])] if program[0] != "-m" else program
+    with subprocess.Popen(
+            [sys.executable, "-X", "importtime", *name], cwd=tmp_path, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+        imported = next(line for line in process.stderr if "| " in line and "torch" in line)
+        process.send_signal(signal.SIGINT)
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+    assert imported.split()[-1] != "torch" and process.returncode == -signal.SIGINT
+    assert said == ["error: interrupted\n"]
+
+
 def test_without_a_state_it_starts_from_the_beginning(demo, whole_runs):
     run = Run(demo, "reward", "nothing")
     code, output = run.ends("--resume")

@@ -177,6 +177,28 @@ def test_the_evaluation_reports_every_model(demo):
     assert "gold score" in demo.output["evaluate"]
 
 
+def test_a_model_of_the_hub_is_evaluated(demo, tmp_path):
+    """It says neither what it was trained with nor how long that took."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    python(demo.folder, "model.py", "export", "out/sft", str(tmp_path / "hub"))
+    python(demo.folder, "evaluate.py", "--max_new_tokens=4", f"--out={tmp_path}",
+           f"--models=hub={tmp_path / 'hub'},sft=out/sft", "--versus=hub/sft")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["gold"]["hub"] == results["gold"]["sft"]
+    assert "sft" in results["seconds"] and "hub" not in results["seconds"]
+
+
+@pytest.mark.parametrize("flag, complaint", [
+    ("--models=out/sft", "--models=out/sft: expected pairs with '='"),
+    ("--models=sft=out/sft,", "expected pairs with '='"),
+    ("--versus=sft", "--versus=sft: expected pairs with '/'"),
+    ("--rm=out/sft", "out/sft is no reward model of ours: run `python reward.py`"),
+])
+def test_what_cannot_be_evaluated_is_told_at_once(demo, monkeypatch, flag, complaint):
+    monkeypatch.setattr(evaluate, "respond", None)  # nothing is sampled before
+    assert complaint in stops(monkeypatch, demo.folder, "evaluate", flag)
+
+
 def test_the_exported_models_say_and_score_the_same_in_transformers(demo, tmp_path):
     """Greedy text of the PPO model, prompt by prompt and as the terminal prints it; the scores of
     a ragged batch. Prompts go in as text, through each side's own tokenizer."""
