@@ -69,8 +69,8 @@ class Machine:
 MACHINES = {
     "a100": Machine("A100 80 GB", 80e9, 312e12, 0.4, 1.4e12, 300e9, 200e9, other=19.5e12),
     "h100": Machine("H100 80 GB", 80e9, 989e12, 0.4, 2.3e12, 450e9, 400e9, other=67e12),
-    "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.65, 10e9, 1e9, 1e9, low=4,
-                   cache=4, other=333e9, chunk=2**24),  # a step in bf16: 1.44 times as fast
+    "cpu": Machine("one CPU core, float32", 16e9, 231e9, 0.65, 10e9, 1e9, 1e9, low=4, cache=4,
+                   other=333e9, chunk=2**24),  # a training step in bf16: 1.44 times as fast
 }
 
 

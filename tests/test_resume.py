@@ -469,3 +469,27 @@ def test_torchrun_starts_a_dead_rank_again_and_the_run_resumes(demo):
     assert_close(demo, "unharmed", "restarted")
     restarted = Run(demo, "sft", "restarted")
     assert len(restarted.lines()) == len(run.lines()) and len(list(restarted.folder.iterdir())) == 4
+
+
+@pytest.mark.long
+def test_two_machines_start_a_dead_rank_again(demo):
+    """As the README has it for several: --resume from the start, a store of its own each time."""
+    run, whole = (Run(demo, "sft", name, "--reward=") for name in ("machines", "one-machine"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+             "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=machines",
+             "--max-restarts=2", f"{ROOT}/tests/harm.py", '[["die", 1, 5]]', *run.arguments,
+             "--resume"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
+                   "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with open(run.printed, "w") as file:
+        machines = [subprocess.Popen(words, cwd=demo.folder, env=environment, stdout=file,
+                                     stderr=file) for _ in range(2)]
+        for machine in machines:
+            assert machine.wait(200) == 0, run.output()
+    assert "rank 1 died" in run.output() and "resumed at step 4 of" in run.output()
+    assert whole.ends()[0] == 0
+    assert_close(demo, "one-machine", "machines")
+    assert len(run.lines()) == len(whole.lines())

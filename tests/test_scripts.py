@@ -280,7 +280,7 @@ def assert_same_logs(one, two):
     for a, b in zip(one, two):
         for name in a:
             if "seconds" not in name and "per_second" not in name:
-                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
+                assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5), name
 
 
 @pytest.mark.parametrize("stage, name", [("sft", "sft"), ("reward", "rm"), ("ppo-ptx", "ppo-ptx")])
