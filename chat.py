@@ -3,6 +3,7 @@
     python model.py out/ppo-ptx                          a prompt; Ctrl-C stops, Ctrl-D ends
     python model.py out/ppo-ptx "Who is Anna?"           one completion; or a prompt on stdin
     python model.py out/ppo-ptx "Who is Anna?" --num=4 --temperature=0.7 --reward=out/rm
+    python model.py out/hh/ppo --chat                    for a model that learnt from chats
     python model.py gpt2 "Once upon a time"              any model that --init takes
     python model.py export out/ppo-ptx DIR               a folder for transformers
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 import huggingface
+from data import records
 from data.batches import encode_prompt
 from model import GPT, ScalarGPT, generate
 from runtime import World, load, load_for, parse, stop
@@ -24,6 +26,7 @@ class Settings:
     temperature: float = 1.0  # 0 is greedy
     seed: int = 1  # of the sampling noise
     max_new_tokens: int = 128  # fewer where the context has no room for them
+    chat: bool = False  # write what is said as turns, "Human: ... Assistant:", as hh-rlhf does
     reward: str = ""  # reward model whose score is shown beside each completion
     device: str = "auto"  # cpu, cuda or auto
 
@@ -77,14 +80,28 @@ class Speaker:
             self.reward.to(device).eval()
         self.model.to(device).eval()
 
-    def answer(self, text):
-        """Print s.num completions of a prompt; the first of them is what history keeps.
+    def laid_out(self, text):
+        """(the ids before a prompt, its own, how many new ones fit after it).
 
         Turns stand side by side, each with its EOS, as documents do in a row of pretraining text.
+        Those of a chat are one prompt, as in the records of data.public.
         """
+        block, most = self.model.config.block_size, self.s.max_new_tokens
+        prompt, history = encode_prompt(self.tokenizer, text), self.history
+        if self.s.chat:
+            for first in range(len(history) + 1):
+                chat = records.asked("".join(history[first:]), text)
+                prompt = encode_prompt(self.tokenizer, chat)
+                if len(prompt) + most <= block:
+                    break
+            history = []
+        before, new = room_for(prompt, history, block, most)
+        return before, prompt, new
+
+    def answer(self, text):
+        """Print s.num completions of a prompt; the first of them is what history keeps."""
         s, eos = self.s, self.tokenizer.eos
-        prompt = encode_prompt(self.tokenizer, text)
-        before, new = room_for(prompt, self.history, self.model.config.block_size, s.max_new_tokens)
+        before, prompt, new = self.laid_out(text)
         stream = Stream(self.tokenizer)
         watch = lambda rows, tokens: tokens[0] != eos and stream(tokens[0])
         numbers = [self.turn * s.num + i for i in range(s.num)]  # asked again: another answer
@@ -99,7 +116,9 @@ class Speaker:
                 print(score and f"  {score}")
             else:
                 print(f"[{i + 1}] {score}{score and '  '}{said}")
-        self.history.append(prompt + responses[0] + [eos])
+        said = self.tokenizer.decode(responses[0])
+        self.history.append(records.answered(records.asked("", text), said) if s.chat
+                            else prompt + responses[0] + [eos])
         self.turn += 1
 
     @torch.no_grad()

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import hub
 from data import records
+from data.records import ASSISTANT, HUMAN
 
-HUMAN, ASSISTANT = "Human:", "\n\nAssistant:"  # the turns of a chat, as hh-rlhf writes them
 FIELDS = {"rankings": "completions", "demonstrations": "response", "text": "text",
           "prompts": "prompt"}  # the field that tells each kind of record
 OF_PROMPT = ("author", "category", "lang")  # further fields that belong to the prompt
@@ -273,9 +273,9 @@ def openassistant(row):
         if withheld(asked):
             continue
         replies = [m for m in messages[1:] if not withheld(m)]
-        prompt = f"{before}{HUMAN} {asked['text']}{ASSISTANT}"
+        prompt = records.asked(before, asked["text"])
         for reply in replies:
-            turns = f"{prompt} {reply['text']}\n\n"
+            turns = records.answered(prompt, reply["text"])
             queue += [(turns, message) for message in take(reply, "replies", list)]
         ranked = [r for r in replies if type(r.get("rank")) is int]
         more = {"author": author, "lang": asked.get("lang")}

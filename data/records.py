@@ -8,12 +8,24 @@
 
 Further fields travel along untouched (category, author, task, labeler, model, likert, flags ...).
 A completion may say "ended": false where its sampling stopped at the length limit: then it has no
-end-of-text token. A bad line stops the program with its file, line, field and what was expected.
+end-of-text token. The prompt of a chat holds its turns (`asked`). A bad line stops the program with its file, line, field and what was expected.
 """
 import contextlib
 import json
 import os
 from pathlib import Path
+
+HUMAN, ASSISTANT = "Human:", "\n\nAssistant:"  # the turns of a chat, as hh-rlhf writes them
+
+
+def asked(before, text):
+    """What a person says, behind the turns before it: a chat as the prompt of what comes next."""
+    return f"{before}{HUMAN} {text}{ASSISTANT}"
+
+
+def answered(prompt, text):
+    """The prompt of a chat and the reply to it: the turns before the next message."""
+    return f"{prompt} {text}\n\n"
 
 
 def is_text(value):

@@ -245,7 +245,8 @@ def build(settings):
     rng = random.Random(f"world {s.seed}")
     text = [document(rng, town) for _ in range(s.documents)]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.tiktoken").write_bytes(train_bpe("\n".join(text[:5000]), s.vocab))
+    with records.whole(out / "tokenizer.tiktoken") as file:
+        file.write(train_bpe("\n".join(text[:5000]), s.vocab).decode())
     valid = s.documents // 100
     records.write(out / "text_valid.jsonl", [{"text": t} for t in text[:valid]])
     records.write(out / "text_train.jsonl", [{"text": t} for t in text[valid:]])

@@ -15,7 +15,7 @@ import torch
 
 import chat
 import runtime
-from data import tokenizer
+from data import public, tokenizer
 from data.batches import encode_prompt
 from helpers import tiny, tiny_scalar
 from model import generate, last_score
@@ -110,6 +110,30 @@ def test_several_completions_with_their_scores(made, policy, words, monkeypatch,
     out = run(made, monkeypatch, capsys, "m", "Who?", NEW, "--reward=rm")
     assert re.fullmatch(r"(?s)(.*)  [+-]\d+\.\d\d\n", out).group(1) == (
         expected(policy, words, "Who?")[0][0])
+
+
+def test_a_chat_is_put_as_the_records_of_chats_are(made, policy, words, monkeypatch, capsys):
+    """--chat: the tokens of what data.public makes of the same chat; the oldest turns go first."""
+    a, b, c = "Who is Anna?", "Say it.", "Is it?"
+    lines = run(made, monkeypatch, capsys, "m", "--max_new_tokens=4", "--chat", typed=[a, b, "", c])
+
+    def tree(*turns):
+        first, *rest = turns
+        reply = {"text": first[1], "replies": [tree(*rest)] if rest else []}
+        return {"text": first[0], "replies": [reply]}
+
+    chats = lambda *turns: [r["prompt"] for r in public.openassistant(
+        {"prompt": tree(*turns)}) if isinstance(r, dict)]
+    shown, number = [], 0
+    for turns in ([a], [a, b], [c]):  # an empty line forgets
+        prompt = chats(*((asked, shown[-1] if i < len(turns) - 1 else "x")
+                         for i, asked in enumerate(turns)))[-1]
+        shown += expected(policy, words, prompt, new=4, first=number)[0]
+        number += 1
+    assert lines.splitlines()[1:] == [*"\n".join(shown).splitlines(), ""]
+    long = " ".join(["Who is Anna?"] * 3)
+    out = run(made, monkeypatch, capsys, "m", "--max_new_tokens=4", "--chat", typed=[long, long, c])
+    assert "error" not in out and len(out.splitlines()) >= 4
 
 
 PROGRAM = [sys.executable, str(Path(chat.__file__).parent / "model.py"), "m", NEW]
