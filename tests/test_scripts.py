@@ -143,9 +143,9 @@ def test_the_moving_average_is_what_ppo_keeps(demo):
 
 def test_the_reference_stays_where_the_policy_began(demo):
     """Trap 5: once the policy has moved, its KL to the reference is not 0."""
-    python(demo.folder, *FLAGS["ppo"], "--iterations=2", "--lr=0.01", "--out=out/moved")
-    first, second = demo.log("moved")
-    assert abs(first["kl"]) < 1e-4 < 1e-2 < abs(second["kl"])
+    python(demo.folder, *FLAGS["ppo"], "--iterations=4", "--lr=0.01", "--out=out/moved")
+    first, *later = demo.log("moved")  # estimates, from a few samples each
+    assert abs(first["kl"]) < 1e-4 < 1e-2 < max(abs(entry["kl"]) for entry in later)
 
 
 def test_scores_and_values_come_from_the_reward_model_and_its_bias(demo):
