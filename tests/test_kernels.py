@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kernels
 from helpers import close, same, slopes, tiny
 from kernels import Slots, attention, decode_attention, token_logprobs, token_objective
+from runtime import World
 
 HERE = Path(__file__).resolve().parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -481,7 +482,7 @@ def shard_and_compare(rank, size, folder):
     objective(logprob, mask.bool()).backward()
     for (name, a), b in zip(sharded.named_parameters(), whole.parameters()):
         torch.testing.assert_close(a.grad.full_tensor(), b.grad, rtol=1e-5, atol=1e-6, msg=name)
-    torch.distributed.destroy_process_group()
+    World.close(SimpleNamespace(size=size))
 
 
 def test_kernels_under_sharded_weights(tmp_path):
