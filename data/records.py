@@ -8,7 +8,8 @@
 
 Further fields travel along untouched (category, author, task, labeler, model, likert, flags ...).
 A completion may say "ended": false where its sampling stopped at the length limit: then it has no
-end-of-text token. The prompt of a chat holds its turns (`asked`). A bad line stops the program with its file, line, field and what was expected.
+end-of-text token. The prompt of a chat holds its turns (`asked`). A bad line stops the program with
+its file, line, field and what was expected.
 """
 import contextlib
 import json
