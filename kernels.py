@@ -143,7 +143,7 @@ def _pieces(B, H, T):
             for b in range(0, B, rows) for h in range(0, H, heads)]
 
 
-def _packed(x, dtype):
+def _contiguous(x, dtype):
     """A piece [b, h, T, D] as [b * h, T, D] without gaps between its rows: products are quicker."""
     return x.to(dtype).contiguous().view(-1, *x.shape[2:])
 
@@ -176,7 +176,7 @@ def tiled_attention(q, k, v):
     out = torch.empty_like(q)  # laid out like q: if packed by token, joining heads costs no copy
     lse = q.new_empty(B, H, T, dtype=dtype)
     for at in _pieces(B, H, T):
-        qs, ks, vs = (_packed(x[at], dtype) for x in (q, k, v))
+        qs, ks, vs = (_contiguous(x[at], dtype) for x in (q, k, v))
         qs = qs * (D**-0.5 * LOG2E)
         o, L = torch.empty_like(qs), qs.new_empty(*qs.shape[:2], 1)
         for i, end, j, stop in _tiles(T):
@@ -203,7 +203,7 @@ def tiled_attention_backward(grad, q, k, v, out, lse):
     dtype, future = _accumulator(q), _future(q)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     for at in _pieces(B, H, T):
-        qs, ks, vs, do = (_packed(x[at], dtype) for x in (q, k, v, grad))
+        qs, ks, vs, do = (_contiguous(x[at], dtype) for x in (q, k, v, grad))
         qs = qs * (D**-0.5 * LOG2E)
         L = lse[at].reshape(-1, T, 1)
         expected = (grad[at].to(dtype) * out[at]).sum(-1).view(-1, T, 1)  # sum_j p_ij dp_ij

@@ -38,8 +38,8 @@ TOY = GPTConfig(686, 128, 2, 8, 192)
 # counted in its default world.
 PAPER = SimpleNamespace(demos=12725, demo=(408, 43), prompts=33207, ranked=199, asked=166,
                         answer=128, text=300e9)
-TOWN = SimpleNamespace(demos=200, demo=(14, 12), prompts=9000, ranked=20, asked=20, answer=12,
-                       text=3.8e6)
+TOWN = SimpleNamespace(demos=150, demo=(14, 12), prompts=9000, ranked=20, asked=20, answer=12,
+                       text=2.9e6)
 K = 6.5  # completions of a prompt, 4 to 9 (section 3.5)
 
 # Petaflop/s-days, section 5.1. Ours are those if every row fills the context of 2,048 tokens (4.9
