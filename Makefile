@@ -11,7 +11,7 @@ IN ?= .
 PY := $(CURDIR)/.venv/bin/python
 export PYTHONPATH := $(CURDIR)
 SEEDED = $(if $(SEED),--seed=$(SEED))
-BIG := --n_layer=3 --n_embd=512 --lr=1.5e-3 --out=out/big
+BIG := --n_layer=3 --n_head=8 --n_embd=512 --lr=1.5e-3 --out=out/big
 DEMO := out/demo
 
 BENCH ?= --threads=1

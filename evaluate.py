@@ -6,7 +6,7 @@ Every model answers the same test prompts at temperature 1. Held-out labelers, w
 label, compare the answers with truth and harmlessness first (section 3.4); the gold score says what
 the answers are really worth; few-shot probes of the raw text measure the alignment tax.
 """
-import faults  # noqa: F401  before torch: Ctrl-C is one line from here on
+import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
 
 import json
 import random

@@ -2,7 +2,7 @@
 
 Six panels from the JSON that the other scripts wrote; nothing is computed here but a running mean.
 """
-import faults  # noqa: F401  before torch: Ctrl-C is one line from here on
+import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
 
 import json
 import textwrap

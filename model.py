@@ -8,7 +8,7 @@ Sequences are always `prompt, response, EOS, pad`: padded on the right, with the
 beside them. Under causal attention no real token ever sees a pad, positions are 0..T-1 in every
 row, and the batch that was sampled is the batch that is trained on, token for token.
 """
-import faults  # noqa: F401  before torch: Ctrl-C is one line from here on
+import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
 
 import contextlib
 import math

@@ -11,7 +11,7 @@ differences, so at the end a bias is set for which demonstrations score 0 on ave
     python reward.py
     torchrun --nproc_per_node=2 reward.py
 """
-import faults  # noqa: F401  before torch: Ctrl-C is one line from here on
+import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,7 +7,7 @@
 Each line that it writes is a prompt record with `completions`: text, the model it came from, and
 whether it ended by itself.
 """
-import faults  # noqa: F401  before torch: Ctrl-C is one line from here on
+import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
 
 import random
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ over the tokens of the response and its EOS; prompt tokens carry no loss (sectio
     python sft.py --preset=init       the RL initialisation: 2 epochs, 10 % pretraining data
     torchrun --nproc_per_node=2 sft.py
 """
-import faults  # noqa: F401  before torch: Ctrl-C is one line from here on
+import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
 
 import math
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Settings:
     dropout: float = 0.2  # residual dropout (App. C.1)
     block_size: int = 128  # from scratch only: context in tokens
     n_layer: int = 2  # from scratch only
-    n_head: int = 8  # from scratch only
+    n_head: int = 4  # from scratch only
     n_embd: int = 192  # from scratch only
     max_new_tokens: int = 32  # of the samples that choose the epoch
     explode: float = 1e5  # gradient norm beyond which a step is skipped, as it is for NaN

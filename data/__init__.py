@@ -1,2 +1,2 @@
 """Records, tokenizers, the toy world and its labelers, and loaders of public datasets."""
-import faults  # noqa: F401  Ctrl-C is one line from here on: `python -m data.NAME`, too
+import startup  # noqa: F401  Ctrl-C is one line from here on: `python -m data.NAME`, too

@@ -11,6 +11,9 @@ import math
 import os
 import platform
 import random
+import re
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +26,7 @@ import ppo
 import reward
 import runtime
 import sft
+import startup
 import training
 from data.batches import WithoutPrompt
 from demo import python
@@ -1041,3 +1045,22 @@ def test_steps_use_the_memory_again_that_was_freed(tmp_path, monkeypatch):
     assert count("keep") < 20 * 700
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     assert count("keep") > 20 * 7000
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="GNU's OpenMP, which says what it read")
+def test_threads_wait_for_each_other_asleep_unless_their_user_chose(tmp_path, monkeypatch):
+    def spins(*first):
+        run = subprocess.run([sys.executable, "-c", "; ".join([*first, "import torch"])],
+                             cwd=tmp_path, env={**os.environ, "OMP_DISPLAY_ENV": "verbose"},
+                             capture_output=True, text=True, check=True)
+        said = re.search(r"GOMP_SPINCOUNT = '(\d+)'", run.stderr)
+        return int(said[1]) if said else pytest.skip("this torch has another OpenMP")
+
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert spins() > 10 * int(startup.SPINS), "PyTorch by itself waits as briefly: no need of ours"
+    for program in ("sft", "data.world"):
+        assert spins(f"import {program}") == int(startup.SPINS)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert spins("import startup") == 0
