@@ -4,6 +4,7 @@
     World        one process, or the ranks that torchrun started
     cosine       the learning-rate schedule
     micro_batches, scoring_groups: ragged rows in pieces that fit
+    write_shards, read_shards: states of models in parts
     save, load   checkpoints: folders of plain files, never half-visible
 """
 import contextlib
@@ -404,10 +405,10 @@ def like_weights(saved, weights):
 
 # ------------------------------------------------------------------------------- states in parts
 #
-# No rank has room for all of a large model's state. Where models are in parts, each rank writes its
-# own to a file of a folder, with torch.distributed.checkpoint. In the state itself a stand-in keeps
-# the place of a tensor that is there: one of its shape on the meta device, without memory. What is
-# read can be cut in another way, or not at all: each rank reads the pieces that it needs.
+# No rank has room for the whole state of a large model. Where models are in parts, each rank writes
+# its own to a file of a folder, with torch.distributed.checkpoint (DCP). In the state itself a
+# stand-in keeps the place of such a tensor: one of its shape on the meta device, without memory.
+# Who reads it may have other parts, or the whole, of each tensor, and reads just that.
 
 def leaves(tree, path=()):
     """What nested dicts hold, by path: {"model/score.weight": ..., ...}."""
@@ -443,7 +444,10 @@ def write_shards(folder, tree, world):
     sync_names(folder)
     mine = [*folder.glob(f"__{world.rank}_*"), *[folder / ".metadata"] * world.main]
     sums = world.gather([{file.name: checksum(file) for file in mine}])
-    return {name: crc for some in sums for name, crc in some.items()}
+    files = {name: crc for some in sums for name, crc in some.items()}
+    if world.main and not all((folder / name).exists() for name in files):
+        stop(f"{folder.parent} is not the same folder on all machines: choose one that they share")
+    return files
 
 
 def read_shards(folder, tensors):
@@ -451,7 +455,10 @@ def read_shards(folder, tensors):
     call it, with the same names."""
     import torch.distributed.checkpoint as dcp
     with open(folder / ".metadata", "rb") as file:
-        Known(file).load()
+        try:
+            Known(file).load()
+        except pickle.UnpicklingError as error:
+            stop(f"{folder}/.metadata is refused: {error}, and such a pickle can run any code")
     with telling(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is ")  # one process may read, too
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder))
@@ -469,7 +476,7 @@ def telling():
 
 
 class Known(pickle.Unpickler):
-    """Refuses what DCP, which would load anything, has not written: a pickle can run any code."""
+    """Refuses what DCP does not write, and would load without a question."""
     NAMES = {"Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
              "MetadataIndex", "StorageMeta", "_StorageInfo", "_MEM_FORMAT_ENCODING", "_get_layout",
              "Size", "float32", "PosixPath", "WindowsPath"}
@@ -477,7 +484,7 @@ class Known(pickle.Unpickler):
     def find_class(self, module, name):
         if module.split(".")[0] in ("torch", "pathlib") and name in self.NAMES:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"the state's .metadata is refused: {module}.{name}")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 # ------------------------------------------------------------------------- optimiser and batches
