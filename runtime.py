@@ -4,6 +4,7 @@
     World        one process, or the ranks that torchrun started
     cosine       the learning-rate schedule
     micro_batches, scoring_groups: ragged rows in pieces that fit
+    write_shards, read_shards: states of models in parts
     save, load   checkpoints: folders of plain files, never half-visible
 """
 import contextlib
@@ -15,9 +16,12 @@ import inspect
 import json
 import math
 import os
+import pickle
 import re
+import shutil
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -306,7 +310,7 @@ def bare(model):
 # ---------------------------------------------------------------------------------------- shards
 #
 # With --shard a rank holds a part of every weight (a DTensor), of its gradient, its moments and its
-# average. What is written to the disk is whole: the same files, whoever wrote them.
+# average. A checkpoint is whole all the same: it is what other programs read.
 
 def sharded(x):
     """Whether a model, or a tensor, is in parts on all ranks. Asked without the imports that only
@@ -351,38 +355,136 @@ def plain(model, device=None):
     return other
 
 
-def full(x):
-    """A tensor, or dicts and lists of them, with the parts of each put together on rank 0; the
-    other ranks must take part, and get None in their place."""
-    if isinstance(x, dict):
-        return {k: full(v) for k, v in x.items()}
-    if isinstance(x, list):
-        return [full(v) for v in x]
-    if not sharded(x):
-        return x
-    x = x.full_tensor()
-    return x.cpu() if dist.get_rank() == 0 else None
+def full(tensors):
+    """Tensors by name, with the parts of each put together on rank 0, one after another; the other
+    ranks must take part, and get None in their place."""
+    out = {}
+    for name, x in tensors.items():
+        if sharded(x):
+            x = x.full_tensor()
+            x = x.cpu() if dist.get_rank() == 0 else None
+        out[name] = x
+    return out
 
 
 def like(x, other):
-    """This rank's part of a whole tensor x, if `other` is in parts; else x."""
-    if sharded(x) or not sharded(other) or x.shape != other.shape:
+    """A tensor as `other` is: on its device, and this rank's part of it if it is in parts. A
+    stand-in (see below) becomes memory that its shards are read into."""
+    if other is None or sharded(x) or x.shape != other.shape:
+        return x
+    if x.is_meta:
+        return torch.empty_like(other)
+    x = x.to(other.device)
+    if not sharded(other):
         return x
     from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(x.to(other.device), other.device_mesh, other.placements,
+    return distribute_tensor(x, other.device_mesh, other.placements,
                              src_data_rank=None)  # all ranks have read the same x
 
 
 def put(part, state):
-    """load_state_dict of a model or an optimiser, in parts or not, with what `full` returned."""
+    """load_state_dict of a model or an optimiser, in parts or not, with tensors that are whole,
+    stand-ins, or in parts like it."""
     if isinstance(part, torch.optim.Optimizer):
         params = [p for group in part.param_groups for p in group["params"]]
-        moments = {i: {k: like(v, params[i]) if torch.is_tensor(v) else v for k, v in own.items()}
-                   for i, own in state["state"].items()}
+        moments = {i: {k: like(v, params[i]).clone() if torch.is_tensor(v) else v  # it keeps them
+                       for k, v in own.items()} for i, own in state["state"].items()}
         part.load_state_dict({**state, "state": moments})
     else:
         own = part.state_dict()
         part.load_state_dict({k: like(v, own[k]) for k, v in state.items()})
+
+
+def like_weights(saved, weights):
+    """Nested dicts, with each tensor in parts as the weight is whose name and shape it has.
+    weights: {(name, shape): weight}."""
+    return {k: like_weights(v, weights) if isinstance(v, dict) else
+            like(v, weights.get((k, v.shape))).clone() if torch.is_tensor(v) else v
+            for k, v in saved.items()}
+
+
+# ------------------------------------------------------------------------------- states in parts
+#
+# No rank has room for the whole state of a large model. Where models are in parts, each rank writes
+# its own to a file of a folder, with torch.distributed.checkpoint (DCP). In the state itself a
+# stand-in keeps the place of such a tensor: one of its shape on the meta device, without memory.
+# Who reads it may have other parts, or the whole, of each tensor, and reads just that.
+
+def leaves(tree, path=()):
+    """What nested dicts hold, by path: {"model/score.weight": ..., ...}."""
+    if not isinstance(tree, dict):
+        return {"/".join(map(str, path)): tree}
+    return {k: v for key, x in tree.items() for k, v in leaves(x, (*path, key)).items()}
+
+
+def stand_ins(tree):
+    """Nested dicts with a stand-in for each tensor that is in parts."""
+    if isinstance(tree, dict):
+        return {k: stand_ins(v) for k, v in tree.items()}
+    return torch.empty(tree.shape, dtype=tree.dtype, device="meta") if sharded(tree) else tree
+
+
+def write_shards(folder, tree, world):
+    """Write the parts in nested dicts of tensors to a folder, of which nothing stays if that fails.
+    Returns the checksums of its files, {} where nothing is in parts. All ranks call it."""
+    shards = {name: x for name, x in leaves(tree).items() if sharded(x)}
+    if world.main:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote
+    if not shards:
+        return {}
+    import torch.distributed.checkpoint as dcp
+    world.barrier()
+    try:
+        with telling():
+            dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder))
+    except BaseException:
+        if world.main:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    sync_names(folder)
+    mine = [*folder.glob(f"__{world.rank}_*"), *[folder / ".metadata"] * world.main]
+    sums = world.gather([{file.name: checksum(file) for file in mine}])
+    files = {name: crc for some in sums for name, crc in some.items()}
+    if world.main and not all((folder / name).exists() for name in files):
+        stop(f"{folder.parent} is not the same folder on all machines: choose one that they share")
+    return files
+
+
+def read_shards(folder, tensors):
+    """Fill tensors, {name: tensor, in parts or whole}, from a folder of `write_shards`. All ranks
+    call it, with the same names."""
+    import torch.distributed.checkpoint as dcp
+    with open(folder / ".metadata", "rb") as file:
+        try:
+            Known(file).load()
+        except pickle.UnpicklingError as error:
+            stop(f"{folder}/.metadata is refused: {error}, and such a pickle can run any code")
+    with telling(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is ")  # one process may read, too
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder))
+
+
+@contextlib.contextmanager
+def telling():
+    """All ranks fail with what happened to any of them, such as a full disk, and not with DCP's
+    list of it."""
+    from torch.distributed.checkpoint import CheckpointException
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
+
+
+class Known(pickle.Unpickler):
+    """Refuses what DCP does not write, and would load without a question."""
+    NAMES = {"Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
+             "MetadataIndex", "StorageMeta", "_StorageInfo", "_MEM_FORMAT_ENCODING", "_get_layout",
+             "Size", "float32", "PosixPath", "WindowsPath"}
+
+    def find_class(self, module, name):
+        if module.split(".")[0] in ("torch", "pathlib") and name in self.NAMES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 # ------------------------------------------------------------------------- optimiser and batches
@@ -481,7 +583,8 @@ def groups_by_tokens(lengths, tokens, copies=None):
 # files that belong together; its own renaming is the moment from which a new checkpoint counts.
 
 LOADED = {}  # folder -> weights, of the checkpoints that this program began with
-OURS = re.compile(r"(model|tokenizer|state)(-\d+)?(-[0-9a-f]{8})?\.(pt|tiktoken)(\.writing)?")
+OURS = re.compile(r"(model|tokenizer|state)(-\d+)?(-[0-9a-f]{8})?\.(pt|tiktoken)(\.writing)?"
+                  r"|state-\d+")  # a folder of shards
 
 
 def checksum(path):
@@ -493,9 +596,9 @@ def checksum(path):
     return f"{crc:08x}"
 
 
-def whole(path):
-    """Whether a file is there and has the checksum that its name says."""
-    return path.exists() and path.stem.endswith("-" + checksum(path))
+def whole(path, crc=None):
+    """Whether a file is there and has this checksum, or the one that its name says."""
+    return path.exists() and checksum(path) == (crc or path.stem.rpartition("-")[2])
 
 
 def write(path, content):
@@ -512,10 +615,15 @@ def write(path, content):
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk even a part of a file is in the way
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # the name, too
-    os.close(folder)
+    sync_names(path.parent)
     return path.name
+
+
+def sync_names(folder):
+    """Let the names in a folder be on the disk, too."""
+    file = os.open(folder, os.O_RDONLY)
+    os.fsync(file)
+    os.close(file)
 
 
 def save(path, model, tokenizer, settings, **facts):
@@ -545,7 +653,12 @@ def tidy(path, keep):
     """Remove what runs have left in a checkpoint's folder: all files of ours but those to keep."""
     for file in Path(path).iterdir():
         if OURS.fullmatch(file.name) and file.name not in keep:
-            file.unlink()
+            remove(file)
+
+
+def remove(path):
+    """Remove a file or a folder."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def refuse_others(path):

@@ -8,6 +8,10 @@
 A run that was killed, at any moment, goes on with --resume and ends with the same bits. A state
 holds all that a step changes; what it does not (the order of the data, the learning rate, the noise
 of samples and of dropout) depends on the settings and the number of the step alone.
+
+    state-000300-1c0e9b52.pt    at step 300; the name ends with the file's checksum
+    state-000300/               with --shard, each rank's part of the weights and moments; the file
+                                above, which is written last, has the checksums of all in it
 """
 import dataclasses
 import errno
@@ -24,8 +28,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import plan
-from runtime import (LOADED, bare, full, like, put, refuse_others, restarts, stop, tidy, whole,
-                     write)
+from runtime import (LOADED, bare, leaves, like_weights, put, read_shards, refuse_others, remove,
+                     restarts, stand_ins, stop, tidy, whole, write, write_shards)
 
 # Settings that a resumed run may change: they do not change its numbers, or only later ones.
 FREE = ("activation_checkpointing", "device", "explode", "iterations", "max_skips", "micro_batch",
@@ -50,7 +54,7 @@ class Training:
         self.handler = signal.signal(signal.SIGTERM, self.terminate)
         refuse_others(s.out)
         resume = s.resume or float(world.sum(restarts())) > 0
-        found = world.gather([self.find(resume) if world.main else ""])[0]
+        found = self.find(resume)
         if found == "checkpoint.json":
             self.compare(json.loads((self.folder / found).read_text())["settings"])
             world.print(f"{s.out} is finished: there is nothing to resume")
@@ -124,50 +128,82 @@ class Training:
         return sorted(self.folder.glob("state-*-*.pt"), reverse=True,
                       key=lambda file: int(file.name.split("-")[1]))
 
+    def shards(self, name):
+        """The folder of what a state has in parts, by the name of its file."""
+        return self.folder / name.rpartition("-")[0]
+
     def find(self, resume):
         """The file to go on from: the last state that is whole, checkpoint.json where the run is
-        finished, or "" where there is neither. Removes what is damaged."""
+        finished, or "" where there is neither; all ranks agree. Removes what is damaged."""
+        main, checkpoint = self.world.main, self.folder / "checkpoint.json"
         self.folder.mkdir(parents=True, exist_ok=True)
+        names = self.world.gather([[file.name for file in self.states()]])[0]
         if not resume:
-            if self.states():
+            if names and main:
                 print(f"{self.folder}: an unfinished run is here and is started over; --resume "
                       "would go on with it", file=sys.stderr)
             return ""
-        for file in self.states():
-            if whole(file):
-                return file.name
-            print(f"{file} is damaged (its checksum differs): the state before it is taken",
-                  file=sys.stderr)
-            file.unlink()
-        checkpoint = self.folder / "checkpoint.json"
-        if not checkpoint.exists():
-            return ""
-        meta = json.loads(checkpoint.read_text())  # a kill may have left what `save` removes
-        tidy(self.folder, (meta["weights"], meta["tokenizer"]))
-        return checkpoint.name
+        if main:
+            self.keep(names)
+        for i, name in enumerate(names):
+            if self.is_whole(name):
+                return name
+            if main:
+                print(f"{self.folder / name} is damaged (its checksum differs): the state before "
+                      "it is taken", file=sys.stderr)
+                self.keep(names[i + 1 :])
+        finished = self.world.gather([checkpoint.exists()])[0]
+        if finished and main:  # a kill may have left what `save` removes
+            meta = json.loads(checkpoint.read_text())
+            tidy(self.folder, (meta["weights"], meta["tokenizer"]))
+        return checkpoint.name if finished else ""
+
+    def read(self, name):
+        """The file of a state. Its tensors stay on the disk until they are used."""
+        return torch.load(self.folder / name, "cpu", weights_only=True, mmap=True)
+
+    def is_whole(self, name):
+        """Whether a state is as it was written; each rank reads its share of the shards."""
+        file, files = self.folder / name, None
+        if self.world.main and whole(file):
+            files = self.read(name).get("files", {})
+        files = self.world.gather([files])[0]
+        good = files is not None and all(whole(self.shards(name) / other, crc)
+                                         for other, crc in self.world.share([*files.items()]))
+        return float(self.world.sum(good)) == self.world.size
+
+    def keep(self, names):
+        """Remove all that belongs to other states than these, or is half-written."""
+        folders = [self.shards(name).name for name in names]
+        for file in self.folder.glob("state-*"):
+            if file.name not in (*names, *folders):
+                remove(file)
+
+    def tree(self):
+        """All that a step changes, as nested dicts."""
+        return {k: bare(v).state_dict() if hasattr(v, "state_dict") else v
+                for k, v in self.parts.items()}
 
     def save(self):
         """Write a state, then remove all but the last two: until it is whole, they are there."""
         noise = self.world.gather([rng_state(self.world.device)])  # for what a reader may add
-        parts = {k: full(bare(v).state_dict() if hasattr(v, "state_dict") else v)
-                 for k, v in self.parts.items()}
+        name, tree = f"state-{self.step:06}", self.tree()
+        files = write_shards(self.folder / name, tree, self.world)
         if not self.world.main:
             return
         if self.file:
             os.fsync(self.file.fileno())  # the log never lags behind a state
         state = {"settings": dataclasses.asdict(self.s), "steps": self.total, "step": self.step,
                  "skipped": self.skipped, "in_a_row": self.in_a_row, "loaded": LOADED,
-                 "seconds": self.world.seconds(), "noise": noise, "parts": parts}
-        name = write(self.folder / f"state-{self.step:06}.pt", lambda f: torch.save(state, f))
-        keep = [name] + [f.name for f in self.states() if f.name != name][: bool(self.step)]
-        for file in self.states():
-            if file.name not in keep:
-                file.unlink()
+                 "seconds": self.world.seconds(), "noise": noise, "parts": stand_ins(tree),
+                 "files": files}
+        name = write(self.folder / f"{name}.pt", lambda f: torch.save(state, f))
+        self.keep([name] + [f.name for f in self.states() if f.name != name][: bool(self.step)])
 
     def restore(self, name):
         """Take over a state. It does not matter how many ranks wrote it, or how many read it, or
-        whether either of them had the models in parts."""
-        state = torch.load(self.folder / name, weights_only=True, map_location="cpu")
+        whether either of them had the models in parts. Shards come last, each to its place."""
+        state = self.read(name)
         self.compare(state["settings"])
         for folder, weights in state["loaded"].items():
             if LOADED.get(folder, weights) != weights:
@@ -176,15 +212,20 @@ class Training:
         if state["steps"] != self.total and not hasattr(self.s, "iterations"):
             stop(f"{self.s.data} has changed: it makes {self.total} steps, those of {self.s.out} "
                  f"were {state['steps']}. Leave --resume out to start again")
+        weights = {(k, v.shape): v for part in self.parts.values()
+                   if isinstance(part, torch.nn.Module) for k, v in bare(part).state_dict().items()}
         for key, saved in state["parts"].items():
             part = self.parts[key]
             if hasattr(part, "load_state_dict"):
                 put(bare(part), saved)
             elif isinstance(part, dict):
-                part.update({k: like(v.to(self.world.device), part.get(k)) if torch.is_tensor(v)
-                             else v for k, v in saved.items()})
+                part.update(like_weights(saved, weights))
             else:
                 part[:] = saved
+        if state.get("files"):
+            own = leaves(self.tree())
+            read_shards(self.shards(name), {k: own[k] for k, v in leaves(state["parts"]).items()
+                                            if torch.is_tensor(v) and v.is_meta})
         self.step, self.skipped, self.in_a_row = (state[k] for k in ("step", "skipped", "in_a_row"))
         self.world.started -= state["seconds"]
         if self.world.rank < len(state["noise"]):

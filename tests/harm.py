@@ -37,8 +37,11 @@ def before_each(module, name, action):
     setattr(module, name, changed)
 
 
-def kill_at_operation(n):
-    """Killed before the n-th of all operations on files; of torch.save, when half is written."""
+def kill_at_operation(n, rank=None):
+    """Killed before the n-th of all operations on files; of torch.save, when half is written. With
+    a rank, that one alone."""
+    if rank is not None and os.environ.get("RANK") != str(rank):
+        return
     done = [0]
 
     def count(_, *args):
@@ -50,7 +53,7 @@ def kill_at_operation(n):
             kill_me()
 
     for module, name in ((torch, "save"), (json, "dumps"), (os, "fsync"), (os, "replace"),
-                         (os, "unlink"), (os, "mkdir")):
+                         (os, "rename"), (os, "unlink"), (os, "mkdir"), (os, "rmdir")):
         before_each(module, name, count)
 
 
@@ -84,10 +87,10 @@ def disk_full(n):
     """From the n-th torch.save on, every write goes to a device that is always full."""
     original = torch.save
 
-    def save(content, file):
-        save.calls += 1
-        if save.calls < n:
-            return original(content, file)
+    def save(content, file, **options):
+        save.calls += not options  # with some, a tensor is pickled for other ranks
+        if options or save.calls < n:
+            return original(content, file, **options)
         with open("/dev/full", "wb") as full:
             original(content, full)
 
@@ -143,7 +146,8 @@ def child(folder, output, harm, script, flags, environment):
 def fork(target, *args):
     """A process of a server that has imported the scripts and computed nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harm", "sft", "reward", "ppo", "torch.distributed.fsdp"])
+    context.set_forkserver_preload(["harm", "sft", "reward", "ppo", "torch.distributed.fsdp",
+                                    "torch.distributed.checkpoint"])
     process = context.Process(target=target, args=args)
     process.start()
     return process

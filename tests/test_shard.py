@@ -1,21 +1,30 @@
 """--shard: each process keeps a part of the weights, and all that a reader sees stays the same.
+Each writes its part of a run's state, which any number of processes can take up.
 
 Runs of two and more processes are forked as in test_resume.py; `make long` tries many worlds.
 """
 import os
+import pickle
+import random
+import re
 import shutil
+import signal
 import socket
+import warnings
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import harm
 import kernels
 import plan
 import ppo
-from helpers import EOS, close, tiny, tiny_scalar
-from runtime import World, frozen, gathered, like, sharded
+from helpers import EOS, close, same, tiny, tiny_scalar
+from runtime import (World, checksum, frozen, gathered, leaves, like, make_optimizer, read_shards,
+                     sharded, write_shards)
 from test_resume import Run, assert_same
 from test_scripts import assert_same_logs, assert_same_model
 
@@ -215,8 +224,8 @@ def resumed(demo, run, size, *flags):
 
 
 def test_a_run_of_shards_may_be_resumed_by_any_ranks(demo, plain, shards):
-    """With as many shards it ends with the same bits; weights, moments and averages are whole in
-    its states, so that two copies, or one process, can go on too."""
+    """With as many shards it ends with the same bits; weights, moments and averages are found by
+    two copies, or one process, too."""
     run = interrupted(demo, "ppo", "in-parts", 2, 1, "--shard")
     assert_same(resumed(demo, run, 2, "--shard"), shards["ppo"])
     assert_equal(resumed(demo, run, 2), plain["ppo"])
@@ -229,6 +238,15 @@ def test_a_run_may_be_resumed_with_shards(demo, plain, stage):
     assert_equal(resumed(demo, run, 2, "--shard"), plain[stage])
 
 
+def test_the_best_epoch_so_far_is_in_parts_too(demo, shards):
+    """Its weights are in a dict within a dict; here the first of two epochs stays the best."""
+    assert demo.checkpoint("shards-sft")["epoch"] == 1
+    run = interrupted(demo, "sft", "best-in-parts", 2, 9, "--shard")
+    state = torch.load(run.states()[-1], weights_only=True)
+    assert {v.device.type for v in state["parts"]["best"]["weights"].values()} == {"meta"}
+    assert_same(resumed(demo, run, 2, "--shard"), shards["sft"])
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("stage", SAME)
 @pytest.mark.parametrize("before", [(1, ), (2, ), (2, "--shard")])
@@ -237,6 +255,169 @@ def test_any_ranks_resume_what_any_ranks_began(demo, plain, stage, before, after
     name = f"from-{stage}-{before}-to-{after}".translate(str.maketrans("(),' ", "_____"))
     run = interrupted(demo, stage, name, before[0], 1 if stage == "ppo" else 3, *before[1:])
     assert_equal(resumed(demo, run, *after), plain[stage])
+
+
+# ----------------------------------------------------------------------------------- the files
+
+def trained(world, shard):
+    """{name: tensor} of a model after a step of Adam. Three ranks have a third of few of them, and
+    nothing of the scalar head's bias."""
+    model = world.wrap(tiny_scalar(n_embd=64, vocab_size=1000), shard)
+    optimizer = make_optimizer(model, 0.01, 0.1)
+    model(torch.arange(12).view(1, 12)).sum().backward()
+    optimizer.step()
+    return {"model": model.state_dict(), "adam": optimizer.state_dict()}
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation returns, in bytes."""
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if torch.is_tensor(out) and not sharded(out):
+            self.bytes = max(self.bytes, out.nbytes)
+        return out
+
+
+def written_in_parts(world, folder):
+    tree = trained(world, shard=True)
+    total = sum(4 * x.shape.numel() for x in leaves(tree).values() if sharded(x))
+    with Largest() as seen:
+        files = write_shards(folder, tree, world)
+    assert 10_000 < seen.bytes <= 1000 * 64 * 4 / 2, "half of the embedding"
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata"} == set(files) == set(os.listdir(folder))
+    for name, crc in files.items():
+        assert checksum(folder / name) == crc
+    size = (folder / f"__{world.rank}_0.distcp").stat().st_size
+    assert total / 2 < size < 0.6 * total, "half, and a kilobyte for each tensor"
+
+
+def read_in_parts(world, folder, file):
+    """Into the shards of other ranks, or into whole tensors."""
+    own = {k: x for k, x in leaves(trained(world, shard=True)).items() if sharded(x)}
+    expected = torch.load(file, weights_only=True)
+    for shard in (True, False):
+        empty = {k: torch.full_like(x if shard else expected[k], 9.0) for k, x in own.items()}
+        with Largest() as seen:
+            read_shards(folder, empty)
+        assert not shard or seen.bytes < 1000 * 64 * 4, "no whole embedding"
+        for name, x in empty.items():
+            assert torch.equal(x.full_tensor() if shard else x, expected[name]), name
+
+
+def whole_to(file, folder):
+    """What two ranks have written, put together by one process."""
+    world = World(0, "cpu")
+    own = {k: x for k, x in leaves(trained(world, False)).items()
+           if torch.is_tensor(x) and x.dim()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_shards(folder, own)
+    torch.save(own, file)
+    return own
+
+
+def test_each_rank_writes_its_part_and_any_ranks_read_it(tmp_path):
+    ranks(2, written_in_parts, tmp_path / "state")
+    own = whole_to(tmp_path / "whole.pt", tmp_path / "state")
+    ranks(3, read_in_parts, tmp_path / "state", tmp_path / "whole.pt")
+    same(list(own.values()), [x for x in leaves(trained(World(0, "cpu"), False)).values()
+                              if torch.is_tensor(x) and x.dim()])
+
+
+def in_folders_of_their_own(world, folder):
+    try:
+        write_shards(folder / f"machine {world.rank}" / "state", trained(world, True), world)
+    except SystemExit as error:
+        assert world.main and "machine 0 is not the same folder on all machines" in str(error)
+    else:
+        assert not world.main
+
+
+def test_machines_that_share_no_folder_are_noticed(tmp_path):
+    ranks(2, in_folders_of_their_own, tmp_path)
+
+
+class Code:
+    """What a pickle may do: run a command where it is loaded."""
+
+    def __reduce__(self):
+        return os.mkdir, ("run by a pickle",)
+
+
+@pytest.mark.parametrize("content", [Code(), torch.distributed.checkpoint.load])
+def test_no_code_in_a_folder_of_shards_is_run(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(content))
+    with pytest.raises(SystemExit, match="metadata is refused: it asks for "):
+        read_shards(tmp_path, {})
+    assert [file.name for file in tmp_path.iterdir()] == [".metadata"]
+
+
+def test_a_damaged_part_is_noticed_and_the_state_before_is_used(demo, shards):
+    run = interrupted(demo, "reward", "damaged-part", 2, 5, "--shard")
+    assert [path.name[:12] for path in run.states()] == 2 * ["state-000002"] + 2 * ["state-000004"]
+    part = run.folder / "state-000004" / "__1_0.distcp"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    finish(run, 2, "--resume")
+    assert re.search(r"state-000004-\w+.pt is damaged", run.output())
+    assert "resumed at step 2" in run.output()
+    assert_same(run, shards["reward"])
+
+
+def test_killed_while_parts_are_written(demo, shards):
+    """One rank has half a file of the second state on the disk; who resumes takes the first and
+    removes the other, and what a run of more ranks left in it."""
+    run = Run(demo, "reward", "half-a-part", *SAME["reward"], *UNEVEN["reward"], "--shard")
+    finish(run, 2, harms=[("kill_at_operation", 60)])
+    assert [path.name[:12] for path in run.states()] == ["state-000000"] * 2 + ["state-000002"]
+    (run.folder / "state-000002" / "__5_0.distcp").write_bytes(b"half")
+    finish(run, 2, "--resume", harms=[("die", rank, 1) for rank in range(2)])
+    assert [path.name[:12] for path in run.states()] == ["state-000000"] * 2
+    finish(run, 2, "--resume")
+    assert "resumed at step 0" in run.output()
+    assert_same(run, shards["reward"])
+
+
+def test_a_full_disk_is_one_line_of_each_rank(demo, shards):
+    run = Run(demo, "reward", "full-in-parts", *SAME["reward"], *UNEVEN["reward"], "--shard")
+    finish(run, 2, harms=[("disk_full", 30)])
+    for rank in range(2):
+        assert f"error: rank {rank}: out/full-in-parts: No space left on device" in run.output()
+    assert "Traceback" not in run.output()
+    assert [path.name[:12] for path in run.states()] == ["state-000000"] * 2
+    finish(run, 2, "--resume")
+    assert_same(run, shards["reward"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", SAME)
+def test_a_run_of_shards_killed_ten_times_ends_with_the_same_bits(demo, shards, stage):
+    """By the clock, at an operation on files of all ranks, and of one of them, in turn; whenever a
+    run gets to its end, it is compared and another one begins."""
+    run = Run(demo, stage, f"killed-shards-{stage}", *SAME[stage], *UNEVEN[stage], "--shard")
+    dice, done = random.Random(stage), 0
+    while done < 10:
+        at, rank = dice.randint(1, 400), dice.randint(0, 1)
+        harms = [[], [("kill_at_operation", at)], [("kill_at_operation", at, rank)]][done % 3]
+        processes = run.ranks(2, "--resume", harms=harms)
+        if not harms:
+            processes[0].join(dice.uniform(0.5, 5))
+            for process in processes:
+                process.kill()
+        for process in processes:
+            process.join(60)
+        codes = {process.exitcode for process in processes}
+        assert codes <= {0, 1, -signal.SIGKILL} and "Traceback" not in run.output(), run.output()
+        if codes == {0}:
+            assert_same(run, shards[stage])
+            shutil.rmtree(run.folder)
+        done += codes != {0}
+    finish(run, 2, "--resume")
+    assert_same(run, shards[stage])
 
 
 # ------------------------------------------------------------------------------------- many worlds
