@@ -286,7 +286,7 @@ class ScalarGPT(nn.Module):
     def forward(self, ids):
         """ids [B, T] -> scores [B, T]; the score at t has seen the tokens up to and including t.
         Of a PrefixTree: the scores of its nodes, [N]."""
-        return self.score(self.transformer(ids)).squeeze(-1)
+        return self.score(self.transformer(ids)).sum(-1)  # of one: FSDP warns of a view of it
 
 
 def last_score(scores, lengths):

@@ -139,6 +139,11 @@ def test_a_row_alone_is_the_row_in_a_batch():
 ALIKE = [[3, 1, 4, 1, 5], [3, 1, 4, 9], [3, 1, 4], [2], [3, 1, 4, 1, 5], [2, 6, 5], [1, 3, 1, 4]]
 
 
+def test_scores_are_no_view():
+    """fully_shard hangs its hooks on what a module returns, and warns where that is a view."""
+    assert not tiny_scalar()(torch.ones(2, 3, dtype=torch.long))._is_view()
+
+
 def test_a_prefix_tree_holds_each_beginning_once():
     """Its nodes are the distinct beginnings of the rows; nothing is lost, the order is kept."""
     tree = PrefixTree(ALIKE)
