@@ -22,7 +22,7 @@ import kernels
 import model as model_module
 from helpers import EOS, close, tiny
 from kernels import Slots
-from model import generate
+from model import Replay, generate
 from test_kernels import kernels_triton, needs_triton  # noqa: F401  the first is a fixture
 from test_model import always
 
@@ -115,6 +115,16 @@ def both(monkeypatch, tapes, model, prompts, new, tolerance=1e-6, **options):
 
 
 # ------------------------------------------------------------------------------ as without graphs
+
+def test_a_replay_counts_and_goes_on_from_its_own_token(tapes):
+    """The first step of each batch as it is, the others from the tape; what is given stays."""
+    replay = Replay(lambda token, live, t: 2 * token + 10 * live + t)
+    token, live, fewer = torch.tensor([1, 2]), torch.tensor([0, 1]), torch.tensor([1])
+    said = [replay(token, live, t).tolist() for t in (5, 6, 7)]
+    assert said == [[7, 19], [20, 54], [47, 125]]
+    assert [replay(token[1:], fewer, t).tolist() for t in (8, 9)] == [[22], [63]]
+    assert token.tolist() == [1, 2] and [tape.plays for tape in tapes] == [2, 1]
+
 
 @pytest.mark.parametrize("look", [1, 3, 8])
 @pytest.mark.parametrize("temperature", [1.0, 0.0, 0.7])
