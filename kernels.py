@@ -5,6 +5,7 @@
     decode_attention(q, cache, slots)           one new token against a cache     [B, H, D]
     token_logprobs(hidden, weight, targets)     log-probs (and entropy), any gradient   [...]
     token_objective(hidden, weight, targets, objective)    a loss and its gradients at once
+    capture(step)                               many small kernels as one CUDA graph
 
 Nothing here knows a model or a dataset: tensors in, tensors out. What is written out here in
 PyTorch runs everywhere; on a CUDA GPU the same algorithms run as the Triton kernels of

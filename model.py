@@ -235,6 +235,7 @@ class Body(nn.Module):
 class GPT(nn.Module):
     """The language head. Its output embedding is the input embedding (tied), as in GPT-2."""
     config_class = GPTConfig
+    packed = None  # the output embedding in the type of products, while sampling on a GPU
 
     def __init__(self, config):
         super().__init__()
@@ -268,7 +269,8 @@ class GPT(nn.Module):
         return loss, grid(logprob), (grid(h) if entropy else None)
 
     def logits(self, hidden):
-        return logits(lowered(hidden), self.transformer.wte.weight)
+        weight = self.transformer.wte.weight if self.packed is None else self.packed
+        return logits(lowered(hidden), weight)
 
 
 class ScalarGPT(nn.Module):
@@ -378,12 +380,14 @@ def sampling(model):
     model.eval()
     for layer in layers:
         layer.packed = packed(layer.weight)
+    if model.transformer.wte.weight.is_cuda:  # on a CPU logits are float32 products
+        model.packed = packed(model.transformer.wte.weight)
     try:
         with torch.inference_mode():
             yield
     finally:
         model.train(was_training)
-        for layer in layers:
+        for layer in (*layers, model):
             layer.packed = None
 
 
