@@ -419,6 +419,26 @@ class Replay:
         self.t.add_(1)
 
 
+def assembled(prompts, order, said, worth, eos):
+    """Samples of prompts and what was said after them: tokens [steps, B] and their log-probs.
+
+    Row order[b] of the samples is the b-th of these. What follows an EOS does not count.
+    """
+    device, steps = said.device, torch.arange(len(said), device=said.device)
+    n = ((said == eos).cumsum(0) == 0).sum(0)  # tokens before EOS
+    ended, after = n < len(said), steps[:, None] > n
+    starts = torch.tensor([len(p) for p in prompts], device=device)
+    shape = len(prompts), max(map(len, prompts)) + len(said)
+    ids, logprobs = torch.full(shape, eos, device=device), torch.zeros(shape, device=device)
+    for row, prompt in zip(ids, prompts):
+        row[: len(prompt)] = torch.tensor(prompt)
+    ids.scatter_(1, starts[:, None] + steps, said.masked_fill(after, eos).T)
+    logprobs.scatter_(1, starts[:, None] + steps, worth.masked_fill(after, 0.0).T)
+    back, lengths = order.argsort(), starts + n + ended
+    T = int(lengths.max())
+    return Samples(ids[back, :T], starts[back], lengths[back], logprobs[back, :T], ended[back])
+
+
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episodes=None,
              watch=None):
@@ -454,7 +474,7 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
                          dtype=cache_type(model.transformer.wte.weight))
 
     def step(token, live, t):
-        """The next tokens of the rows `live`, from their last ones, all [b]; t: which step."""
+        """The next tokens of the rows `live`, from their last ones, all [b]; t: an int or [1]."""
         slots, places = Slots(shape, starts[live] + t, live), t * B + live
         hidden = model.transformer.step(token, caches, slots)
         token, logp = choose(model.logits(hidden), temperature, noise.take(places))
@@ -481,17 +501,7 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
                     break
                 if left < few * len(live):
                     live, token, running = live[running], token[running], running[running]
-    n = ((said == eos).cumsum(0) == 0).sum(0)  # tokens before EOS; what follows it was never said
-    ended, late = n < max_new_tokens, steps[:, None] > n
-    said, worth = said.masked_fill(late, eos), worth.masked_fill(late, 0.0)
-    ids, logprobs = torch.full((B, T), eos, device=device), torch.zeros(B, T, device=device)
-    for row, prompt in zip(ids, prompts):
-        row[: len(prompt)] = torch.tensor(prompt)
-    ids.scatter_(1, starts[:, None] + steps, said.T)
-    logprobs.scatter_(1, starts[:, None] + steps, worth.T)
-    back, lengths = order.argsort(), starts + n + ended
-    T = int(lengths.max())
-    return Samples(ids[back, :T], starts[back], lengths[back], logprobs[back, :T], ended[back])
+    return assembled(prompts, order, said, worth, eos)
 
 
 if __name__ == "__main__":  # python model.py CHECKPOINT, or python model.py export CHECKPOINT DIR
