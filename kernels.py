@@ -5,6 +5,7 @@
     decode_attention(q, cache, slots)           one new token against a cache     [B, H, D]
     token_logprobs(hidden, weight, targets)     log-probs (and entropy), any gradient   [...]
     token_objective(hidden, weight, targets, objective)    a loss and its gradients at once
+    capture(step)                               many small kernels as one CUDA graph
 
 Nothing here knows a model or a dataset: tensors in, tensors out. What is written out here in
 PyTorch runs everywhere; on a CUDA GPU the same algorithms run as the Triton kernels of
@@ -365,6 +366,38 @@ def decode_attention(q, cache, slots):
     if triton is None:
         return plain_decode_attention(q, cache, slots)
     return triton.decode_attention(q, *cache.view(2, *slots.shape), slots.lengths, slots.rows)
+
+
+# ----------------------------------------------------------------------------------- CUDA graphs
+
+def can_capture(cache, head_size):
+    """Whether a step of decoding over this cache may be captured: on a GPU with Triton nothing in
+    it waits for the GPU, but `plain_decode_attention` asks for the lengths. To compare,
+    DECODE=eager in the environment takes every step without a graph."""
+    return _triton(cache, head_size) is not None and os.environ.get("DECODE") != "eager"
+
+
+@functools.cache
+def _side_stream(device):
+    return torch.cuda.Stream(device)  # one, as cuBLAS keeps its workspace for each stream
+
+
+def capture(step):
+    """Run step() once, and capture it as a CUDA graph: returns a function that runs it again.
+
+    step() works in place on tensors that stay where they are while the graph is used, and reads
+    nothing back: what Python decides in it is decided here, once. Capturing runs nothing.
+    """
+    main, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    side = _side_stream(main.device)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        step()  # what is compiled or loaded at a first call cannot be captured
+    main.wait_stream(side)
+    # Other threads may use CUDA meanwhile, as NCCL's does.
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        step()
+    return graph.replay
 
 
 # ---------------------------------------------------------------------- log-probabilities, losses

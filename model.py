@@ -19,8 +19,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kernels import (LOG2E, Slots, attention, cache_type, decode_attention, fill, gemm, linear,
-                     logits, lowered, packed, token_logprobs, token_objective)
+from kernels import (LOG2E, Slots, attention, cache_type, can_capture, capture, decode_attention,
+                     fill, gemm, linear, logits, lowered, packed, token_logprobs, token_objective)
 
 
 @dataclass
@@ -235,6 +235,7 @@ class Body(nn.Module):
 class GPT(nn.Module):
     """The language head. Its output embedding is the input embedding (tied), as in GPT-2."""
     config_class = GPTConfig
+    packed = None  # the output embedding in the type of products, while sampling on a GPU
 
     def __init__(self, config):
         super().__init__()
@@ -268,7 +269,8 @@ class GPT(nn.Module):
         return loss, grid(logprob), (grid(h) if entropy else None)
 
     def logits(self, hidden):
-        return logits(lowered(hidden), self.transformer.wte.weight)
+        weight = self.transformer.wte.weight if self.packed is None else self.packed
+        return logits(lowered(hidden), weight)
 
 
 class ScalarGPT(nn.Module):
@@ -378,13 +380,63 @@ def sampling(model):
     model.eval()
     for layer in layers:
         layer.packed = packed(layer.weight)
+    if model.transformer.wte.weight.is_cuda:  # on a CPU logits are float32 products
+        model.packed = packed(model.transformer.wte.weight)
     try:
         with torch.inference_mode():
             yield
     finally:
         model.train(was_training)
-        for layer in layers:
+        for layer in (*layers, model):
             layer.packed = None
+
+
+LOOK = 8  # steps of a CUDA graph from one look at which rows have ended to the next: a look waits
+
+
+class Replay:
+    """A step of `generate` as a CUDA graph: its hundreds of kernels start with one launch.
+
+    A graph computes on the same memory each time. So it has a token and a step number of its own,
+    which it moves on by itself, and the rows that it was captured with. Called with the same `live`
+    (the same object) it goes on; with another, it is captured anew and the old one is dropped.
+    """
+
+    def __init__(self, step):
+        self.step, self.live = step, None
+
+    def __call__(self, token, live, t):
+        if live is self.live:
+            self.again()
+        else:
+            self.again = None  # the old graph's memory first
+            self.live, self.token, self.t = live, token.clone(), torch.full_like(token[:1], t)
+            self.again = capture(self.advance)  # which takes this step, without a graph
+        return self.token
+
+    def advance(self):
+        self.token.copy_(self.step(self.token, self.live, self.t))
+        self.t.add_(1)
+
+
+def assembled(prompts, order, said, worth, eos):
+    """Samples of prompts and what was said after them: tokens [steps, B] and their log-probs.
+
+    Row order[b] of the samples is the b-th of these. What follows an EOS does not count.
+    """
+    device, steps = said.device, torch.arange(len(said), device=said.device)
+    n = ((said == eos).cumsum(0) == 0).sum(0)  # tokens before EOS
+    ended, after = n < len(said), steps[:, None] > n
+    starts = torch.tensor([len(p) for p in prompts], device=device)
+    shape = len(prompts), max(map(len, prompts)) + len(said)
+    ids, logprobs = torch.full(shape, eos, device=device), torch.zeros(shape, device=device)
+    for row, prompt in zip(ids, prompts):
+        row[: len(prompt)] = torch.tensor(prompt)
+    ids.scatter_(1, starts[:, None] + steps, said.masked_fill(after, eos).T)
+    logprobs.scatter_(1, starts[:, None] + steps, worth.masked_fill(after, 0.0).T)
+    back, lengths = order.argsort(), starts + n + ended
+    T = int(lengths.max())
+    return Samples(ids[back, :T], starts[back], lengths[back], logprobs[back, :T], ended[back])
 
 
 @torch.no_grad()
@@ -397,6 +449,9 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     and their new tokens. Ended rows leave the batch; their tokens never change again. Nothing is
     padded on the left: each row decodes at its own position, against its own length. Returns
     Samples on the model's device. Dropout is off while sampling, and as it was afterwards.
+
+    On a GPU a step is a CUDA graph (see `Replay`). Ended rows then compute on, unheard, until fewer
+    than half are left and leave together: for other rows another graph has to be captured.
     """
     device, config = next(model.parameters()).device, model.config
     B, lengths = len(prompts), [len(p) for p in prompts]
@@ -404,9 +459,9 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
         raise ValueError(f"prompts of {min(lengths)} to {max(lengths)} tokens and "
                          f"{max_new_tokens} new ones do not fit a context of {config.block_size}")
     # From here on rows are in the order of their prompts' lengths, until the end.
-    order = torch.tensor(lengths, device=device).argsort(stable=True)
-    prompts = [prompts[i] for i in order.tolist()]
-    starts = torch.tensor(lengths, device=device)[order]
+    order = sorted(range(B), key=lengths.__getitem__)
+    prompts, starts = [prompts[i] for i in order], [lengths[i] for i in order]
+    order, starts = torch.tensor(order, device=device), torch.tensor(starts, device=device)
     episodes = torch.arange(B) if episodes is None else torch.as_tensor(episodes)
     steps = torch.arange(max_new_tokens, device=device)
     noise = uniform(seed, episodes.to(device)[order], steps[:, None])  # a row for each step
@@ -417,33 +472,36 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     shape = (B, config.n_head, T, config.n_embd // config.n_head)
     caches = torch.empty(config.n_layer, 2, B, math.prod(shape[1:]), device=device,
                          dtype=cache_type(model.transformer.wte.weight))
+
+    def step(token, live, t):
+        """The next tokens of the rows `live`, from their last ones, all [b]; t: an int or [1]."""
+        slots, places = Slots(shape, starts[live] + t, live), t * B + live
+        hidden = model.transformer.step(token, caches, slots)
+        token, logp = choose(model.logits(hidden), temperature, noise.take(places))
+        said.put_(places, token)
+        worth.put_(places, logp)
+        return token
+
+    look, few = 1, 1.0  # ended rows leave at once
+    if can_capture(caches, shape[-1]):
+        step, look, few = Replay(step), LOOK, 0.5
     with sampling(model):
         read_prompts(model, [p[:-1] for p in prompts], caches)
         token = torch.tensor([p[-1] for p in prompts], device=device)  # the first step reads it
-        live = torch.arange(B, device=device)  # the rows that have not ended
-        for step in range(max_new_tokens):
-            slots = Slots(shape, starts[live] + step, live)
-            hidden = model.transformer.step(token, caches, slots)
-            token, logp = choose(model.logits(hidden), temperature, noise[step][live])
-            said[step].index_copy_(0, live, token)
-            worth[step].index_copy_(0, live, logp)
+        live = torch.arange(B, device=device)  # the rows of the batch
+        running = torch.ones_like(live, dtype=torch.bool)  # those of them that have not ended
+        for t in range(max_new_tokens):
+            token = step(token, live, t)
             if watch:
-                watch(order[live].tolist(), token.tolist())
-            running = token != eos
-            if not running.all():
-                live, token = live[running], token[running]
-            if len(live) == 0:
-                break
-    n = (said != eos).sum(0)  # what follows an EOS was never said and is still EOS
-    ended = n < max_new_tokens
-    ids, logprobs = torch.full((B, T), eos, device=device), torch.zeros(B, T, device=device)
-    for row, prompt in zip(ids, prompts):
-        row[: len(prompt)] = torch.tensor(prompt)
-    ids.scatter_(1, starts[:, None] + steps, said.T)
-    logprobs.scatter_(1, starts[:, None] + steps, worth.T)
-    back, lengths = order.argsort(), starts + n + ended
-    T = int(lengths.max())
-    return Samples(ids[back, :T], starts[back], lengths[back], logprobs[back, :T], ended[back])
+                watch(order[live[running]].tolist(), token[running].tolist())
+            running &= token != eos
+            if (t + 1) % look == 0 or watch:
+                left = int(running.sum())
+                if left == 0:
+                    break
+                if left < few * len(live):
+                    live, token, running = live[running], token[running], running[running]
+    return assembled(prompts, order, said, worth, eos)
 
 
 if __name__ == "__main__":  # python model.py CHECKPOINT, or python model.py export CHECKPOINT DIR

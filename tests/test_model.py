@@ -8,8 +8,8 @@ import model as model_module
 from helpers import (EOS, VOCAB, close, log_softmax, same, sequence_logprobs, tiny, tiny_scalar,
                      tree_rows)
 from kernels import Slots, attention, decode_attention, fill
-from model import (Dropout, GPT, GPTConfig, PrefixTree, Samples, ScalarGPT, choose, generate,
-                   last_score, uniform)
+from model import (Dropout, GPT, GPTConfig, PrefixTree, Samples, ScalarGPT, assembled, choose,
+                   generate, last_score, uniform)
 
 PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5], [3, 5, 8, 9, 7, 9, 3, 2], [EOS, 7], [11, 0, 0]]
 
@@ -333,6 +333,19 @@ def test_mask_of_the_picture():
     samples = Samples(torch.zeros(2, 8), torch.tensor([3, 1]), torch.tensor([6, 8]), None,
                       torch.tensor([True, False]))
     assert samples.mask.int().tolist() == [[0, 0, 0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1]]
+
+
+def test_what_follows_an_eos_was_never_said():
+    """A row that has ended may be computed on (see `Replay`); and each row returns to its place."""
+    said = torch.tensor([[7, EOS, 3], [EOS, 5, 4], [8, EOS, 9]])  # [steps, B]
+    worth = -torch.arange(1.0, 10.0).view(3, 3)
+    samples = assembled([[1], [2], [0, 2]], torch.tensor([2, 0, 1]), said, worth, EOS)
+    assert rows_of(samples) == [[2, EOS], [0, 2, 3, 4, 9], [1, 7, EOS]]
+    assert samples.responses() == [[], [3, 4, 9], [7]]
+    assert samples.ended.tolist() == [True, False, True]
+    assert samples.prompt_lengths.tolist() == [1, 2, 1]
+    assert samples.logprobs.tolist() == [[0, -2, 0, 0, 0], [0, 0, -3, -6, -9], [0, -1, -4, 0, 0]]
+    assert samples.ids[0].tolist() == [2] + 4 * [EOS] and samples.ids[2, 3:].tolist() == 2 * [EOS]
 
 
 @pytest.mark.parametrize("training", [True, False])
