@@ -278,24 +278,29 @@ class Slots:
     """
 
     def __init__(self, shape, lengths, rows=None):
-        self.lengths, device = lengths, lengths.device
-        R, H, T, D = self.shape = shape
-        self.rows = torch.arange(len(lengths), device=device) if rows is None else rows
-        heads = self.rows[:, None, None] * H + torch.arange(H, device=device)[:, None]  # of R * H
-        t, d = lengths[:, None, None] - 1, torch.arange(D, device=device)
-        self.starts, self.columns = heads * T, heads * D + d  # [B, H, 1], [B, H, D]
-        value = (self.starts + t) * D + d
-        key = self.columns * T + t if device.type == "cpu" else value
-        self.newest = torch.stack((key, value + R * H * T * D), 1).flatten()  # of [B, 2, H, D]
+        self.lengths, self.newest, self.shape = lengths, lengths - 1, shape
+        self.rows = torch.arange(len(lengths), device=lengths.device) if rows is None else rows
+
+    @functools.cached_property
+    def heads(self):
+        """[B, H, 1]: which of the cache's R * H heads are the rows'."""
+        H = self.shape[1]
+        return self.rows[:, None, None] * H + torch.arange(H, device=self.rows.device)[:, None]
+
+    @functools.cached_property
+    def columns(self):
+        """[B * H * D]: which of the R * H * D numbers of a key are the rows', on a CPU."""
+        D = self.shape[-1]
+        return (self.heads * D + torch.arange(D, device=self.rows.device)).flatten()
 
     @functools.cached_property
     def bags(self):
         """Used slots for `plain_decode_attention`: which of [B * H, longest] are not, the places of
         those that are, their rows among the values [R * H * T], and where each head's begin. The
         first two are None if all lengths are the same."""
-        longest, H = int(self.lengths.max()), self.shape[1]
+        longest, (_, H, T, _) = int(self.lengths.max()), self.shape
         t = torch.arange(longest, device=self.lengths.device)
-        tokens = (self.starts + t).flatten()
+        tokens = (self.heads * T + t).flatten()
         if bool((self.lengths == longest).all()):
             return None, None, tokens, torch.arange(0, len(tokens) + 1, longest, device=t.device)
         unused = (t >= self.lengths[:, None]).repeat_interleave(H, 0)
@@ -309,12 +314,24 @@ def cache_type(weight):
     return lowered(weight[:1]).dtype if weight.is_cuda else weight.dtype
 
 
+def _parts(cache, R, H, D):
+    """The keys and the values of a cache, [R, H, Tmax, D] each."""
+    keys, values = cache.view(2, R, H, -1, D)
+    return keys.view(R, H, D, -1).mT if cache.device.type == "cpu" else keys, values
+
+
 def fill(cache, k, v):
     """Put keys and values [R, H, T, D] into the first slots of a cache [2, R, H * Tmax * D]."""
     R, H, T, D = k.shape
-    keys, values = cache.view(2, R, H, -1, D)
-    keys = keys.view(R, H, D, -1).mT if k.device.type == "cpu" else keys
+    keys, values = _parts(cache, R, H, D)
     keys[:, :, :T], values[:, :, :T] = k, v
+
+
+def append(cache, k, v, slots):
+    """Put a key and a value [B, H, D] into the last of the slots that each row will see."""
+    R, H, _, D = slots.shape
+    for part, new in zip(_parts(cache, R, H, D), (k, v)):
+        part[slots.rows, :, slots.newest] = new  # three times as fast as a scatter_ on a CPU
 
 
 def _weighted_sums(weights, rows, table, ends):
@@ -334,7 +351,7 @@ def plain_decode_attention(q, cache, slots):
     (B, H, D), (R, _, T, _) = q.shape, slots.shape
     keys = cache[0].view(R, H, -1) if q.device.type == "cpu" else cache[0].view(R, H, T, D).mT
     unused, places, tokens, ends = slots.bags
-    scores = _weighted_sums((q * D**-0.5).flatten(), slots.columns.flatten(), keys.reshape(-1, T),
+    scores = _weighted_sums((q * D**-0.5).flatten(), slots.columns, keys.reshape(-1, T),
                             torch.arange(0, q.numel() + 1, D, device=q.device))
     if unused is None:
         p = scores[:, : len(tokens) // len(scores)].softmax(-1).flatten()

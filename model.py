@@ -19,8 +19,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kernels import (LOG2E, Slots, attention, cache_type, can_capture, capture, decode_attention,
-                     fill, gemm, linear, logits, lowered, packed, token_logprobs, token_objective)
+from kernels import (LOG2E, Slots, append, attention, cache_type, can_capture, capture,
+                     decode_attention, fill, gemm, linear, logits, lowered, packed, token_logprobs,
+                     token_objective)
 
 
 @dataclass
@@ -78,8 +79,9 @@ class Attention(nn.Module):
         """One token a row, x: [B, C], written to the last of the slots that its row will see."""
         B, C = x.shape
         qkv = self.c_attn(x).to(cache.dtype).view(B, 3, self.n_head, -1)  # three of [B, H, D]
-        cache.view(-1).scatter_(0, slots.newest, qkv[:, 1:].flatten())
-        return self.c_proj(decode_attention(qkv[:, 0], cache, slots).view(B, C))
+        q, k, v = qkv.unbind(1)
+        append(cache, k, v, slots)
+        return self.c_proj(decode_attention(q, cache, slots).view(B, C))
 
 
 class Dropout(nn.Module):

@@ -194,14 +194,13 @@ def test_the_triton_kernels_get_the_heads_that_they_can_take(D, taken, monkeypat
 
 @pytest.mark.parametrize("T", [1, 15, 16, 40])
 def test_a_cache_filled_token_by_token_is_one_filled_at_once(T):
-    """`fill` and `Slots.newest` agree on where keys and values lie."""
+    """`fill` and `append` agree on where keys and values lie."""
     k, v = torch.randn(2, 3, 2, T, 8)
     whole, steps = torch.zeros(2, 2, 3, 2 * 48 * 8)
     kernels.fill(whole, k, v)
     for t in range(T):
         slots = Slots((3, 2, 48, 8), torch.full((2,), t + 1), torch.tensor([2, 0]))
-        pair = torch.stack((k[slots.rows, :, t], v[slots.rows, :, t]), 1)
-        steps.view(-1).scatter_(0, slots.newest, pair.flatten())
+        kernels.append(steps, k[slots.rows, :, t], v[slots.rows, :, t], slots)
     assert torch.equal(steps[:, [0, 2]], whole[:, [0, 2]]) and not steps[:, 1].any()
 
 
