@@ -130,6 +130,26 @@ def test_what_is_no_number_does_not_agree():
     assert gpu.agree(case)["ours"] == [pytest.approx(0.019, rel=1e-3)]
 
 
+def test_a_peer_without_memory_is_left_out(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    eager = gpu.eager_cross_entropy
+    monkeypatch.setattr(gpu, "eager_cross_entropy", full)
+    monkeypatch.setattr(gpu, "compiled", lambda function, device: eager)
+    failed, facts = run(tmp_path, "--rows=ce")
+    (case,) = facts["rows"]["ce"]
+    assert not failed and set(case["seconds"]) == {"ours", "compiled"}
+    assert case["missing"]["eager"] == "failed: OutOfMemoryError"
+    assert set(case["differences"]) == {"ours"} and case["aims"]["memory"]["reached"] is None
+
+
+def test_without_a_peer_nothing_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "eager_cross_entropy", None)
+    failed, facts = run(tmp_path, "--rows=ce")
+    assert failed and facts["rows"]["ce"][0]["failed"] == "AssertionError: no peer to agree with"
+
+
 def test_after_a_failure_comes_the_next_case(tmp_path, monkeypatch):
     attention, calls = kernels.attention, []
 

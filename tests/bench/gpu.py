@@ -9,7 +9,8 @@ must agree (losses, gradients, log-probs) before they are timed. Then they take 
 is overwritten, CUDA events stand around the run, and medians count. Extra memory is the most that
 was allocated during a run, less what is allocated after it (inputs, weights, outputs, gradients).
 The ceilings, a large product and a large copy, are measured by the same clock in the same process.
-A case that fails is told and the next one tried. Writes out/bench/gpu.json after each case.
+A peer that fails, as for want of memory, is told and left out; so is a case in which ours does.
+Writes out/bench/gpu.json after each case.
 """
 import argparse
 import contextlib
@@ -427,14 +428,29 @@ def differences(got, expected):
     return [norm(a.double() - b.double()) / norm(b) for a, b in zip(got, expected, strict=True)]
 
 
+def answers_of(case):
+    """{side: what it answers}. A peer that fails, as for want of memory, is no side any more."""
+    answers = {}
+    for name, answer in (case.answers or case.running()).items():
+        try:
+            answers[name] = answer()
+        except Exception as error:
+            if name == "ours":
+                raise
+            traceback.print_exc()
+            case.sides[name] = f"failed: {type(error).__name__}"
+    return answers
+
+
 def agree(case):
     """{side: differences from the first peer}; stops if ours are more than rounding."""
-    answers = case.answers or case.running()
-    peer = next(name for name in answers if name != "ours")
-    expected, found = answers[peer](), {}
-    for name in answers:
-        if name != peer:
-            found[name] = differences(answers[name](), expected)
+    answers = answers_of(case)
+    ours, *peers = answers
+    if not peers:
+        raise AssertionError("no peer to agree with")
+    peer, *others = peers
+    expected = answers[peer]
+    found = {name: differences(answers[name], expected) for name in (ours, *others)}
     bounds = [case.tolerance if x.numel() > 1 else LOSS for x in expected]
     if not all(d <= bound for d, bound in zip(found["ours"], bounds, strict=True)):  # NaN is not
         raise AssertionError(f"ours differs from {peer} by {found['ours']}, allowed {bounds}")
