@@ -8,6 +8,8 @@ A row has cases, one for each of its shapes, and a case has sides, ours and its 
 must agree (losses, gradients, log-probs) before they are timed. Then they take turns: the L2 cache
 is overwritten, CUDA events stand around the run, and medians count. Extra memory is the most that
 was allocated during a run, less what is allocated after it (inputs, weights, outputs, gradients).
+A decoding step and the parts of a PPO iteration lie inside of a run: there the wall clock counts,
+read when the GPU has nothing left to do.
 The ceilings, a large product and a large copy, are measured by the same clock in the same process.
 A peer that fails, as for want of memory, is told and left out; so is a case in which ours does.
 Writes out/bench/gpu.json after each case.
@@ -226,14 +228,15 @@ def step_case(c, B, micro_batch, device):
     steps = {"ours": ours, "eager": peer(plain_loss),
              "compiled": peer(compiled(plain_loss, device))}
     there = {name: step for name, step in steps.items() if callable(step)}
-    return Case(f"training step, {parameters(c)}, {B} x {T} tokens",
+    return Case(f"training step, {size(c)}, {B} x {T} tokens",
                 {**steps, **{name: side(step) for name, step in there.items()}},
                 {"utilisation": (">=", 0.55), "speed": (">=", 1.0)},
                 {name: functools.partial(answer, step) for name, step in there.items()},
                 flops=plan.train_flops(c, B * T, B * T * (T + 1) / 2, B * (T - 1)))
 
 
-def parameters(c):
+def size(c):
+    """A model's parameters, in words."""
     P = plan.parameters(c)
     return f"{P / 1e6:.0f}M" if P >= 1e6 else f"{P / 1e3:.0f}k"
 
@@ -252,7 +255,7 @@ def decode_case(c, B, prompt, new, device):
 
     few = functools.cache(lambda: generate(model, prompts[:8], new, -1))
     cache = kernels.cache_type(model.transformer.wte.weight).itemsize
-    return Case(f"decoding step, {parameters(c)}, B {B}, {prompt} + {new} tokens", {"ours": ours},
+    return Case(f"decoding step, {size(c)}, B {B}, {prompt} + {new} tokens", {"ours": ours},
                 {"reads": ("<=", 1.5)},
                 {"ours": lambda: [few().logprobs[:, prompt:]],
                  "whole rows": lambda: [plain_logprobs(model, few().ids)[:, prompt - 1 :]]},
@@ -262,12 +265,12 @@ def decode_case(c, B, prompt, new, device):
 
 
 def ppo_case(c, B, minibatch, prompt, new, device):
-    """An iteration of ppo.py, all four models of one size, no text, and where its time goes."""
+    """An iteration of ppo.py, all four models of one size, and where its time goes."""
     s = ppo.Settings(batch=B, minibatch=minibatch, micro_batch=minibatch, ptx=0.0, lr=1e-5,
                      value_lr=1e-5, max_new_tokens=new)
     iteration = ppo_iteration(c, s, World(0, device), prompt)
     work = ppo_work(c, s, prompt)
-    case = Case(f"PPO iteration, {parameters(c)}, B {B}, {prompt} + {new} tokens", {}, {},
+    case = Case(f"PPO iteration, {size(c)}, B {B}, {prompt} + {new} tokens, no text", {}, {},
                 tolerance=LOGPROB, own_clock=True, flops=sum(work.values()), part_flops=work)
 
     def ours():
