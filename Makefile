@@ -82,10 +82,12 @@ install-dev: .venv/installed-dev
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@ .venv/installed
 
-.venv-bench/installed: tests/bench/requirements.txt requirements.txt
+.venv-bench/installed: requirements.txt $(wildcard tests/bench/requirements*.txt)
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet -r requirements.txt
 	.venv-bench/bin/python -m pip install --quiet -r tests/bench/requirements.txt
+	@if command -v nvidia-smi > /dev/null; then \
+		.venv-bench/bin/python -m pip install --quiet -r tests/bench/requirements-gpu.txt; fi
 	@touch $@
 
 clean:  # what the demo made; the environment stays

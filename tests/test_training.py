@@ -32,7 +32,7 @@ from data.batches import WithoutPrompt
 from demo import python
 from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, log_softmax, one_process,
                      same, sequence_logprobs, tiny, tiny_scalar, tree_rows, world_of_ranks)
-from runtime import (cosine, groups_by_tokens, make_optimizer, micro_batches, order, pad,
+from runtime import (World, cosine, groups_by_tokens, make_optimizer, micro_batches, order, pad,
                      take_step)
 
 MICRO = [1, 2, 4, 8]
@@ -89,6 +89,17 @@ def test_ranks_partition_the_rows():
     for size in (1, 2, 3, 8):
         worlds = [world_of_ranks(rank, size, None) for rank in range(size)]
         assert sorted(sum((w.share(rows) for w in worlds), [])) == rows
+
+
+def test_a_rank_takes_the_gpu_of_its_number(monkeypatch):
+    from torch.cuda._utils import _get_device_index
+    taken = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda d: taken.append(_get_device_index(d)))
+    assert str(World(0, "cuda").device) == str(World(0, "cuda:3").device) == "cuda:3"
+    assert str(World(0, "cuda:1").device) == "cuda:1" and str(World(0, "cpu").device) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert str(World(0, "auto").device) == "cuda:3" and taken == [3, 3, 1, 3]
 
 
 def test_micro_batches_partition_the_rows():

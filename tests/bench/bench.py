@@ -2,6 +2,7 @@
 
     python tests/bench/bench.py                      all rows, one thread
     python tests/bench/bench.py --rows=ce,step       some of them
+    python tests/bench/bench.py --rows=gpu           only what gpu.py adds where there is a CUDA GPU
     python tests/bench/bench.py --threads=2          on an idle machine: see below
     python tests/bench/bench.py --repeats=9
 
@@ -34,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default=",".join(ROWS), help="of " + ",".join(ROWS))
+    parser.add_argument("--rows", help="of " + ",".join([*ROWS, "gpu"]) + "; default: all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", default=str(ROOT / "out/bench/results.json"))
@@ -271,29 +272,37 @@ def ppo_sides(V, count):
 
 def our_ppo(V, layers=4, heads=4, width=128):
     """A function that runs one iteration of ppo.py: 64 episodes, 4 minibatches."""
+    import ppo
+    from model import GPTConfig
+    from runtime import World
+    s = ppo.Settings(batch=64, minibatch=16, micro_batch=16, ptx=0.0, max_new_tokens=32, lr=1e-5)
+    return ppo_iteration(GPTConfig(V, 64, layers, heads, width), s, World(0, "cpu"), 32)
+
+
+def ppo_iteration(shape, s, world, prompt):
+    """A function that runs one iteration of ppo.py, without text, on new prompts of so many tokens;
+    no response ends before its limit. It returns the episodes."""
     import torch
     import ppo
-    from model import GPT, GPTConfig, ScalarGPT
-    from runtime import World, frozen, make_optimizer
+    from model import GPT, ScalarGPT
+    from runtime import frozen, make_optimizer
     torch.manual_seed(0)
-    shape = GPTConfig(V, 64, layers, heads, width)
     policy, reference, value, reward = GPT(shape), GPT(shape), ScalarGPT(shape), ScalarGPT(shape)
     reference.load_state_dict(policy.state_dict())
-    for model in (reference, reward):
-        frozen(model)
-    s = ppo.Settings(batch=64, minibatch=16, micro_batch=16, ptx=0.0, max_new_tokens=32, lr=1e-5)
-    world = World(0, "cpu")
+    for model in (frozen(reference), frozen(reward), policy, value):
+        world.wrap(model)
     optimizers = [make_optimizer(m, 1e-5, 0.0, eps=1e-5) for m in (policy, value)]
     ema = {k: v.clone() for k, v in policy.state_dict().items()}
     done = []
 
     def iteration():
-        i = len(done)
-        prompts = torch.randint(2, 512, (64, 32)).tolist()
-        numbers = list(range(64 * i, 64 * i + 64))
+        i, B = len(done), s.batch
+        prompts = torch.randint(2, min(512, shape.vocab_size), (B, prompt)).tolist()
+        numbers = list(range(B * i, B * i + B))
         e = ppo.rollout(policy, reference, reward, value, prompts, numbers, -1, s, world)
         done.append(ppo.update(policy, value, optimizers, ema, e, ppo.text_rows(None, i, s, world),
                                1e-5, i, s, world))
+        return e
 
     return iteration
 
@@ -428,6 +437,18 @@ def machine():
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
+def gpu_rows(repeats, out):
+    """Measure the rows of gpu.py. Returns 0 if all went well."""
+    return subprocess.run([sys.executable, str(Path(__file__).with_name("gpu.py")),
+                           f"--repeats={repeats}", f"--out={out}"]).returncode
+
+
+def rows_of(a):
+    """The rows to measure: those that were asked for, or all that this machine can."""
+    import torch
+    return a.rows.split(",") if a.rows else [*["gpu"] * torch.cuda.is_available(), *ROWS]
+
+
 def main():
     a = arguments()
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false",
@@ -438,6 +459,12 @@ def main():
     if a.memory:
         print(memory_of(a.rows, a.memory))
         return
+    rows, failed = rows_of(a), 0
+    if "gpu" in rows:  # in a process of its own: bf16 is a switch for the whole program
+        rows.remove("gpu")
+        failed = gpu_rows(a.repeats, Path(a.out).with_name("gpu.json"))
+    if not rows:
+        sys.exit(failed)
     clock = time.process_time if a.threads == 1 else time.perf_counter
     facts = dict(machine=machine(), threads=a.threads, date=time.strftime("%Y-%m-%d"),
                  torch=torch.__version__, seconds="CPU" if a.threads == 1 else "wall", rows={})
@@ -446,7 +473,7 @@ def main():
     print("| work (float32, or as it says) | peer | ours | theirs | time | to reach | memory | "
           "to reach |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    for name in a.rows.split(","):
+    for name in rows:
         what, peer, row, time_goal, memory_goal = ROWS[name]
         took = times(row, clock, a.repeats)
         ours, theirs = (statistics.median(took[side]) for side in ("ours", "theirs"))
@@ -465,6 +492,7 @@ def main():
               flush=True)
         Path(a.out).parent.mkdir(parents=True, exist_ok=True)
         Path(a.out).write_text(json.dumps(facts, indent=1))
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
