@@ -541,9 +541,11 @@ def logits(x, weight):
     return gemm(x.to(_accumulator(x)), weight)
 
 
-def _head(x):
+def _head(x, weight):
+    """The function of this device, and the weight as it takes it: rounded once, not in each chunk
+    of tokens. On a CPU log-probs take it unrounded."""
     triton = _triton(x)
-    return triton.head if triton else tiled_head
+    return (triton.head, weight.to(x.dtype)) if triton else (tiled_head, weight)
 
 
 def _marked(x, targets):
@@ -558,8 +560,9 @@ def _token_logprobs(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
                     temperature: float, entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
     logprob, h = (x.new_zeros(targets.shape, dtype=_accumulator(x)) for _ in range(2))
     places, x, y = _marked(x, targets)
-    for rows in _chunks(x, len(weight)):
-        own, more, _ = _head(x)(x[rows], weight, y[rows], temperature, entropy, False)
+    head, w = _head(x, weight)
+    for rows in _chunks(x, len(w)):
+        own, more, _ = head(x[rows], w, y[rows], temperature, entropy, False)
         logprob.view(-1)[places[rows]] = own
         if entropy:
             h.view(-1)[places[rows]] = more
@@ -573,8 +576,9 @@ def _token_logprobs_backward(g: torch.Tensor, h: torch.Tensor, x: torch.Tensor,
     dx, dw = x.new_zeros(x.shape), torch.zeros_like(weight, dtype=_accumulator(weight))
     places, x, y = _marked(x, targets)
     g, h = g.flatten()[places], h.flatten()[places] if entropy else None
-    for rows in _chunks(x, len(weight)):
-        *_, gradients = _head(x)(x[rows], weight, y[rows], temperature, entropy, True)
+    head, w = _head(x, weight)
+    for rows in _chunks(x, len(w)):
+        *_, gradients = head(x[rows], w, y[rows], temperature, entropy, True)
         part = gradients(g[rows], h[rows] if entropy else None, dw)
         dx.view(-1, dx.size(-1)).index_copy_(0, places[rows], part)
     return dx, dw.to(weight.dtype)
@@ -626,9 +630,9 @@ class _TokenObjective(torch.autograd.Function):
         if training:
             dx, dw = hidden.new_zeros(hidden.shape), torch.zeros_like(weight, dtype=dtype)
         loss = hidden.new_zeros((), dtype=dtype)
-        for rows in _chunks(x, len(weight)):
-            own, more, gradients = _head(x)(x[rows], weight, y[rows], temperature, entropy,
-                                            training)
+        head, w = _head(x, weight)
+        for rows in _chunks(x, len(w)):
+            own, more, gradients = head(x[rows], w, y[rows], temperature, entropy, training)
             some = torch.zeros_like(targets, dtype=torch.bool)
             some.view(-1)[places[rows]] = True
             with torch.enable_grad():

@@ -289,12 +289,12 @@ def decode_attention(q, k, v, lengths, rows):
 
 def head(x, weight, y, temperature, entropy, keep):
     """As kernels.tiled_head: the matrix products by the library, the rows by the kernels above.
+    weight: in x's type.
 
     Logits are float32 also where x is bfloat16: rounded ones would move log-probs by up to 0.3.
     """
     n, V = len(x), len(weight)
-    w = weight.to(x.dtype)
-    logits = product(x, w.T)
+    logits = product(x, weight.T)
     statistics = x.new_empty(3, n, dtype=torch.float32)
     lse, logprob, H = statistics
     softmax_rows_kernel[(n,)](logits, y, lse, logprob, H, logits.stride(0), V, 1 / temperature,
@@ -307,7 +307,7 @@ def head(x, weight, y, temperature, entropy, keep):
             logits.stride(0), dz.stride(0), V, 1 / temperature, HAS_H=h is not None, BLOCK=4096,
             num_warps=8)
         dw += product(dz.T, x)
-        return dz @ w
+        return dz @ weight
 
     return logprob, (H if entropy else None), gradients
 

@@ -571,7 +571,7 @@ def test_triton_head(kernels_triton, n, V, entropy, dtype, error):
     grad = torch.stack([g, h][: 2 if entropy else 1])
     rounded = w.detach().to(dtype)
     expected = with_gradients(exact, [x.double(), rounded.double()], grad)
-    logprob, H, gradients = kernels_triton.head(x, w.detach(), y, 0.7, entropy, True)
+    logprob, H, gradients = kernels_triton.head(x, rounded, y, 0.7, entropy, True)
     dw = torch.ones_like(w)
     dx = gradients(g, h if entropy else None, dw)
     same([logprob.double()], [expected[0][0]], 1e-5)
@@ -579,6 +579,28 @@ def test_triton_head(kernels_triton, n, V, entropy, dtype, error):
         assert (H.double() - expected[0][1]).abs().max() < 1e-4
     same([dx.double()], [expected[1]], error)
     same([(dw - 1).double()], [expected[2]], error)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_on_a_gpu_the_embedding_is_rounded_once_not_in_each_chunk(entropy, monkeypatch):
+    """A GPU's head takes it in the type of the states; its gradient is the master weight's type."""
+    taken = []
+
+    def head(x, weight, *rest):
+        taken.append(weight)
+        return kernels.tiled_head(x, weight, *rest)
+
+    monkeypatch.setitem(sys.modules, "kernels_triton", SimpleNamespace(head=head))
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setattr(kernels, "_chunks", lambda x, V: [slice(0, 4), slice(4, 9), slice(9, 12)])
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    x, w, y = tokens(12, 8, 50)
+    logprob, h = kernels.token_logprobs(x.to(torch.bfloat16), w, y, entropy=entropy)
+    (logprob.sum() + (h.sum() if entropy else 0)).backward()
+    kernels.token_objective(x.to(torch.bfloat16), w, y, lambda logprob, _: -logprob.sum())
+    assert len(taken) == 9 and {t.dtype for t in taken} == {torch.bfloat16}
+    assert len({id(t) for t in taken}) == 3  # forward, backward, objective
+    assert w.grad.dtype == torch.float32 and x.grad.dtype == torch.float32
 
 
 @needs_triton
