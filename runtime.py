@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import datetime
 import difflib
+import enum
 import inspect
 import json
 import math
@@ -486,7 +487,16 @@ class Known(pickle.Unpickler):
     def find_class(self, module, name):
         if module.split(".")[0] in ("torch", "pathlib") and name in self.NAMES:
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return self.member
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    @staticmethod
+    def member(cls, name):
+        """getattr, as far as Python 3.11.0 to 3.11.3 need it: for a member of an enumeration."""
+        if isinstance(cls, enum.EnumMeta) and name in cls.__members__:
+            return cls[name]
+        raise pickle.UnpicklingError("it asks for builtins.getattr")
 
 
 # ------------------------------------------------------------------------- optimiser and batches

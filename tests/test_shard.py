@@ -3,6 +3,7 @@ Each writes its part of a run's state, which any number of processes can take up
 
 Runs of two and more processes are forked as in test_resume.py; `make long` tries many worlds.
 """
+import io
 import os
 import pickle
 import random
@@ -15,6 +16,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed.checkpoint
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,8 +25,8 @@ import kernels
 import plan
 import ppo
 from helpers import EOS, close, same, tiny, tiny_scalar
-from runtime import (World, checksum, frozen, gathered, leaves, like, make_optimizer, read_shards,
-                     sharded, write_shards)
+from runtime import (Known, World, checksum, frozen, gathered, leaves, like, make_optimizer,
+                     read_shards, sharded, write_shards)
 from test_resume import Run, assert_same
 from test_scripts import assert_same_logs, assert_same_model
 
@@ -346,7 +348,25 @@ class Code:
         return os.mkdir, ("run by a pickle",)
 
 
-@pytest.mark.parametrize("content", [Code(), torch.distributed.checkpoint.load])
+class Attribute:
+    """A pickle that asks for an attribute, as Python 3.11.0 to 3.11.3 do for an enum's member."""
+
+    def __init__(self, *asks):
+        self.asks = asks
+
+    def __reduce__(self):
+        return getattr, self.asks
+
+
+def test_a_member_of_an_enumeration_is_read_as_any_python_writes_it():
+    member = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    for content in (member, Attribute(_MEM_FORMAT_ENCODING, member.name)):
+        assert Known(io.BytesIO(pickle.dumps(content))).load() is member
+
+
+@pytest.mark.parametrize("content", [Code(), torch.distributed.checkpoint.load,
+                                     Attribute(Metadata, "__init__"),
+                                     Attribute(_MEM_FORMAT_ENCODING, "__init__")])
 def test_no_code_in_a_folder_of_shards_is_run(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(content))
