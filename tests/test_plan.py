@@ -377,3 +377,9 @@ def test_help_names_the_plan(capsys):
 def test_numbers_of_a_table():
     assert [plan.number(x) for x in (0, 0.01234, 12.34, 1234.5)] == ["0", "0.0123", "12.3", "1,234"]
     assert plan.table(["a", "bc"], [["long", 1]]) == ["a     bc", "long   1"]
+
+
+def test_the_toy_is_what_the_scripts_make():
+    s = sft.Settings()
+    assert replace(plan.TOY, vocab_size=0) == GPTConfig(0, s.block_size, s.n_layer, s.n_head,
+                                                        s.n_embd)
