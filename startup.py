@@ -1,16 +1,36 @@
 """What every program does first, before torch is imported: errors of the machine become one line,
-and its threads learn not to wait for one another with all their might."""
+and on a machine that is shared its threads do not wait for one another with all their might."""
 import os
 import sys
+import time
 
-# A parallel step of PyTorch ends when its last thread is done. Those that are done before look for
-# it in a loop, by default for milliseconds. That costs nothing on idle cores; but where another
-# program wants one, it takes up the time slice in which the missing thread could have run, and a
-# step that has hundreds of such ends takes ten times as long (README, Speed). So they
-# look for some 50 microseconds, longer than most such steps last, and then sleep.
-SPINS = "3000"  # of GNU's OpenMP, read when torch loads it; other OpenMPs do not know the name
-if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
-    os.environ["GOMP_SPINCOUNT"] = SPINS
+# A parallel step of PyTorch ends when its last thread is done. GNU's OpenMP lets the others look
+# for it in a loop, for milliseconds. On idle cores that is the quickest way. But where another
+# program keeps a core busy, they use up the time in which the missing thread could have run, and a
+# training step that has hundreds of such ends takes twenty times as long (README, Speed). There
+# they look for some 50 microseconds and then sleep.
+SPINS = "3000"  # looks; it is 300,000 by itself. Other OpenMPs do not know the variable
+BUSY = 0.5  # cores' worth of other programs from which it is taken
+OWN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # with one of these set, their user has chosen
+
+
+def busy(seconds=0.1):
+    """How many cores other programs keep busy, looked at for so long; 0.0 where Linux does not
+    tell."""
+    def ticks():
+        with open("/proc/stat") as file:
+            return sum(map(int, file.readline().split()[1:4]))  # user, nice, system; of all cores
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+    except (OSError, ValueError):
+        return 0.0
+
+
+if os.environ.get("OMP_NUM_THREADS") != "1" and not OWN & set(os.environ) and busy() >= BUSY:
+    os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch loads OpenMP
 
 
 def report(kind, error, trace):

@@ -7,6 +7,7 @@ import ast
 import collections
 import copy
 import importlib
+import io
 import math
 import os
 import platform
@@ -1059,19 +1060,35 @@ def test_steps_use_the_memory_again_that_was_freed(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="GNU's OpenMP, which says what it read")
-def test_threads_wait_for_each_other_asleep_unless_their_user_chose(tmp_path, monkeypatch):
-    def spins(*first):
-        run = subprocess.run([sys.executable, "-c", "; ".join([*first, "import torch"])],
-                             cwd=tmp_path, env={**os.environ, "OMP_DISPLAY_ENV": "verbose"},
+def test_threads_wait_asleep_on_a_busy_machine_unless_their_user_chose(monkeypatch):
+    fake = "import builtins, io, itertools; n = itertools.count(); real = open; " \
+           "builtins.open = lambda path, *a, **k: io.StringIO(f'cpu {next(n) * %s} 0 0 9 9') " \
+           "if path == '/proc/stat' else real(path, *a, **k)"
+
+    def spins(*first, **environment):
+        run = subprocess.run([sys.executable, "-c", "\n".join([*first, "import torch"])],
+                             env={**os.environ, "OMP_DISPLAY_ENV": "verbose", **environment},
                              capture_output=True, text=True, check=True)
         said = re.search(r"GOMP_SPINCOUNT = '(\d+)'", run.stderr)
         return int(said[1]) if said else pytest.skip("this torch has another OpenMP")
 
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in (*startup.OWN, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert spins() > 10 * int(startup.SPINS), "PyTorch by itself waits as briefly: no need of ours"
-    for program in ("sft", "data.world"):
-        assert spins(f"import {program}") == int(startup.SPINS)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    assert spins("import startup") == 0
+    own, ticks = spins(), os.sysconf("SC_CLK_TCK") // 10  # of one busy core in a tenth of a second
+    assert own > 10 * int(startup.SPINS), "PyTorch by itself waits as briefly: no need of ours"
+    assert spins(fake % ticks, "import data.records") == int(startup.SPINS)
+    assert spins(fake % 0, "import startup") == own
+    assert spins(fake % ticks, "import startup", OMP_NUM_THREADS="1") == own
+    assert spins(fake % ticks, "import startup", OMP_WAIT_POLICY="passive") == 0
+
+
+def test_how_busy_a_machine_is(monkeypatch):
+    ticks = iter([b"cpu  100 20 3 7 7", b"cpu  150 30 3 999 7"])  # idle time does not count
+    monkeypatch.setattr(startup, "open", lambda _: io.TextIOWrapper(io.BytesIO(next(ticks))),
+                        raising=False)
+    monkeypatch.setattr(startup.os, "sysconf", lambda _: 100)
+    monkeypatch.setattr(startup.time, "sleep", lambda _: None)
+    assert startup.busy(0.4) == pytest.approx(60 / 100 / 0.4)
+    monkeypatch.setattr(startup, "open", lambda _: Path("/no such file").open(), raising=False)
+    assert startup.busy() == 0.0
