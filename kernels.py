@@ -331,7 +331,7 @@ def append(cache, k, v, slots):
     """Put a key and a value [B, H, D] into the last of the slots that each row will see."""
     R, H, _, D = slots.shape
     for part, new in zip(_parts(cache, R, H, D), (k, v)):
-        part[slots.rows, :, slots.newest] = new  # three times as fast as a scatter_ on a CPU
+        part[slots.rows, :, slots.newest] = new  # quicker than a scatter_ on a CPU
 
 
 def _weighted_sums(weights, rows, table, ends):
