@@ -50,9 +50,27 @@ FAST = (torch.float32,) + (torch.bfloat16,) * (
 
 # What float32 matrices are rounded to before they are multiplied: bfloat16 with --dtype=bf16
 # (runtime.py: precision), which has float32's range and 8 of its 24 bits. Sums are in float32 and
-# rounded once. All that is not a product of a layer stays float32: weights as the optimiser sees
-# them, their gradients' sums, the residual stream, norms, softmax, logits and log-probs.
+# rounded once, a layer's gradients for one forward pass too. All else stays float32: weights as the
+# optimiser sees them, their gradients' sums over passes, the residual stream, norms, softmax,
+# logits and log-probs.
 PRODUCTS = torch.float32
+
+
+# oneDNN writes a program for each shape of a product that it has not met lately: 0.3 to 1 ms, as
+# much as such a product takes on a small model. Who is free to choose a number of rows takes a
+# multiple of this, so that there are few shapes.
+ROWS = 16
+
+
+def rounded(rows, to=ROWS):
+    """The least multiple of `to` that is not less."""
+    return -(-rows // to) * to
+
+
+def _filled(x):
+    """x [n, ...] and rows of zeros, up to a multiple of ROWS."""
+    more = rounded(len(x)) - len(x)
+    return torch.cat([x, x.new_zeros(more, *x.shape[1:])]) if more else x
 
 
 def lowered(x):
@@ -79,6 +97,22 @@ def gemm(x, weight, bias=None, gelu=False):
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
+def sum_of_products(a, b):
+    """a^T b, the sum of the outer products of their rows, without a gradient. a: [N, I] and b:
+    [N, J], of one type. Returns [I, J].
+
+    oneDNN's product for layers wants the rows of its first operand in one piece, and to transpose
+    a matrix costs up to a third of its product: so the smaller of the two goes there. The second
+    may be transposed, but it may have no gaps: those take the slowest of its programs. Its general
+    product, which PyTorch takes for bfloat16, reads both as they lie.
+    """
+    if a.dtype != torch.float32 or a.is_cuda:
+        return a.T @ b
+    if a.size(1) <= b.size(1) or not a.is_contiguous():
+        return gemm(a.T, b.contiguous().T)
+    return gemm(b.T, a.T).T
+
+
 def packed(weight):
     """A copy of a weight that gemm takes in its place, a tenth quicker on few rows of x; None where
     there is no such thing. It has no gradient and does not follow the weight."""
@@ -102,7 +136,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dx = gemm(g, weight.T).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         g, x = g.flatten(0, -2), x.flatten(0, -2)
-        return dx, gemm(g.T, x.T).to(weight.dtype), g.sum(0, dtype=weight.dtype)
+        return dx, sum_of_products(g, x).to(weight.dtype), g.sum(0).to(weight.dtype)
 
 
 def linear(x, weight, bias):
@@ -146,7 +180,8 @@ def _pieces(B, H, T):
 
 def _contiguous(x, dtype):
     """A piece [b, h, T, D] as [b * h, T, D] without gaps between its rows: products are quicker."""
-    return x.to(dtype).contiguous().view(-1, *x.shape[2:])
+    x = x.to(dtype, memory_format=torch.contiguous_format)  # both by one copy, if it changes type
+    return x.contiguous().view(-1, *x.shape[2:])
 
 
 def _tiles(T):
@@ -198,6 +233,18 @@ def tiled_attention(q, k, v):
     return out, lse
 
 
+def _put(sums, first, a, b):
+    """Add a b to a part of some sums, or write it there if it is the first. PyTorch multiplies a
+    batch of matrices at once only into memory without gaps; into other memory one by one, each on
+    its own, for which two threads take as long as one."""
+    if first and sums.is_contiguous():
+        torch.bmm(a, b, out=sums)
+    elif first:
+        sums.copy_(torch.bmm(a, b))
+    else:
+        sums.add_(torch.bmm(a, b))
+
+
 def tiled_attention_backward(grad, q, k, v, out, lse):
     """The gradients above: dq, dk, dv, each [B, H, T, D] like q, from the gradient of o."""
     B, H, T, D = q.shape
@@ -207,14 +254,14 @@ def tiled_attention_backward(grad, q, k, v, out, lse):
         qs, ks, vs, do = (_contiguous(x[at], dtype) for x in (q, k, v, grad))
         qs = qs * (D**-0.5 * LOG2E)
         L = lse[at].reshape(-1, T, 1)
-        expected = (grad[at].to(dtype) * out[at]).sum(-1).view(-1, T, 1)  # sum_j p_ij dp_ij
-        aq, ak, av = (torch.zeros_like(x) for x in (qs, ks, vs))
-        for i, end, j, stop in _tiles(T):
+        expected = (do.view_as(out[at]) * out[at]).sum(-1).view(-1, T, 1)  # sum_j p_ij dp_ij
+        aq, ak, av = (torch.empty_like(x) for x in (qs, ks, vs))
+        for i, end, j, stop in reversed(list(_tiles(T))):  # the last queries see all keys: first
             p = _scores(qs, ks, i, end, j, stop, future).sub_(L[:, i:end]).exp2_()
-            av[:, j:stop].baddbmm_(p.mT, do[:, i:end])
+            _put(av[:, j:stop], end == T, p.mT, do[:, i:end])
             ds = torch.bmm(do[:, i:end], vs[:, j:stop].mT).sub_(expected[:, i:end]).mul_(p)
-            aq[:, i:end].baddbmm_(ds, ks[:, j:stop])
-            ak[:, j:stop].baddbmm_(ds.mT, qs[:, i:end])
+            _put(aq[:, i:end], stop == end, ds, ks[:, j:stop])
+            _put(ak[:, j:stop], end == T, ds.mT, qs[:, i:end])
         aq.mul_(D**-0.5), ak.mul_(1 / LOG2E)  # qs held c log2(e) q
         for sums, to in ((aq, dq), (ak, dk), (av, dv)):
             to[at] = sums.view_as(to[at])
@@ -460,13 +507,16 @@ def _exponentials(x, weight, temperature, entropy, keep):
     each tile's m_t [n, 1], and by token, [n]: m, log l = L - m, sum_j p_j z_j - m (or None).
     """
     V, n = len(weight), len(x)
-    e = x.new_empty(n, V if keep else min(V, TILE))
+    e = x.new_empty(n, V if keep else TILE) if V > TILE else None
     m = x.new_full((n, 1), NEVER)
     l, zp, tops = torch.zeros_like(m), torch.zeros_like(m), []
     for j in range(0, V, TILE):
         stop = min(j + TILE, V)
-        z = e[:, j:stop] if keep else e[:, : stop - j]
-        z.copy_(gemm(x, weight[j:stop].to(x.dtype)))
+        z = gemm(x, weight[j:stop].to(x.dtype))
+        if e is None:
+            e = z
+        else:
+            z = (e[:, j:stop] if keep else e[:, : stop - j]).copy_(z)
         if temperature != 1:
             z.div_(temperature)
         top = torch.maximum(m, z.amax(-1, keepdim=True))
@@ -503,7 +553,8 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
     x: [n, C]; weight: [V, C]; y: [n]. With `keep`, gradients(g, h, dw) may follow, once: it adds
     the chunk's part to dw [V, C] and returns dx [n, C], for g and h (or None) [n].
     """
-    dtype = _accumulator(weight)
+    dtype, n = _accumulator(weight), len(x)
+    x, y = _filled(x), _filled(y)  # which have no gradient
     # The CPU's bfloat16 product would round the logits to 8 bits, and log-probs with them.
     wide, narrow = x.to(dtype), x.dtype != dtype or weight.dtype != dtype
     e, tops, m, logl, mean = _exponentials(wide, weight, temperature, entropy, keep)
@@ -511,6 +562,7 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
     H = logl - mean if entropy else None
 
     def gradients(g, h, dw):
+        g, h = _filled(g), h if h is None else _filled(h)
         e.scatter_(-1, y[:, None], 0.0)
         own = g * -logprob.expm1()
         if h is not None:
@@ -524,13 +576,13 @@ def tiled_head(x, weight, y, temperature, entropy, keep):
             if narrow:  # a bfloat16 product may round a chunk's part, but sums are in float32
                 dz = dz.to(x.dtype)
                 dx += factor * (dz @ wt.to(x.dtype))
-                dwt += dz.T @ (factor * wide).to(x.dtype)
+                dwt += sum_of_products(dz, (factor * wide).to(x.dtype))
             else:
                 dx += gemm(dz, wt.T).mul_(factor)
-                dwt += gemm(dz.T, (factor * wide).T)
-        return dx.to(x.dtype)
+                dwt += sum_of_products(dz, factor * wide)
+        return dx[:n].to(x.dtype)
 
-    return logprob, H, gradients
+    return logprob[:n], H if H is None else H[:n], gradients
 
 
 def logits(x, weight):

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernels import (LOG2E, Slots, append, attention, cache_type, can_capture, capture,
-                     decode_attention, fill, gemm, linear, logits, lowered, packed, token_logprobs,
-                     token_objective)
+                     decode_attention, fill, gemm, linear, logits, lowered, packed, rounded,
+                     token_logprobs, token_objective)
 
 
 @dataclass
@@ -166,6 +166,8 @@ class PrefixTree:
                 path.append(node)
             nodes[b, : len(path)] = torch.tensor(path)
             ends.append(node)
+        for of_nodes in (ids, positions, places):  # and up to 15 more that no place is
+            of_nodes += [0] * (rounded(len(ids)) - len(of_nodes))
         self.ids, self.positions = torch.tensor(ids).to(device), torch.tensor(positions).to(device)
         self.places = torch.tensor(places).to(device)  # [N]: a place b * T + t of each node
         self.nodes = nodes.to(device)  # [B, T]: the node at each place; pads hold any
@@ -317,6 +319,11 @@ class Samples:
         """
         t = torch.arange(self.ids.size(1), device=self.ids.device)
         return (t >= self.prompt_lengths[:, None]) & (t < self.lengths[:, None])
+
+    @property
+    def widths(self):
+        """[B]: how many columns to compute of a row, in steps of 4: few shapes (kernels.ROWS)."""
+        return rounded(self.lengths, 4).clamp(max=self.ids.size(1))
 
     def responses(self):
         """The response tokens of each row as lists of ids, without EOS."""
@@ -484,9 +491,9 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
         worth.put_(places, logp)
         return token
 
-    look, few = 1, 1.0  # ended rows leave at once
+    look, few, size = 1, 1.0, rounded  # ended rows leave as soon as there are ROWS of them
     if can_capture(caches, shape[-1]):
-        step, look, few = Replay(step), LOOK, 0.5
+        step, look, few, size = Replay(step), LOOK, 0.5, int
     with sampling(model):
         read_prompts(model, [p[:-1] for p in prompts], caches)
         token = torch.tensor([p[-1] for p in prompts], device=device)  # the first step reads it
@@ -501,8 +508,9 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
                 left = int(running.sum())
                 if left == 0:
                     break
-                if left < few * len(live):
-                    live, token, running = live[running], token[running], running[running]
+                if size(left) < few * len(live):  # and with them few that have ended
+                    stay = (~running).argsort(stable=True)[: size(left)]
+                    live, token, running = live[stay], token[stay], running[stay]
     return assembled(prompts, order, said, worth, eos)
 
 

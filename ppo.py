@@ -193,8 +193,8 @@ def in_groups(model, samples, s, *extra, **options):
     rows, tokens = 2 * s.micro_batch, 2 * s.micro_batch_tokens  # no activations are kept
     out = torch.zeros(samples.ids.shape, device=samples.ids.device)
     with gathered(model, samples.ids.device) as whole:
-        for group in micro_batches(samples.lengths.tolist(), rows, tokens):
-            T = int(samples.lengths[group].max())
+        for group in micro_batches(samples.widths.tolist(), rows, tokens):
+            T = int(samples.widths[group].max())
             result = whole(samples.ids[group, :T], *(x[group, :T] for x in extra), **options)
             out[group, :T] = result[0] if isinstance(result, tuple) else result
     return out
@@ -230,11 +230,11 @@ def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
     rows: this rank's episodes of the minibatch; tokens: response tokens of the whole minibatch;
     text: this rank's text rows, [n, T]. Returns sums over this rank's tokens for the log.
     """
-    groups = groups_of(rows, e.samples.lengths[rows].tolist(), s, world)
+    groups = groups_of(rows, e.samples.widths[rows].tolist(), s, world)
     texts = groups_of(text, [text.size(1)] * len(text), s, world) if s.ptx else []
     sums = torch.zeros(6, dtype=torch.float64)
     for n, g in enumerate(groups):
-        T = int(e.samples.lengths[g].max())
+        T = int(e.samples.widths[g].max())
         mask, old, advantage = (x[g, :T] for x in (e.mask, e.logprob, e.advantage))
         with sync(policy, last=n == len(groups) - 1 and not texts):
             objective = lambda logprob, mask: clipped_policy_loss(logprob, old, advantage, mask,
@@ -259,10 +259,10 @@ def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
 
 def update_value(value_model, optimizer, e, rows, tokens, s, world):
     """One step of the value function on a minibatch. Returns sums over this rank's tokens."""
-    groups = groups_of(rows, e.samples.lengths[rows].tolist(), s, world)
+    groups = groups_of(rows, e.samples.widths[rows].tolist(), s, world)
     sums = torch.zeros(2, dtype=torch.float64)
     for n, g in enumerate(groups):
-        T = int(e.samples.lengths[g].max())
+        T = int(e.samples.widths[g].max())
         mask, old, returns = (x[g, :T] for x in (e.mask, e.value, e.returns))
         with sync(value_model, last=n == len(groups) - 1):
             value = state_values(value_model(e.samples.ids[g, :T]))

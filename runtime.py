@@ -144,10 +144,15 @@ def frozen(model):
 
 # ---------------------------------------------------------------------------------------- world
 
-def keep_freed_memory():
-    """Lets the C library keep large blocks that were freed, for the next step to use again. glibc
-    would give them back, and the system zeroes them anew, page by page, at each step: a tenth of
-    the time of a small model's. Other C libraries are left as they are."""
+SMALL = 2**23  # parameters of a run's models, up to which memory is spent to be quicker
+
+
+def keep_freed_memory(parameters=0):
+    """Whether the C library keeps large blocks that were freed, for the next step to use again:
+    yes, as long as the models of the run are small. glibc would give them back, and the system
+    zeroes them anew, page by page, at each step: a tenth of the time of a small model's. But what
+    is kept fits its next use badly, and memory grows by up to a half. The larger the model, the
+    less time a byte costs: there each block goes back. Other C libraries are left as they are."""
     if any(name.startswith("MALLOC_") for name in os.environ):
         return  # its user has chosen
     try:
@@ -155,6 +160,9 @@ def keep_freed_memory():
     except (AttributeError, OSError, TypeError):
         return
     trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes
+    if parameters > SMALL:
+        mallopt(mmap, 2**16), mallopt(trim, 2**17)
+        return
     # An older glibc refuses more than 32 MB of the second; left alone, it would stay at 128 KB.
     if mallopt(mmap, 2**31 - 1) or mallopt(mmap, 2**25):
         mallopt(trim, 2**31 - 1)
@@ -177,6 +185,7 @@ class World:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        self.parameters = 0  # of all its models
         keep_freed_memory()
         self.timeout = timeout  # seconds that a rank waits for another
         if self.size > 1 and not dist.is_initialized():
@@ -252,6 +261,8 @@ class World:
         checkpointing: backward computes each block again. offload: the weights stay in the CPU's
         memory; only what `gathered` lends is on the device.
         """
+        self.parameters += sum(p.numel() for p in model.parameters())
+        keep_freed_memory(self.parameters)
         if checkpointing:
             for block in model.transformer.h:
                 block.checkpointing = True
@@ -516,12 +527,15 @@ def take_step(model, optimizer, lr, clip, explode=math.inf):
     A gradient that is no number, or whose norm passes `explode`, is thrown away without a step: one
     would be enough to spoil the weights, or Adam's moments, for good. Then NaN is returned.
     """
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
-    norm = float(norm.full_tensor() if sharded(norm) else norm)
+    total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()
+                                           if p.grad is not None])
+    norm = float(total.full_tensor() if sharded(total) else total)
     good = math.isfinite(norm) and norm <= explode  # all ranks have the same gradient: they agree
     for group in optimizer.param_groups:
         group["lr"] = lr
     if good:
+        if clip and norm > clip:
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip, total)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm if good else math.nan

@@ -644,3 +644,49 @@ def test_a_product_takes_any_strides():
     x, w = torch.randn(6, 20)[:, ::2], torch.randn(10, 7).T
     close(kernels.gemm(x, w), (x.double() @ w.double().T).tolist(), 1e-5)
     assert kernels.gemm(x[:0], w).shape == (0, 7)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [
+    (torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("shapes", [((50, 3), (50, 8)), ((50, 8), (50, 3)), ((1, 4), (1, 4))])
+def test_a_sum_of_products_is_one_of_outer_products(shapes, dtype, tolerance):
+    """Whichever of the two is the wider, and may come with gaps between its rows."""
+    a, b = (torch.randn(n, 2 * m).to(dtype)[:, ::2] for n, m in shapes)
+    oracle = sum(torch.outer(x, y) for x, y in zip(a.double(), b.double()))
+    close(kernels.sum_of_products(a, b), oracle.tolist(), tolerance)
+
+
+@pytest.mark.parametrize("temperature, entropy", [(1.0, False), (0.7, True)])
+def test_the_head_multiplies_full_rows_of_sixteen(monkeypatch, temperature, entropy):
+    """Few shapes, of which oneDNN writes a program each; and what fills them up changes nothing."""
+    sizes, gemm = set(), kernels.gemm
+    monkeypatch.setattr(kernels, "gemm", lambda x, w: sizes.update(x.shape) or gemm(x, w))
+    for n in range(1, 40, 5):
+        x, w = torch.randn(n, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+        y = torch.randint(30, (n,))
+        logprob, h = token_logprobs(x, w, y, temperature, entropy)
+        p = (x.double() @ w.double().T / temperature).log_softmax(-1)
+        exact = p.gather(1, y[:, None]).squeeze(1)
+        total, oracle = logprob.sum(), exact.sum()
+        if entropy:
+            total, oracle = total + h.square().sum(), oracle + (p.exp() * p).sum(-1).square().sum()
+        got, want = (torch.autograd.grad(f, (x, w)) for f in (total, oracle))
+        close(logprob.detach(), exact.tolist(), 1e-5)
+        assert all(torch.allclose(a, b.float(), atol=1e-4) for a, b in zip(got, want))
+    assert sizes == {8, 30, 16, 32, 48}  # 8 and 30: of the embedding
+
+
+def test_no_weight_of_a_product_has_gaps(monkeypatch):
+    """oneDNN takes those too, a hundred times slower: with several tiles of a vocabulary, say."""
+    seen, gemm = [], kernels.gemm
+    monkeypatch.setattr(kernels, "gemm", lambda x, w, *more: seen.append(w) or gemm(x, w, *more))
+    monkeypatch.setattr(kernels, "TILE", 16)
+    for V in (16, 50):
+        w, x = torch.randn(V, 8, requires_grad=True), torch.randn(3, 20, 12, requires_grad=True)
+        hidden = kernels.linear(x, torch.randn(8, 12, requires_grad=True), torch.zeros(8))
+        for entropy in (False, True):
+            logprob, h = token_logprobs(hidden, w, torch.ones(3, 20).long(), 1.0, entropy)
+            (logprob.sum() + (h.sum() if entropy else 0)).backward(retain_graph=True)
+        token_objective(hidden, w, torch.ones(3, 20).long(), lambda x, _: x.sum())[0].backward()
+    gaps = [w.shape for w in seen if not (w.is_contiguous() or w.T.is_contiguous())]
+    assert len(seen) > 30 and not gaps

@@ -145,13 +145,15 @@ def test_scores_are_no_view():
 
 
 def test_a_prefix_tree_holds_each_beginning_once():
-    """Its nodes are the distinct beginnings of the rows; nothing is lost, the order is kept."""
+    """Its nodes are the distinct beginnings of the rows; nothing is lost, the order is kept. More
+    nodes fill it up to 16, and no place is one of them."""
     tree = PrefixTree(ALIKE)
     beginnings = {tuple(row[: t + 1]) for row in ALIKE for t in range(len(row))}
-    assert len(tree.ids) == len(beginnings) == 13
+    assert len(beginnings) == 13 and int(tree.nodes.max()) == 12
+    assert len(tree.ids) == len(tree.positions) == len(tree.places) == 16
     assert tree_rows(tree) == ALIKE
     depth = {int(tree.nodes[b, t]): t for b, row in enumerate(ALIKE) for t in range(len(row))}
-    assert tree.positions.tolist() == [depth[node] for node in range(13)]
+    assert tree.positions[:13].tolist() == [depth[node] for node in range(13)]
 
 
 def test_a_prefix_tree_has_the_scores_and_gradients_of_its_rows():
@@ -398,15 +400,27 @@ def test_sampling_leaves_the_model_as_it_was(monkeypatch):
     first.logprobs.sum() * model.transformer.ln_f.weight.sum()  # no inference tensors come out
 
 
-def test_ended_rows_leave_at_once():
-    """Each step computes the rows that have not ended and no other."""
-    model, seen = tiny(), []
+def test_ended_rows_leave_sixteen_at_a_time():
+    """A step computes the rows that have not ended and fewer than 16 more; and each row is what it
+    is in a batch that no other row leaves."""
+    model, seen, prompts = tiny(), [], 12 * PROMPTS
     step = model.transformer.step
     model.transformer.step = lambda *x: seen.append(len(x[0])) or step(*x)
-    samples = sample(model)
+    samples = sample(model, prompts)
     said = samples.lengths - samples.prompt_lengths - samples.ended.long()
-    expected = [len(PROMPTS), *(int((said > t).sum()) for t in range(9))]
-    assert seen == [n for n in expected if n]
+    running = [int((said > t).sum()) for t in range(9)]
+    expected = [len(prompts), *(min(len(prompts), -(-n // 16) * 16) for n in running if n)]
+    assert seen == expected and len(set(seen)) > 3
+    for i in range(0, len(prompts), 6):
+        some = sample(model, prompts[i : i + 6], episodes=range(i, i + 6))
+        assert rows_of(some) == rows_of(samples)[i : i + 6]
+
+
+def test_a_width_holds_its_row():
+    samples = sample(tiny())
+    T = samples.ids.size(1)
+    for n, width in zip(samples.lengths.tolist(), samples.widths.tolist()):
+        assert width == min(T, next(w for w in range(0, 99, 4) if w >= n))
 
 
 def test_prompts_are_read_up_to_keys_and_values():
@@ -416,7 +430,7 @@ def test_prompts_are_read_up_to_keys_and_values():
     for i, block in enumerate(model.transformer.h):
         block.mlp.register_forward_hook(lambda m, x, y, i=i: seen.append((i, x[0].shape[0])))
     sample(model, [[3, 1, 4], [3, 1, 5, 9]], new=1)
-    assert seen == [(0, 3), (0, 2), (1, 2)]  # nodes 3, 1 and 5; then a step of two rows
+    assert seen == [(0, 16), (0, 2), (1, 2)]  # nodes 3, 1 and 5, and idle; a step of two rows
     seen.clear()
     sample(model, [[3], [1]], new=1)
     assert seen == [(0, 2), (1, 2)]

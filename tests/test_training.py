@@ -1047,6 +1047,20 @@ def test_a_c_library_that_refuses_a_large_threshold_gets_a_smaller_one(monkeypat
         assert taken == expected
 
 
+def test_large_models_give_freed_memory_back(monkeypatch):
+    """All models of a run count: what is kept of them fits no later use, and peaks grow by half."""
+    taken = {}
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(
+        mallopt=lambda name, value: taken.update({name: value}) or 1))
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    model = torch.nn.Linear(2**11, 2**10, bias=False)  # a quarter of SMALL
+    world = World(0, "cpu")
+    for n in range(1, 7):
+        world.wrap(model)
+        assert taken[-3] == (2**31 - 1 if n <= 4 else 2**16)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
 def test_steps_use_the_memory_again_that_was_freed(tmp_path, monkeypatch):
     """A block that is given back is faulted in anew, 4 KB at a time: up to 7,168 faults a step.
