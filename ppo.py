@@ -39,10 +39,10 @@ class Settings:
     out: str = "out/ppo-ptx"  # folder to write
     data: str = "out/toy"  # folder with prompts_train.jsonl, and text_train.jsonl or shards
     too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
-    iterations: int = 36  # of rollout and update (paper: 500)
+    iterations: int = 32  # of rollout and update (paper: 500)
     batch: int = 256  # episodes an iteration, over all ranks (paper: 512)
     minibatch: int = 32  # episodes an optimiser step (paper: 64, so 8 steps an iteration)
-    micro_batch: int = 8  # episodes a forward pass, of similar lengths: fewer pads, less memory
+    micro_batch: int = 16  # episodes a forward pass, of similar lengths: fewer pads, less memory
     micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
     inner_epochs: int = 1  # passes over the episodes of an iteration (paper: 1)
     lr: float = 6e-4  # policy, constant after the warm-up (paper: 2.55e-6 to 2.55e-5)

@@ -144,12 +144,12 @@ def frozen(model):
 
 # ---------------------------------------------------------------------------------------- world
 
-SMALL = 2**23  # parameters of a run's models, up to which memory is spent to be quicker
+SMALL = 2**21  # parameters of a model, up to which memory is spent to be quicker
 
 
 def keep_freed_memory(parameters=0):
     """Whether the C library keeps large blocks that were freed, for the next step to use again:
-    yes, as long as the models of the run are small. glibc would give them back, and the system
+    yes, as long as the largest model is small. glibc would give them back, and the system
     zeroes them anew, page by page, at each step: a tenth of the time of a small model's. But what
     is kept fits its next use badly, and memory grows by up to a half. The larger the model, the
     less time a byte costs: there each block goes back. Other C libraries are left as they are."""
@@ -185,7 +185,7 @@ class World:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self.parameters = 0  # of all its models
+        self.largest = 0  # parameters of its largest model
         keep_freed_memory()
         self.timeout = timeout  # seconds that a rank waits for another
         if self.size > 1 and not dist.is_initialized():
@@ -261,8 +261,8 @@ class World:
         checkpointing: backward computes each block again. offload: the weights stay in the CPU's
         memory; only what `gathered` lends is on the device.
         """
-        self.parameters += sum(p.numel() for p in model.parameters())
-        keep_freed_memory(self.parameters)
+        self.largest = max(self.largest, sum(p.numel() for p in model.parameters()))
+        keep_freed_memory(self.largest)
         if checkpointing:
             for block in model.transformer.h:
                 block.checkpointing = True

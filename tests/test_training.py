@@ -1048,17 +1048,16 @@ def test_a_c_library_that_refuses_a_large_threshold_gets_a_smaller_one(monkeypat
 
 
 def test_large_models_give_freed_memory_back(monkeypatch):
-    """All models of a run count: what is kept of them fits no later use, and peaks grow by half."""
+    """What is kept of them fits no later use, and peaks grow by half. The largest model decides."""
     taken = {}
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(
         mallopt=lambda name, value: taken.update({name: value}) or 1))
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
-    model = torch.nn.Linear(2**11, 2**10, bias=False)  # a quarter of SMALL
     world = World(0, "cpu")
-    for n in range(1, 7):
-        world.wrap(model)
-        assert taken[-3] == (2**31 - 1 if n <= 4 else 2**16)
+    for width, kept in ((2**11, True), (2**10, True), (2**11 + 1, False), (2**10, False)):
+        world.wrap(torch.nn.Linear(2**10, width, bias=False))
+        assert taken[-3] == (2**31 - 1 if kept else 2**16)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
