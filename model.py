@@ -149,7 +149,8 @@ class PrefixTree:
         a b e f              \ e - f         and no pad among them
 
     Equal tokens after equal tokens have equal hidden states, so that each node is computed once;
-    only attention lays the rows out again. K completions of one prompt cost one prompt.
+    only attention lays the rows out again. K completions of one prompt cost one prompt. Idle nodes
+    fill their number N up to a multiple of 16 (kernels.ROWS): no place has them, nor any gradient.
     """
 
     def __init__(self, rows, device="cpu"):
@@ -455,9 +456,10 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
 
     prompts: lists of token ids, of any lengths. episodes: [B] numbers that own the sampling noise
     (default 0..B-1). watch(rows, tokens) is called at each step with the rows that have not ended
-    and their new tokens. Ended rows leave the batch; their tokens never change again. Nothing is
-    padded on the left: each row decodes at its own position, against its own length. Returns
-    Samples on the model's device. Dropout is off while sampling, and as it was afterwards.
+    and their new tokens. Ended rows leave the batch sixteen at a time, and until then compute on,
+    unheard. Nothing is padded on the left: each row decodes at its own position, against its own
+    length. Returns Samples on the model's device. Dropout is off while sampling, and as it was
+    afterwards.
 
     On a GPU a step is a CUDA graph (see `Replay`). Ended rows then compute on, unheard, until fewer
     than half are left and leave together: for other rows another graph has to be captured.

@@ -58,23 +58,22 @@ def kill_at_operation(n, rank=None):
 
 
 def at_step(steps, action):
-    """action(parameters) before the n-th clipping of a gradient, for the n in steps: 1, 2, ..."""
-    original, calls = torch.nn.utils.clip_grad_norm_, [0]
+    """action(gradients) before the n-th norm of the gradients, for the n in steps: 1, 2, ..."""
+    original, calls = torch.nn.utils.get_total_norm, [0]
 
-    def changed(parameters, clip):
+    def changed(gradients):
         calls[0] += 1
-        parameters = list(parameters)
         if calls[0] in steps:
-            action(parameters)
-        return original(parameters, clip)
+            action(gradients)
+        return original(gradients)
 
-    torch.nn.utils.clip_grad_norm_ = changed
+    torch.nn.utils.get_total_norm = changed
 
 
 def gradients_of(value, *steps):
-    def spoil(parameters):
-        for p in parameters:
-            p.grad = torch.full_like(p, value)
+    def spoil(gradients):
+        for g in gradients:
+            g.fill_(value)
 
     at_step(steps, spoil)
 

@@ -406,7 +406,11 @@ def test_ended_rows_leave_sixteen_at_a_time():
     model, seen, prompts = tiny(), [], 12 * PROMPTS
     step = model.transformer.step
     model.transformer.step = lambda *x: seen.append(len(x[0])) or step(*x)
-    samples = sample(model, prompts)
+    heard = [[] for _ in prompts]
+    samples = sample(model, prompts, watch=lambda rows, tokens: [
+        heard[row].append(token) for row, token in zip(rows, tokens)])
+    assert heard == [row + [EOS] * end for row, end in zip(samples.responses(),
+                                                           samples.ended.tolist())]
     said = samples.lengths - samples.prompt_lengths - samples.ended.long()
     running = [int((said > t).sum()) for t in range(9)]
     expected = [len(prompts), *(min(len(prompts), -(-n // 16) * 16) for n in running if n)]

@@ -360,7 +360,7 @@ def test_many_of_them_end_the_run_with_advice(demo, stage):
 @pytest.mark.parametrize("stage, named", [  # of one layer, which checkpointing makes no smaller
     ("sft", ["--micro_batch=1 (now 3): ", "--init (now out/base)", "--data (now out/toy)"]),
     ("reward", ["--micro_batch=1 (now 3): ", "--init (now out/init)", "--data (now out/toy)"]),
-    ("ppo", ["--micro_batch=2 (now 8): ", "--batch=4 (now 8)", "--max_new_tokens=4 (now 8)"]),
+    ("ppo", ["--micro_batch=2 (now 16): ", "--batch=4 (now 8)", "--max_new_tokens=4 (now 8)"]),
 ])
 def test_out_of_memory_names_what_lowers_it(demo, stage, named):
     run = Run(demo, stage, f"memory-{stage}")

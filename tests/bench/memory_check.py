@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python tests/bench/memory_check.py            sizes, with and without saving
     OMP_NUM_THREADS=1 python tests/bench/memory_check.py slope      bytes a parameter
-    OMP_NUM_THREADS=1 python tests/bench/memory_check.py default    with glibc's own settings
+    OMP_NUM_THREADS=1 python tests/bench/memory_check.py default    as the scripts run by themselves
 
 Each number is the peak of what is resident in a run of a few steps on rows as long as the context,
 less what is resident at the end of the same run with a model of one layer of 16 dimensions (Python,
