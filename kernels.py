@@ -102,13 +102,14 @@ def sum_of_products(a, b):
     [N, J], of one type. Returns [I, J].
 
     oneDNN's product for layers wants the rows of its first operand in one piece, and to transpose
-    a matrix costs up to a third of its product: so the smaller of the two goes there. The second
-    may be transposed, but it may have no gaps: those take the slowest of its programs. Its general
-    product, which PyTorch takes for bfloat16, reads both as they lie.
+    a matrix costs up to a third of its product: so the smaller of the two goes there. What returns
+    is then transposed, which costs its reader more than that where there are few rows to sum. The
+    second may be transposed, but it may have no gaps: those take the slowest of its programs. Its
+    general product, which PyTorch takes for bfloat16, reads both as they lie.
     """
     if a.dtype != torch.float32 or a.is_cuda:
         return a.T @ b
-    if a.size(1) <= b.size(1) or not a.is_contiguous():
+    if a.size(1) <= b.size(1) or len(a) < 2 * b.size(1) or not a.is_contiguous():
         return gemm(a.T, b.contiguous().T)
     return gemm(b.T, a.T).T
 
@@ -500,40 +501,45 @@ def _chunks(x, vocabulary):
     return [slice(i, i + rows) for i in range(0, len(x), rows)]
 
 
-def _exponentials(x, weight, temperature, entropy, keep):
-    """The tiles' e and what it takes to make probabilities of them.
+def _room(x, weight):
+    """Memory for the e of any chunk of x, where they come in tiles: taken once, as the system would
+    zero new memory for each."""
+    if _triton(x) or len(weight) <= TILE:
+        return x.new_empty(0)
+    n = min([len(x)] + [rows.stop for rows in _chunks(x, len(weight))[:1]])
+    return x.new_empty(rounded(n) * len(weight), dtype=_accumulator(weight))
 
-    x: [n, C] in the type of the sums; weight: [V, C]. Returns e [n, V] (of no use without `keep`),
-    each tile's m_t [n, 1], and by token, [n]: m, log l = L - m, sum_j p_j z_j - m (or None).
+
+def _exponentials(x, weight, entropy, room):
+    """The tiles' e, and what it takes to make probabilities of them.
+
+    x: [n, C] in the type of the sums, times log2(e) / temperature: logits to base 2, in which one
+    product makes them as they are used; weight: [V, C]; room: as in `tiled_head`. Returns e as one
+    block [n * V] (of no use without room), log k of each tile [n], and by token, [n]: m,
+    log l = L - m, and sum_j p_j (z_j - m) (or None), all to base e.
     """
     V, n = len(weight), len(x)
-    e = x.new_empty(n, V if keep else TILE) if V > TILE else None
+    e = room[: n * V] if room is not None and V > TILE else None
     m = x.new_full((n, 1), NEVER)
     l, zp, tops = torch.zeros_like(m), torch.zeros_like(m), []
     for j in range(0, V, TILE):
-        stop = min(j + TILE, V)
-        z = gemm(x, weight[j:stop].to(x.dtype))
-        if e is None:
-            e = z
-        else:
-            z = (e[:, j:stop] if keep else e[:, : stop - j]).copy_(z)
-        if temperature != 1:
-            z.div_(temperature)
+        z = gemm(x, weight[j : j + TILE].to(x.dtype))
         top = torch.maximum(m, z.amax(-1, keepdim=True))
-        worth = (m - top).mul_(LOG2E).exp2_()
-        if entropy:  # zp = sum (z - m) exp(z - m), moved along when m rises
-            zp = worth * (zp + (m - top) * l)
-            z.sub_(top)
-            p = (z * LOG2E).exp2_()
-            zp += torch.linalg.vecdot(z, p).unsqueeze(-1)
-            if keep:
-                z.copy_(p)
+        worth = (m - top).exp2_()
+        z.sub_(top)
+        if e is not None:
+            p = torch.exp2(z, out=e[n * j :][: z.numel()].view_as(z))  # the tile's place in e
         else:
-            p = z.sub_(top).mul_(LOG2E).exp2_()
+            p = z.exp2() if entropy else z.exp2_()
+        if entropy:  # zp = sum (z - m) 2^(z - m), moved along when m rises
+            zp = worth * (zp + (m - top) * l) + torch.linalg.vecdot(z, p).unsqueeze(-1)
         l = l * worth + p.sum(-1, keepdim=True)
         tops.append(top)
         m = top
-    return e, tops, m.squeeze(-1), l.log().squeeze(-1), (zp / l).squeeze(-1) if entropy else None
+    ln2, logl = 1 / LOG2E, l.log()
+    logks = [((top - m) * ln2 - logl).squeeze(-1) for top in tops]
+    mean = (zp / l).squeeze(-1) * ln2 if entropy else None
+    return p.view(-1) if e is None else e, logks, m.squeeze(-1) * ln2, logl.squeeze(-1), mean
 
 
 def _dlogits(e, logk, g, h, H, temperature):
@@ -547,32 +553,35 @@ def _dlogits(e, logk, g, h, H, temperature):
     return torch.xlogy(e, e).mul_(second).add_(e * factor), torch.ones_like(factor)
 
 
-def tiled_head(x, weight, y, temperature, entropy, keep):
+def tiled_head(x, weight, y, temperature, entropy, room):
     """log-prob and entropy (or None) of a chunk of tokens, and a function for the gradients.
 
-    x: [n, C]; weight: [V, C]; y: [n]. With `keep`, gradients(g, h, dw) may follow, once: it adds
-    the chunk's part to dw [V, C] and returns dx [n, C], for g and h (or None) [n].
+    x: [n, C]; weight: [V, C]; y: [n]; room: what `_room` returns, or None. With it, gradients(g,
+    h, dw) may follow, once and before the next chunk: it adds the chunk's part to dw [V, C] and
+    returns dx [n, C], for g and h (or None) [n].
     """
-    dtype, n = _accumulator(weight), len(x)
+    dtype, n, V = _accumulator(weight), len(x), len(weight)
     x, y = _filled(x), _filled(y)  # which have no gradient
     # The CPU's bfloat16 product would round the logits to 8 bits, and log-probs with them.
     wide, narrow = x.to(dtype), x.dtype != dtype or weight.dtype != dtype
-    e, tops, m, logl, mean = _exponentials(wide, weight, temperature, entropy, keep)
+    e, logks, m, logl, mean = _exponentials(wide * (LOG2E / temperature), weight, entropy, room)
     logprob = (wide * weight[y]).sum(-1) / temperature - m - logl  # not - L: apart they lose less
     H = logl - mean if entropy else None
 
     def gradients(g, h, dw):
         g, h = _filled(g), h if h is None else _filled(h)
-        e.scatter_(-1, y[:, None], 0.0)
+        first = y - y % TILE  # of the tile that y is in, [n, width] from n * first on
+        width = (V - first).clamp(max=TILE)
+        e[len(x) * first + torch.arange(len(x), device=x.device) * width + y - first] = 0.0
         own = g * -logprob.expm1()
         if h is not None:
             own = own - h * logprob.exp() * (logprob + H)
         own = (own / temperature).unsqueeze(-1)
         dx = own * weight[y]
         dw.index_add_(0, y, own * wide)
-        for t, (et, wt) in enumerate(zip(e.split(TILE, 1), weight.split(TILE))):
-            dz, factor = _dlogits(et, tops[t].squeeze(-1) - m - logl, g, h, H, temperature)
-            dwt = dw[t * TILE : (t + 1) * TILE]
+        for et, wt, dwt, logk in zip(e.split(len(x) * TILE), weight.split(TILE), dw.split(TILE),
+                                     logks):
+            dz, factor = _dlogits(et.view(len(x), -1), logk, g, h, H, temperature)
             if narrow:  # a bfloat16 product may round a chunk's part, but sums are in float32
                 dz = dz.to(x.dtype)
                 dx += factor * (dz @ wt.to(x.dtype))
@@ -614,7 +623,7 @@ def _token_logprobs(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
     places, x, y = _marked(x, targets)
     head, w = _head(x, weight)
     for rows in _chunks(x, len(w)):
-        own, more, _ = head(x[rows], w, y[rows], temperature, entropy, False)
+        own, more, _ = head(x[rows], w, y[rows], temperature, entropy, None)
         logprob.view(-1)[places[rows]] = own
         if entropy:
             h.view(-1)[places[rows]] = more
@@ -629,8 +638,9 @@ def _token_logprobs_backward(g: torch.Tensor, h: torch.Tensor, x: torch.Tensor,
     places, x, y = _marked(x, targets)
     g, h = g.flatten()[places], h.flatten()[places] if entropy else None
     head, w = _head(x, weight)
+    room = _room(x, w)
     for rows in _chunks(x, len(w)):
-        *_, gradients = head(x[rows], w, y[rows], temperature, entropy, True)
+        *_, gradients = head(x[rows], w, y[rows], temperature, entropy, room)
         part = gradients(g[rows], h[rows] if entropy else None, dw)
         dx.view(-1, dx.size(-1)).index_copy_(0, places[rows], part)
     return dx, dw.to(weight.dtype)
@@ -683,8 +693,9 @@ class _TokenObjective(torch.autograd.Function):
             dx, dw = hidden.new_zeros(hidden.shape), torch.zeros_like(weight, dtype=dtype)
         loss = hidden.new_zeros((), dtype=dtype)
         head, w = _head(x, weight)
+        room = _room(x, w) if training else None
         for rows in _chunks(x, len(w)):
-            own, more, gradients = head(x[rows], w, y[rows], temperature, entropy, training)
+            own, more, gradients = head(x[rows], w, y[rows], temperature, entropy, room)
             some = torch.zeros_like(targets, dtype=torch.bool)
             some.view(-1)[places[rows]] = True
             with torch.enable_grad():

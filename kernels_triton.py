@@ -287,9 +287,9 @@ def decode_attention(q, k, v, lengths, rows):
     return out
 
 
-def head(x, weight, y, temperature, entropy, keep):
+def head(x, weight, y, temperature, entropy, room):
     """As kernels.tiled_head: the matrix products by the library, the rows by the kernels above.
-    weight: in x's type.
+    weight: in x's type; room: not used.
 
     Logits are float32 also where x is bfloat16: rounded ones would move log-probs by up to 0.3.
     """
