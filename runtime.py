@@ -144,15 +144,27 @@ def frozen(model):
 
 # ---------------------------------------------------------------------------------------- world
 
-SMALL = 2**21  # parameters of a model, up to which memory is spent to be quicker
+def free_memory():
+    """Bytes that this machine, and the container that we are in, can still give; inf where Linux
+    does not tell."""
+    room = [math.inf]
+    for limit, used in (("memory.max", "memory.current"),
+                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # of the two versions; "max" is no limit
+            room.append(int(Path("/sys/fs/cgroup", limit).read_text())
+                        - int(Path("/sys/fs/cgroup", used).read_text()))
+    with contextlib.suppress(OSError, AttributeError):
+        found = re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())
+        room.append(1024 * int(found[1]))
+    return min(room)
 
 
-def keep_freed_memory(parameters=0):
+def keep_freed_memory(planned=0):
     """Whether the C library keeps large blocks that were freed, for the next step to use again:
-    yes, as long as the largest model is small. glibc would give them back, and the system
-    zeroes them anew, page by page, at each step: a tenth of the time of a small model's. But what
-    is kept fits its next use badly, and memory grows by up to a half. The larger the model, the
-    less time a byte costs: there each block goes back. Other C libraries are left as they are."""
+    yes, where there is half as much memory again as the planned bytes. glibc would give some back,
+    and the system zeroes them anew, page by page, at each step; to give all back costs up to a
+    third of the time. But what is kept fits its next use badly, and memory grows by up to 40 %:
+    where it is scarce, each block goes back. Other C libraries are left as they are."""
     if any(name.startswith("MALLOC_") for name in os.environ):
         return  # its user has chosen
     try:
@@ -160,11 +172,10 @@ def keep_freed_memory(parameters=0):
     except (AttributeError, OSError, TypeError):
         return
     trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes
-    if parameters > SMALL:
+    if 1.5 * planned > free_memory():
         mallopt(mmap, 2**16), mallopt(trim, 2**17)
-        return
     # An older glibc refuses more than 32 MB of the second; left alone, it would stay at 128 KB.
-    if mallopt(mmap, 2**31 - 1) or mallopt(mmap, 2**25):
+    elif mallopt(mmap, 2**31 - 1) or mallopt(mmap, 2**25):
         mallopt(trim, 2**31 - 1)
 
 
@@ -185,7 +196,6 @@ class World:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self.largest = 0  # parameters of its largest model
         keep_freed_memory()
         self.timeout = timeout  # seconds that a rank waits for another
         if self.size > 1 and not dist.is_initialized():
@@ -261,8 +271,6 @@ class World:
         checkpointing: backward computes each block again. offload: the weights stay in the CPU's
         memory; only what `gathered` lends is on the device.
         """
-        self.largest = max(self.largest, sum(p.numel() for p in model.parameters()))
-        keep_freed_memory(self.largest)
         if checkpointing:
             for block in model.transformer.h:
                 block.checkpointing = True

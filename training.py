@@ -28,8 +28,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import plan
-from runtime import (LOADED, bare, leaves, like_weights, put, read_shards, refuse_others, remove,
-                     restarts, stand_ins, stop, tidy, whole, write, write_shards)
+from runtime import (LOADED, bare, keep_freed_memory, leaves, like_weights, put, read_shards,
+                     refuse_others, remove, restarts, stand_ins, stop, tidy, whole, write,
+                     write_shards)
 
 # Settings that a resumed run may change: they do not change its numbers, or only later ones.
 FREE = ("activation_checkpointing", "device", "explode", "iterations", "max_skips", "micro_batch",
@@ -50,6 +51,9 @@ class Training:
         self.step = self.seen = self.skipped = self.in_a_row = 0
         self.file = self.bar = None
         self.terminated = False
+        if world.device.type == "cpu":  # as many processes as torchrun started on this machine
+            bytes_ = plan.planned(work, s, world.size)
+            keep_freed_memory(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * bytes_)
         self.hook, sys.excepthook = sys.excepthook, self.report
         self.handler = signal.signal(signal.SIGTERM, self.terminate)
         refuse_others(s.out)

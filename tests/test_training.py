@@ -23,6 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import plan
 import ppo
 import reward
 import runtime
@@ -1047,17 +1048,56 @@ def test_a_c_library_that_refuses_a_large_threshold_gets_a_smaller_one(monkeypat
         assert taken == expected
 
 
-def test_large_models_give_freed_memory_back(monkeypatch):
-    """What is kept of them fits no later use, and peaks grow by half. The largest model decides."""
+def test_where_memory_is_scarce_it_goes_back(monkeypatch):
+    """What is kept fits its next use badly, and peaks grow by 40 %: only where there is room."""
     taken = {}
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(
         mallopt=lambda name, value: taken.update({name: value}) or 1))
+    monkeypatch.setattr(runtime, "free_memory", lambda: 3000)
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
-    world = World(0, "cpu")
-    for width, kept in ((2**11, True), (2**10, True), (2**11 + 1, False), (2**10, False)):
-        world.wrap(torch.nn.Linear(2**10, width, bias=False))
+    for planned, kept in ((0, True), (2000, True), (2001, False), (10**12, False)):
+        runtime.keep_freed_memory(planned)
         assert taken[-3] == (2**31 - 1 if kept else 2**16)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_says_what_memory_all_its_processes_need(processes, demo, monkeypatch):
+    told = []
+    monkeypatch.setattr(training, "keep_freed_memory", told.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.chdir(demo.folder)
+    flags = ["--preset=base", "--init=scratch", "--n_layer=1", "--n_embd=16", "--n_head=2"]
+    s = runtime.parse(sft.Settings, sft.PRESETS, [*flags, f"--out=out/told-{processes}"])
+    training.Training(World(0, "cpu"), s, 1, (), plan.sft_work, (), model=tiny()).close()
+    assert told == [processes * plan.planned(plan.sft_work, s, 1)] and told[0] > 1e6
+
+
+def test_free_memory_is_what_the_machine_and_the_container_have(monkeypatch, tmp_path):
+    """Files as Linux has them; no files, as elsewhere; and this machine's own."""
+    files = {"/proc/meminfo": "MemTotal:       16000 kB\nMemAvailable:    9000 kB\n"}
+
+    def read(path):
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    with monkeypatch.context() as here:
+        here.setattr(runtime.Path, "read_text", read)
+        assert runtime.free_memory() == 9000 * 1024
+        for limit, used in (("memory.max", "memory.current"),
+                            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+            container = {f"/sys/fs/cgroup/{limit}": "5000\n", f"/sys/fs/cgroup/{used}": "3000\n"}
+            files.update(container)
+            assert runtime.free_memory() == 2000
+            for name in container:
+                del files[name]
+        files["/sys/fs/cgroup/memory.max"], files["/sys/fs/cgroup/memory.current"] = "max\n", "3\n"
+        assert runtime.free_memory() == 9000 * 1024
+        files.clear()
+        assert runtime.free_memory() == math.inf
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < runtime.free_memory() < total
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
