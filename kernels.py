@@ -215,6 +215,7 @@ def _sums(to, dtype):
 
 
 def _finish(to, sums):
+    """Copy sums to their place, unless they were added up there."""
     if to.data_ptr() != sums.data_ptr():
         to.copy_(sums.view_as(to))
 
@@ -418,8 +419,8 @@ def plain_decode_attention(q, cache, slots):
     if unused is None:
         p = scores[:, : len(tokens) // len(scores)].softmax(-1).flatten()
     else:
-        scores = scores[:, : unused.size(1)]  # where() takes half of masked_fill_'s time
-        p = torch.where(unused, -math.inf, scores).softmax(-1)
+        scores = scores[:, : unused.size(1)]
+        p = torch.where(unused, -math.inf, scores).softmax(-1)  # half of masked_fill_'s time
         p = p.flatten().index_select(0, places)
     return _weighted_sums(p, tokens, cache[1].view(-1, D), ends).view(B, H, D)
 
@@ -491,7 +492,7 @@ def capture(step):
 # used up a chunk of tokens at a time. Within the chunk W comes in tiles of TILE tokens of the
 # vocabulary, while their logits are in the cache: with the online softmax of attention, a tile
 # becomes e_t = exp(z_t - m_t), m_t the largest logit of a token so far, and in the end p = k_t e_t
-# with k_t = exp(m_t - L), one number a token and tile.
+# with k_t = exp(m_t - L), one number a token and tile. Logits are to base 2 here, too.
 #
 # For the gradients g of a log-prob and h of an entropy,
 #
@@ -517,24 +518,24 @@ def _chunks(x, vocabulary):
 
 
 def _room(x, weight):
-    """Memory for the e of any chunk of x, where they come in tiles: taken once, as the system would
-    zero new memory for each."""
+    """Memory for the e of any chunk of x, taken once, as the system would zero new memory for each;
+    None where a product's own memory serves: of a vocabulary of one tile, and on a GPU."""
     if _triton(x) or len(weight) <= TILE:
-        return x.new_empty(0)
-    n = min([len(x)] + [rows.stop for rows in _chunks(x, len(weight))[:1]])
+        return None
+    n = max((len(x[rows]) for rows in _chunks(x, len(weight))), default=0)
     return x.new_empty(rounded(n) * len(weight), dtype=_accumulator(weight))
 
 
 def _exponentials(x, weight, entropy, room):
     """The tiles' e, and what it takes to make probabilities of them.
 
-    x: [n, C] in the type of the sums, times log2(e) / temperature: logits to base 2, in which one
-    product makes them as they are used; weight: [V, C]; room: as in `tiled_head`. Returns e as one
-    block [n * V] (of no use without room), log k of each tile [n], and by token, [n]: m,
-    log l = L - m, and sum_j p_j (z_j - m) (or None), all to base e.
+    x: [n, C] in the type of the sums, times log2(e) / temperature, so that the product gives logits
+    to base 2; weight: [V, C]; room: as in `tiled_head`. Returns e as one block [n * V] (of several
+    tiles only with room), log k of each tile [n], and by token, [n]: m, log l = L - m, and
+    sum_j p_j (z_j - m) (or None), all to base e.
     """
     V, n = len(weight), len(x)
-    e = room[: n * V] if room is not None and V > TILE else None
+    e = None if room is None else room[: n * V]
     m = x.new_full((n, 1), NEVER)
     l, zp, tops = torch.zeros_like(m), torch.zeros_like(m), []
     for j in range(0, V, TILE):
@@ -571,9 +572,9 @@ def _dlogits(e, logk, g, h, H, temperature):
 def tiled_head(x, weight, y, temperature, entropy, room):
     """log-prob and entropy (or None) of a chunk of tokens, and a function for the gradients.
 
-    x: [n, C]; weight: [V, C]; y: [n]; room: what `_room` returns, or None. With it, gradients(g,
-    h, dw) may follow, once and before the next chunk: it adds the chunk's part to dw [V, C] and
-    returns dx [n, C], for g and h (or None) [n].
+    x: [n, C]; weight: [V, C]; y: [n]. With what `_room` returns as room, gradients(g, h, dw) may
+    follow, once and before the next chunk: it adds the chunk's part to dw [V, C] and returns
+    dx [n, C], for g and h (or None) [n]. Where none is to follow, room is None.
     """
     dtype, n, V = _accumulator(weight), len(x), len(weight)
     x, y = _filled(x), _filled(y)  # which have no gradient

@@ -255,9 +255,8 @@ def architecture(preset, init, s):
         return GPTConfig(vocab, s.block_size, s.n_layer, s.n_head, s.n_embd)
     if (path / "checkpoint.json").exists():
         return GPTConfig(**json.loads((path / "checkpoint.json").read_text())["config"])
-    if (path / "config.json").exists():
-        return GPTConfig(**huggingface.read_config(path / "config.json"))
-    return TOY
+    path = (path.parent if path.is_file() else path) / "config.json"  # a file of weights, a folder
+    return GPTConfig(**huggingface.read_config(path)) if path.exists() else TOY
 
 
 def judge(preset, init, s):

@@ -144,16 +144,20 @@ def frozen(model):
 
 # ---------------------------------------------------------------------------------------- world
 
-def free_memory():
-    """Bytes that this machine, and the container that we are in, can still give; inf where Linux
-    does not tell."""
+def available_memory():
+    """Bytes that this machine, and the container whose limit lies at /sys/fs/cgroup, can still
+    give; inf where Linux does not tell."""
     room = [math.inf]
-    for limit, used in (("memory.max", "memory.current"),
-                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        with contextlib.suppress(OSError, ValueError):  # of the two versions; "max" is no limit
-            room.append(int(Path("/sys/fs/cgroup", limit).read_text())
-                        - int(Path("/sys/fs/cgroup", used).read_text()))
-    with contextlib.suppress(OSError, AttributeError):
+    for limit, used, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes",
+             "total_inactive_file")):  # the two versions; files that were read can leave at once
+        with contextlib.suppress(OSError, TypeError, ValueError):  # "max" is no limit
+            limit, used = (Path("/sys/fs/cgroup", name) for name in (limit, used))
+            stat = used.with_name("memory.stat").read_text()
+            room.append(int(limit.read_text()) - int(used.read_text())
+                        + int(re.search(rf"^{cached} (\d+)", stat, re.M)[1]))
+    with contextlib.suppress(OSError, TypeError):
         found = re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())
         room.append(1024 * int(found[1]))
     return min(room)
@@ -161,19 +165,22 @@ def free_memory():
 
 def keep_freed_memory(planned=0):
     """Whether the C library keeps large blocks that were freed, for the next step to use again:
-    yes, where there is half as much memory again as the planned bytes. glibc would give some back,
-    and the system zeroes them anew, page by page, at each step; to give all back costs up to a
-    third of the time. But what is kept fits its next use badly, and memory grows by up to 40 %:
-    where it is scarce, each block goes back. Other C libraries are left as they are."""
+    yes, where half as much memory again as the planned bytes is available (of which some may be
+    taken already). glibc would give some back, and the system zeroes them anew, page by page, at
+    each step; to give all back costs a seventh to two fifths of the time. But what is kept fits its
+    next use badly, and memory grows by up to 40 %: where it is scarce, each block goes back. Other
+    C libraries are left as they are."""
     if any(name.startswith("MALLOC_") for name in os.environ):
         return  # its user has chosen
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, malloc_trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError, TypeError):
         return
     trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes
-    if 1.5 * planned > free_memory():
+    if 1.5 * planned > available_memory():
         mallopt(mmap, 2**16), mallopt(trim, 2**17)
+        malloc_trim(0)  # and what was kept until now
     # An older glibc refuses more than 32 MB of the second; left alone, it would stay at 128 KB.
     elif mallopt(mmap, 2**31 - 1) or mallopt(mmap, 2**25):
         mallopt(trim, 2**31 - 1)
@@ -196,7 +203,8 @@ class World:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        keep_freed_memory()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.timeout = timeout  # seconds that a rank waits for another
         if self.size > 1 and not dist.is_initialized():
             # torchrun keeps one store for all its restarts (pytorch #135712), with the addresses of

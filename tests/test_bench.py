@@ -335,8 +335,7 @@ def test_a_run_of_attention_begins_without_what_the_last_one_left(side, monkeypa
     """Else its peak would hold outputs and gradients twice, and both sides look alike."""
     left = []
     row = bench.attention_row(4, 1, 1, 2)
-    for name in ("_attention", "scaled_dot_product_attention"):
-        module = kernels if name == "_attention" else F
+    for module, name in ((kernels, "_attention"), (F, "scaled_dot_product_attention")):
         inner = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, inner=inner, **k: left.append(
             len(row[2]())) or inner(*a, **k))

@@ -82,9 +82,13 @@ SHAPES = [(1, 1, 1, 16), (2, 3, 5, 16), (1, 2, 63, 32), (2, 1, 64, 80), (1, 2, 6
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("keys", [1024, 64])  # all keys in one tile; several, joined online
-def test_attention_and_its_gradients(shape, keys, monkeypatch):
+@pytest.mark.parametrize("scores, dense", [(2**18, False), (1, False), (1, True), (2**13, True)])
+def test_attention_and_its_gradients(shape, keys, scores, dense, monkeypatch):
+    """scores: all heads in one piece, each its own, or about two together. Sums are added up where
+    they belong if memory has no gaps there."""
     monkeypatch.setattr(kernels, "KEYS", keys)
-    q, k, v = heads(*shape)
+    monkeypatch.setattr(kernels, "SCORES", scores)
+    q, k, v = (x.detach().contiguous().requires_grad_() if dense else x for x in heads(*shape))
     grad = torch.randn(shape, dtype=torch.float64)
     expected = with_gradients(plain_attention, [x.double() for x in (q, k, v)], grad)
     same(with_gradients(attention, [q, k, v], grad), expected, 1e-5)
@@ -304,6 +308,7 @@ def test_without_gradients_an_objective_is_only_its_value(how, monkeypatch):
     """Asked for no gradient, it makes none: neither under no_grad nor of frozen weights."""
     kept, head = [], kernels.tiled_head
     monkeypatch.setattr(kernels, "tiled_head", lambda *a: kept.append(a[-1]) or head(*a))
+    monkeypatch.setattr(kernels, "TILE", 4)  # with gradients, there would be room for two
     x, w, y = tokens(3, 4, 5)
     if how == "frozen":
         x, w = x.detach(), w.detach()
@@ -385,14 +390,15 @@ def test_logits_of_all_tokens_are_never_there(monkeypatch):
     assert seen.elements <= 64 * 500
 
 
-def test_bfloat16_states_keep_float32_log_probs():
+@pytest.mark.parametrize("entropy", [False, True])
+def test_bfloat16_states_keep_float32_log_probs(entropy, pieces):
     """Rounded logits would be off by 1 part in 256: at -100, far more than a PPO clip range."""
-    x, w, y = tokens(50, 64, 200)
+    x, w, y = tokens(130, 64, 300)
     narrow = (x / 8).bfloat16().detach().requires_grad_()
     exact = with_gradients(lambda x, w: plain_logprobs(x, w - 100 / 8, y)[0],
-                           [narrow.double(), w.double()], torch.ones(50))
-    got = with_gradients(lambda x, w: token_logprobs(x, w - 100 / 8, y)[0],
-                         [narrow, w], torch.ones(50))
+                           [narrow.double(), w.double()], torch.ones(130))
+    got = with_gradients(lambda x, w: token_logprobs(x, w - 100 / 8, y, 1.0, entropy)[0],
+                         [narrow, w], torch.ones(130))
     assert (got[0] - exact[0]).abs().max() < 1e-3
     same(got[1:], exact[1:], 2e-2)
 
@@ -571,7 +577,7 @@ def test_triton_head(kernels_triton, n, V, entropy, dtype, error):
     grad = torch.stack([g, h][: 2 if entropy else 1])
     rounded = w.detach().to(dtype)
     expected = with_gradients(exact, [x.double(), rounded.double()], grad)
-    logprob, H, gradients = kernels_triton.head(x, rounded, y, 0.7, entropy, True)
+    logprob, H, gradients = kernels_triton.head(x, rounded, y, 0.7, entropy, None)
     dw = torch.ones_like(w)
     dx = gradients(g, h if entropy else None, dw)
     same([logprob.double()], [expected[0][0]], 1e-5)
@@ -648,7 +654,8 @@ def test_a_product_takes_any_strides():
 
 @pytest.mark.parametrize("dtype, tolerance", [
     (torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-@pytest.mark.parametrize("shapes", [((50, 3), (50, 8)), ((50, 8), (50, 3)), ((1, 4), (1, 4))])
+@pytest.mark.parametrize("shapes", [
+    ((50, 3), (50, 8)), ((50, 8), (50, 3)), ((4, 8), (4, 3)), ((1, 4), (1, 4))])
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_sum_of_products_is_one_of_outer_products(shapes, step, dtype, tolerance):
     """Whichever of the two is the wider, with gaps between its numbers and without."""

@@ -1,5 +1,6 @@
 """The cost model against what it models: real models, PyTorch's count of FLOPs, a process's memory,
 and the compute that the paper says it took."""
+import json
 import re
 import resource
 import sys
@@ -160,7 +161,8 @@ def test_memory_is_what_the_scripts_take(tmp_path):
     memory_check.make_data(tmp_path, 128)
     less, size = memory_check.without_model(tmp_path, 128, 8), (128, 6, 6, 384)
     for saving in memory_check.SAVING:
-        for script, _, measured, bytes_ in memory_check.compare(tmp_path, size, less, 8, saving):
+        for script, _, bytes_, ((measured, _),) in memory_check.compare(
+                tmp_path, size, less, 8, saving):
             assert bytes_ == pytest.approx(measured, rel=0.15), (script, saving)
 
 
@@ -358,6 +360,17 @@ def test_a_checkpoint_gives_its_architecture(capsys, tmp_path):
     (tmp_path / "checkpoint.json").write_text('{"config": {"vocab_size": 300, "block_size": 64, '
                                               '"n_layer": 5, "n_head": 2, "n_embd": 32}}')
     text = printed(capsys, "ppo", f"--init={tmp_path}", "--plan")
+    assert f"{parameters(GPTConfig(300, 64, 5, 2, 32)):,}" in text
+
+
+@pytest.mark.parametrize("file", ["", "model.safetensors"])
+def test_a_hugging_face_model_gives_its_architecture(file, capsys, tmp_path):
+    """The folder, or its file of weights: --init takes both."""
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_layer": 5, "n_head": 2,
+        "n_embd": 32, "activation_function": "gelu_new"}))
+    text = printed(capsys, "ppo", f"--init={tmp_path / file}", "--plan")
     assert f"{parameters(GPTConfig(300, 64, 5, 2, 32)):,}" in text
 
 

@@ -1038,7 +1038,8 @@ def test_a_c_library_that_refuses_a_large_threshold_gets_a_smaller_one(monkeypat
         taken[name] = value
         return 1
 
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(
+        mallopt=mallopt, malloc_trim=None))
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
     for most, expected in ((2**31, {-3: 2**31 - 1, -1: 2**31 - 1}),
@@ -1050,32 +1051,51 @@ def test_a_c_library_that_refuses_a_large_threshold_gets_a_smaller_one(monkeypat
 
 def test_where_memory_is_scarce_it_goes_back(monkeypatch):
     """What is kept fits its next use badly, and peaks grow by 40 %: only where there is room."""
-    taken = {}
+    taken, trimmed = {}, []
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(
-        mallopt=lambda name, value: taken.update({name: value}) or 1))
-    monkeypatch.setattr(runtime, "free_memory", lambda: 3000)
+        mallopt=lambda name, value: taken.update({name: value}) or 1, malloc_trim=trimmed.append))
+    monkeypatch.setattr(runtime, "available_memory", lambda: 3000)
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
     for planned, kept in ((0, True), (2000, True), (2001, False), (10**12, False)):
         runtime.keep_freed_memory(planned)
-        assert taken[-3] == (2**31 - 1 if kept else 2**16)
+        assert taken == ({-3: 2**31 - 1, -1: 2**31 - 1} if kept else {-3: 2**16, -1: 2**17})
+    assert trimmed == [0, 0], "what was kept until then goes back as well"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_says_what_memory_all_its_processes_need(processes, demo, monkeypatch):
-    told = []
+@pytest.mark.parametrize("device, processes", [("cpu", 1), ("cpu", 2), ("cuda", 1)])
+def test_a_run_says_what_memory_all_its_processes_need(device, processes, demo, monkeypatch):
+    """By the plan of one of them. A GPU's runs take little of the CPU's memory."""
+    told, asked, planned = [], [], plan.planned
     monkeypatch.setattr(training, "keep_freed_memory", told.append)
+    monkeypatch.setattr(plan, "planned", lambda *a: asked.append(a[2]) or planned(*a))
+    monkeypatch.setattr(training, "refuse_others", lambda _: 1 / 0)  # what follows; enough is seen
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(training.signal, "signal", lambda *_: None)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     monkeypatch.chdir(demo.folder)
     flags = ["--preset=base", "--init=scratch", "--n_layer=1", "--n_embd=16", "--n_head=2"]
-    s = runtime.parse(sft.Settings, sft.PRESETS, [*flags, f"--out=out/told-{processes}"])
-    training.Training(World(0, "cpu"), s, 1, (), plan.sft_work, (), model=tiny()).close()
-    assert told == [processes * plan.planned(plan.sft_work, s, 1)] and told[0] > 1e6
+    s, world = runtime.parse(sft.Settings, sft.PRESETS, flags), World(0, "cpu")
+    world.device, world.size = torch.device(device), processes
+    with pytest.raises(ZeroDivisionError):
+        training.Training(world, s, 1, (), plan.sft_work, (), model=tiny())
+    if device == "cuda":
+        assert told == asked == []
+    else:
+        assert told == [processes * planned(plan.sft_work, s, processes)] and told[0] > 1e6
+        assert asked == [processes]
 
 
-def test_free_memory_is_what_the_machine_and_the_container_have(monkeypatch, tmp_path):
-    """Files as Linux has them; no files, as elsewhere; and this machine's own."""
-    files = {"/proc/meminfo": "MemTotal:       16000 kB\nMemAvailable:    9000 kB\n"}
+def test_available_memory_is_what_the_machine_and_the_container_have(monkeypatch):
+    """Files as Linux has them; of them some or none, as elsewhere; and this machine's own."""
+    machine = {"/proc/meminfo": "MemTotal:       16000 kB\nMemAvailable:    9000 kB\n"}
+    group = "/sys/fs/cgroup/memory"
+    newer = {f"{group}.max": "5000\n", f"{group}.current": "3000\n",
+             f"{group}.stat": "anon 2400\ninactive_file 600\nactive_file 50\n"}
+    older = {f"{group}/memory.limit_in_bytes": "5000\n",
+             f"{group}/memory.usage_in_bytes": "3000\n",
+             f"{group}/memory.stat": "inactive_file 1\ntotal_inactive_file 600\n"}
+    files = {}
 
     def read(path):
         if str(path) not in files:
@@ -1084,20 +1104,16 @@ def test_free_memory_is_what_the_machine_and_the_container_have(monkeypatch, tmp
 
     with monkeypatch.context() as here:
         here.setattr(runtime.Path, "read_text", read)
-        assert runtime.free_memory() == 9000 * 1024
-        for limit, used in (("memory.max", "memory.current"),
-                            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-            container = {f"/sys/fs/cgroup/{limit}": "5000\n", f"/sys/fs/cgroup/{used}": "3000\n"}
-            files.update(container)
-            assert runtime.free_memory() == 2000
-            for name in container:
-                del files[name]
-        files["/sys/fs/cgroup/memory.max"], files["/sys/fs/cgroup/memory.current"] = "max\n", "3\n"
-        assert runtime.free_memory() == 9000 * 1024
-        files.clear()
-        assert runtime.free_memory() == math.inf
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < runtime.free_memory() < total
+        for there, expected in (
+                (machine, 9000 * 1024), ({**machine, **newer}, 2600), ({**machine, **older}, 2600),
+                ({**machine, **newer, f"{group}.max": "max\n"}, 9000 * 1024),
+                ({**machine, **newer, f"{group}.stat": "anon 2400\n"}, 9000 * 1024),
+                ({"/proc/meminfo": "MemTotal:       16000 kB\n"}, math.inf), ({}, math.inf)):
+            files = there
+            assert runtime.available_memory() == expected
+    if sys.platform == "linux":
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        assert 0 < runtime.available_memory() < total
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")

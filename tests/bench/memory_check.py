@@ -2,16 +2,19 @@
 
     OMP_NUM_THREADS=1 python tests/bench/memory_check.py            sizes, with and without saving
     OMP_NUM_THREADS=1 python tests/bench/memory_check.py slope      bytes a parameter
-    OMP_NUM_THREADS=1 python tests/bench/memory_check.py default    as the scripts run by themselves
+    OMP_NUM_THREADS=1 python tests/bench/memory_check.py kept       as scripts run where there is
+                                                                    memory, and what time it saves
 
 Each number is the peak of what is resident in a run of a few steps on rows as long as the context,
 less what is resident at the end of the same run with a model of one layer of 16 dimensions (Python,
 PyTorch, the data). Blocks of more than 64 KB go back to the system when they are freed
-(MALLOC_MMAP_THRESHOLD_); glibc by itself keeps some of them for later.
+(MALLOC_MMAP_THRESHOLD_), as by the scripts themselves where memory is scarce; where it is not, they
+keep such blocks for later (`kept`).
 """
 import os
 import random
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -76,15 +79,19 @@ def flags_of(script, name, size, rows, saving):
             *saving]
 
 
-def resident(folder, script, flags, default=False):
-    """(bytes of a process at its peak, at its end)"""
+def resident(folder, script, flags, kept=False):
+    """(bytes of a process at its peak, at its end, its CPU seconds)"""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                   **({} if default else {"MALLOC_MMAP_THRESHOLD_": "65536"})}
+                   **({} if kept else {"MALLOC_MMAP_THRESHOLD_": "65536"})}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", CHILD, str(ROOT / f"{script}.py"), *flags],
                           cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
-    return [int(x) * 1024 for x in re.search(r"PEAK (\d+) END (\d+)", done.stdout).groups()]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    peak, end = re.search(r"PEAK (\d+) END (\d+)", done.stdout).groups()
+    return int(peak) * 1024, int(end) * 1024, seconds
 
 
 def planned(folder, script, flags):
@@ -103,40 +110,50 @@ def planned(folder, script, flags):
         os.chdir(before)
 
 
-def without_model(folder, T, rows, default=False):
+def without_model(folder, T, rows):
     """{script: bytes of a process that has trained a tiny model}"""
-    return {script: resident(folder, script, flags_of(script, "tiny", (T, 1, 2, 16), rows, []),
-                             default)[1] for script in FORMULA}
+    return {script: resident(folder, script, flags_of(script, "tiny", (T, 1, 2, 16), rows, []))[1]
+            for script in FORMULA}
 
 
-def compare(folder, size, less, rows=8, saving=(), default=False):
-    """Yields (script, parameters, bytes measured, bytes planned); each script needs the checkpoint
-    of the one before."""
+def compare(folder, size, less, rows=8, saving=(), ways=(False,)):
+    """Yields (script, parameters, bytes planned, [(bytes measured, CPU seconds)] with freed blocks
+    given back or kept); each script needs the checkpoint of the one before."""
     for script in FORMULA:
         flags = flags_of(script, "model", size, rows, saving)
         bytes_, P = planned(folder, script, flags)
-        yield script, P, resident(folder, script, flags, default)[0] - less[script], bytes_
+        runs = [resident(folder, script, flags, kept) for kept in ways]
+        yield script, P, bytes_, [(peak - less[script], seconds) for peak, _, seconds in runs]
 
 
 def main(what):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        T, rows, default = 16 if what == "slope" else SIZES[0][0], 8, what == "default"
+        T, rows = 16 if what == "slope" else SIZES[0][0], 8
         make_data(folder, T)
         if what == "slope":
             less = dict.fromkeys(FORMULA, 0)
             small, large = (list(compare(folder, size, less, 2, ["--micro_batch=1"]))
                             for size in ((T, 4, 8, 256), (T, 4, 8, 512)))
-            for (script, P, a, _), (_, Q, b, _) in zip(small, large):
-                print(f"{script}: {(b - a) / (Q - P):.1f} bytes a parameter, from {P / 1e6:.1f} M "
-                      f"to {Q / 1e6:.1f} M", flush=True)
+            for (script, P, _, a), (_, Q, _, b) in zip(small, large):
+                print(f"{script}: {(b[0][0] - a[0][0]) / (Q - P):.1f} bytes a parameter, from "
+                      f"{P / 1e6:.1f} M to {Q / 1e6:.1f} M", flush=True)
+            return
+        less = without_model(folder, T, rows)
+        if what == "kept":
+            print("| run | parameters | planned | peak, given back | peak, kept "
+                  "| CPU seconds, given back | kept |\n|---|---|---|---|---|---|---|")
+            for size in SIZES:
+                for script, P, b, ((given, slow), (kept, quick)) in compare(
+                        folder, size, less, rows, (), (False, True)):
+                    print(f"| {script} | {P / 1e6:.1f} M | {b / 1e6:.0f} MB | {given / 1e6:.0f} MB "
+                          f"| {kept / 1e6:.0f} MB | {slow:.1f} | {quick:.1f} |", flush=True)
             return
         print("| run | parameters | formula | planned | measured | planned / measured |\n"
               "|---|---|---|---|---|---|")
-        less = without_model(folder, T, rows, default)
         for size in SIZES:
             for saving in SAVING:
-                for script, P, a, b in compare(folder, size, less, rows, saving, default):
+                for script, P, b, ((a, _),) in compare(folder, size, less, rows, saving):
                     print(f"| {' '.join([script, *saving])} | {P / 1e6:.1f} M | "
                           f"{FORMULA[script] * P / 1e6:.0f} MB | {b / 1e6:.0f} MB | "
                           f"{a / 1e6:.0f} MB | {b / a - 1:+.0%} |", flush=True)
