@@ -167,9 +167,9 @@ def keep_freed_memory(planned=0):
     """Whether the C library keeps large blocks that were freed, for the next step to use again:
     yes, where half as much memory again as the planned bytes is available (of which some may be
     taken already). glibc would give some back, and the system zeroes them anew, page by page, at
-    each step; to give all back costs a seventh to two fifths of the time. But what is kept fits its
-    next use badly, and memory grows by up to 40 %: where it is scarce, each block goes back. Other
-    C libraries are left as they are."""
+    each step; to give all back costs up to two fifths of the time. But what is kept fits its next
+    use badly, and memory grows by up to 40 %: where it is scarce, each block goes back. Other C
+    libraries are left as they are."""
     if any(name.startswith("MALLOC_") for name in os.environ):
         return  # its user has chosen
     try:
