@@ -698,3 +698,28 @@ def test_no_weight_of_a_product_has_gaps(monkeypatch):
         token_objective(hidden, w, torch.ones(3, 20).long(), lambda x, _: x.sum())[0].backward()
     gaps = [w.shape for w in seen if not (w.is_contiguous() or w.T.is_contiguous())]
     assert len(seen) > 30 and not gaps
+
+
+def test_tiles_of_logits_have_no_gaps_and_one_place(monkeypatch):
+    """Of [N, V] they would have gaps, which cost a third of the product, and memory of its own for
+    each chunk would be zeroed anew."""
+    seen, product = [], kernels.sum_of_products
+    monkeypatch.setattr(kernels, "sum_of_products", lambda a, b: seen.append(a) or product(a, b))
+    monkeypatch.setattr(kernels, "TILE", 16)
+    monkeypatch.setattr(kernels, "CHUNK", 64 * 50)
+    x, w, y = tokens(130, 8, 50)  # three chunks of 64, 64 and 2 tokens, four tiles each
+    token_objective(x, w, y, lambda logprob, _: logprob.sum())[0].backward()
+    assert [a.shape for a in seen] == [(n, m) for n in (64, 64, 16) for m in (16, 16, 16, 2)]
+    assert all(a.is_contiguous() for a in seen)
+    assert len({a.untyped_storage().data_ptr() for a in seen}) == 1
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_attention_adds_up_in_place_where_memory_has_no_gaps(dense, monkeypatch):
+    """Of a model's packed q, k, v a piece has gaps: its sums are copied to their place."""
+    there, finish = [], kernels._finish
+    monkeypatch.setattr(kernels, "_finish", lambda to, sums: there.append(
+        to.data_ptr() == sums.data_ptr()) or finish(to, sums))
+    q, k, v = (x.detach().contiguous().requires_grad_() if dense else x for x in heads(2, 3, 5, 16))
+    attention(q, k, v).sum().backward()
+    assert there == [dense] * 4
