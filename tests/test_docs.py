@@ -7,7 +7,7 @@ Commands stand in fences without a language, or in ```bash; what is no command i
 import ast
 import dataclasses
 import functools
-import importlib.util
+import importlib
 import json
 import re
 import shlex
@@ -19,8 +19,8 @@ from torch.distributed.run import get_args_parser
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ("sft", "reward", "ppo", "evaluate", "chat", "data.public", "data.shards",
-           "data.toy.world", "labels.sample", "labels.simulated", "evals.figures")
-SHELL = {"pip", "source", "cat", "trap", "wait"}  # what else a command may begin with
+           "data.toy.world", "labels.sample", "labels.simulated")
+SHELL = {"source", "cat", "trap", "wait"}  # what else a command may begin with
 RUNNERS = ("python", "make", "torchrun")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -133,6 +133,12 @@ def make_problems(words):
             if w.partition("=")[0] not in (variables if "=" in w else targets)]
 
 
+def pip_problems(words):
+    """What is wrong with `pip install ...`: packages are pinned as in pyproject.toml."""
+    pins = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return [f"pyproject.toml has no {word}" for word in words[1:] if f'"{word}' not in pins]
+
+
 def problems(line):
     """What is wrong with a command line, as sentences."""
     out = []
@@ -145,7 +151,8 @@ def problems(line):
             words.pop(0)
         if not words or words[0] in SHELL:
             continue
-        kind = dict(python=python_problems, torchrun=torchrun_problems, make=make_problems)
+        kind = dict(python=python_problems, torchrun=torchrun_problems, make=make_problems,
+                    pip=pip_problems)
         check = kind.get(words[0], lambda words: ["not a known command"])
         out += check(words[1:]) if words[1:] else [f"{words[0]} what?"]
     return out
@@ -179,8 +186,7 @@ def test_flags_named_in_the_text_are_settings(page):
              for flag in re.findall(r"^--([\w-]+)", c)}
     known = torchruns_flags() | {"help", "preset", "plan", "shutdown_timeout"}
     for script in SCRIPTS if named - known else ():
-        if script != "evals.figures" or importlib.util.find_spec("matplotlib"):
-            known |= {f.name for f in dataclasses.fields(importlib.import_module(script).Settings)}
+        known |= {f.name for f in dataclasses.fields(importlib.import_module(script).Settings)}
     assert not named - known
 
 
@@ -284,6 +290,7 @@ def test_metrics_of_the_symptoms_are_logged():
     ("cat x | python ppo.py --betta=1", "no setting 'betta'"),
     ("make nothing", "make knows no nothing"),
     ("make demo WHERE=x", "make knows no WHERE"),
+    ("pip install safetensors==0.1", "has no safetensors==0.1"),
     ("rm -r out", "not a known command"),
 ])
 def test_a_wrong_command_is_found(line, expected):
