@@ -4,7 +4,7 @@
 # make seeds     the demo in three worlds, and the mean of their results
 # make demo IN=runs/mine SEED=7    in a folder of its own, with other seeds
 # make long      every stage killed twenty times, each time resumed to the same bits
-# make real      the README's commands on real data, and what they promise
+# make real      the commands of docs/data.md on real data, and what they promise
 # make bench     our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
 IN ?= .
@@ -29,14 +29,14 @@ endef
 
 demo: install
 	@mkdir -p $(IN)
-	$(call step,out/toy/world.json,toy world,-m data.world)
+	$(call step,out/toy/world.json,toy world,-m data.toy.world)
 	$(call step,out/base/checkpoint.json,pretraining,sft.py --preset=base)
 	$(call step,out/sft/checkpoint.json,step 1: SFT,sft.py)
 	$(call step,out/init/checkpoint.json,RL initialisation,sft.py --preset=init)
-	$(call step,out/toy/completions_train.jsonl,samples to rank,sample.py)
-	$(call step,out/toy/completions_valid.jsonl,samples held out,sample.py --split=valid)
-	$(call step,out/toy/rankings_train.jsonl,labels,-m data.labelers)
-	$(call step,out/toy/rankings_valid.jsonl,labels held out,-m data.labelers --split=valid)
+	$(call step,out/toy/completions_train.jsonl,samples to rank,-m labels.sample)
+	$(call step,out/toy/completions_valid.jsonl,samples held out,-m labels.sample --split=valid)
+	$(call step,out/toy/rankings_train.jsonl,labels,-m labels.simulated)
+	$(call step,out/toy/rankings_valid.jsonl,labels held out,-m labels.simulated --split=valid)
 	$(call step,out/rm/checkpoint.json,step 2: reward model,reward.py)
 	$(call step,out/ppo/checkpoint.json,step 3: PPO,ppo.py --preset=ppo)
 	$(call step,out/ppo-ptx/checkpoint.json,step 3: PPO-ptx,ppo.py)
@@ -47,7 +47,7 @@ figures: demo install-dev
 	$(call step,out/big/checkpoint.json,pretraining of 9 times the parameters,sft.py --preset=base $(BIG))
 	$(call step,out/figures/results.json,evaluation,evaluate.py --preset=figures > out/figures.txt)
 	@cat $(IN)/out/figures.txt
-	@cd $(IN) && $(PY) $(CURDIR)/figures.py --demo=out/figures
+	@cd $(IN) && $(PY) -m evals.figures --demo=out/figures
 
 seeds:
 	for seed in 1 2 3; do $(MAKE) demo IN=runs/seed-$$seed SEED=$$seed || exit 1; done

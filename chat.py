@@ -1,27 +1,29 @@
-"""A checkpoint in the terminal, and out to other tools. It runs as model.py:
+"""A checkpoint in the terminal.
 
-    python model.py out/ppo-ptx                          a prompt; Ctrl-C stops, Ctrl-D ends
-    python model.py out/ppo-ptx "Who is Anna?"           one completion; or a prompt on stdin
-    python model.py out/ppo-ptx "Who is Anna?" --num=4 --temperature=0.7 --reward=out/rm
-    python model.py out/hh/ppo --chat                    for a model that learnt from chats
-    python model.py gpt2 "Once upon a time"              any model that --init takes
-    python model.py export out/ppo-ptx DIR               a folder for transformers
+    python chat.py out/ppo-ptx                          a prompt; Ctrl-C stops, Ctrl-D ends
+    python chat.py out/ppo-ptx "Who is Anna?"           one completion; or a prompt on stdin
+    python chat.py out/ppo-ptx "Who is Anna?" --num=4 --temperature=0.7 --reward=out/rm
+    python chat.py out/hh/ppo --chat                    for a model that learnt from chats
+    python chat.py gpt2 "Once upon a time"              any model that --init takes
 """
 import sys
 from dataclasses import dataclass
 
+from settings import parse, stop  # before torch
+
 import torch
 
-import huggingface
 from data import records
 from data.batches import encode_prompt
-from model import GPT, ScalarGPT, generate
-from runtime import World, load, load_for, parse, stop
+from model import GPT, ScalarGPT
+from runtime.checkpoint import load, load_for
+from runtime.world import World
+from sampler import generate
 
 
 @dataclass
 class Settings:
-    """python model.py CHECKPOINT [PROMPT], or: python model.py export CHECKPOINT DIR"""
+    """python chat.py CHECKPOINT [PROMPT]"""
     num: int = 1  # completions of each prompt; a single one is shown as it is made
     temperature: float = 1.0  # 0 is greedy
     seed: int = 1  # of the sampling noise
@@ -153,25 +155,13 @@ def converse(speaker):
             return
 
 
-def export(words):
-    """python model.py export CHECKPOINT DIR"""
-    if len(words) != 2:
-        stop("expected: python model.py export CHECKPOINT DIR")
-    model, tokenizer, facts = load(words[0], {"GPT": GPT, "ScalarGPT": ScalarGPT}, "python sft.py")
-    huggingface.export(model, tokenizer, words[1], facts["settings"].get("max_new_tokens"))
-    auto = "CausalLM" if isinstance(model, GPT) else "SequenceClassification"
-    print(f"{words[1]}: transformers.AutoModelFor{auto}.from_pretrained({words[1]!r}) loads it")
-
-
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     flags = [arg for arg in argv if arg.startswith("--") or arg == "-h"]
     words = [arg for arg in argv if arg not in flags]
     s = parse(Settings, argv=flags)
-    if words[:1] == ["export"]:
-        return export(words[1:])
     if not 1 <= len(words) <= 2:
-        stop("expected: python model.py CHECKPOINT [PROMPT], the prompt in quotes")
+        stop("expected: python chat.py CHECKPOINT [PROMPT], the prompt in quotes")
     if len(words) == 1 and not sys.stdin.isatty():
         try:
             words.append(sys.stdin.buffer.read().decode())
@@ -190,3 +180,7 @@ def main(argv=None):
     except KeyboardInterrupt:  # while the model was loaded, or in the only answer
         print()
         raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -6,23 +6,26 @@ Every model answers the same test prompts at temperature 1. Held-out labelers, w
 label, compare the answers with truth and harmlessness first (section 3.4); the gold score says what
 the answers are really worth; few-shot probes of the raw text measure the alignment tax.
 """
-import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
-
 import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+
+from settings import parse, stop  # before torch
 
 import numpy as np
 import torch
 
 from data import records
 from data.batches import encode_prompt
-from data.labelers import FEATURES, features, impressions, pool, rank, rate
-from data.tasks import gold
-from data.town import Town
-from model import GPT, generate
-from runtime import World, load, parse, precision, stop
+from data.toy.tasks import gold
+from data.toy.town import Town
+from labels.simulated import FEATURES, features, impressions, pool, rank, rate
+from model import GPT
+from runtime.checkpoint import load
+from runtime.machine import precision
+from runtime.world import World
+from sampler import generate
 
 
 MODELS = "base=out/base,prompted=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"
@@ -42,7 +45,7 @@ class Settings:
     temperature: float = 1.0  # of the answers; the paper does not state its own
     seed: int = 5  # of the sampling noise and of the labelers'
     device: str = "auto"  # cpu, cuda or auto
-    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (docs/memory.md)
 
 
 PRESETS = {  # with a base model of nine times the parameters (make figures)
@@ -155,7 +158,7 @@ def evaluate(s, world):
     probes = records.read(f"{s.data}/probes.jsonl", "probe")
     demos = records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration")
     facts = records.read_json(f"{s.data}/labelers.json", "python -m data.labelers")
-    town = Town(records.read_json(f"{s.data}/world.json", "python -m data.world")["seed"])
+    town = Town(records.read_json(f"{s.data}/world.json", "python -m data.toy.world")["seed"])
     rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
     if "accuracy" not in rm:
         stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")

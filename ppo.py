@@ -15,35 +15,38 @@
     python ppo.py --ptx=0 --out=out/ppo-noptx
     torchrun --nproc_per_node=2 ppo.py
 """
-import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
-
+from collections import Counter
 from dataclasses import dataclass
+
+from settings import Run, stop  # before torch
 
 import torch
 import torch.nn.functional as F
 
-import plan
 from data import records
-from data.batches import Cut, encode_prompt, fitting, text_rows_of
-from model import GPT, ScalarGPT, Samples, generate, last_score
-from runtime import (World, bare, frozen, gathered, load, load_for, make_optimizer, micro_batches,
-                     order, parse, precision, save, stop, sync, take_step)
-from training import Training
+from data.batches import Cut, encode_prompt, fitting, order, text_rows_of
+from model import GPT, ScalarGPT, after, last_score
+from runtime.checkpoint import load, load_for, save
+from runtime.machine import precision
+from runtime.optimizer import make_optimizer, take_step
+from runtime.sharding import accumulate, bare, frozen, gathered
+from runtime.training import Training, start
+from runtime.world import micro_batches
+from sampler import Samples, generate
 
 
 @dataclass
-class Settings:
+class Settings(Run):
     """Step 3. Every setting is --name=value; the defaults are the toy's PPO-ptx."""
+    # files
     init: str = "out/init"  # the RL initialisation: policy at the start, and KL reference
     reward: str = "out/rm"  # the reward model, from which the value function starts too
     out: str = "out/ppo-ptx"  # folder to write
     data: str = "out/toy"  # folder with prompts_train.jsonl, and text_train.jsonl or shards
-    too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
+    # the algorithm
     iterations: int = 32  # of rollout and update (paper: 500)
     batch: int = 256  # episodes an iteration, over all ranks (paper: 512)
     minibatch: int = 32  # episodes an optimiser step (paper: 64, so 8 steps an iteration)
-    micro_batch: int = 16  # episodes a forward pass, of similar lengths: fewer pads, less memory
-    micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
     inner_epochs: int = 1  # passes over the episodes of an iteration (paper: 1)
     lr: float = 6e-4  # policy, constant after the warm-up (paper: 2.55e-6 to 2.55e-5)
     value_lr: float = 1e-3  # value function (paper: 9e-6)
@@ -56,23 +59,23 @@ class Settings:
     gae_lambda: float = 0.95  # not in the paper (Stiennon et al. 2020)
     discount: float = 1.0  # none (App. C.4)
     temperature: float = 1.0  # of the rollouts; the log-probs of all models are tempered alike
-    max_new_tokens: int = 32  # a response that reaches it without EOS is unfinished
-    unfinished: float = -4.0  # its score instead of the reward model's; not in the paper
+    unfinished: float = -4.0  # score of a response without EOS, not the reward model's; not in it
     ema: float = 0.992  # decay of the averaged weights, each optimiser step (App. C.4)
     weight_decay: float = 0.0  # not in the paper
-    clip: float = 1.0  # bound on the gradient's norm; not in the paper
-    show: int = 10  # iterations between printed samples; 0: none
-    explode: float = 1e5  # gradient norm beyond which a step is skipped, as it is for NaN
-    max_skips: int = 5  # skipped iterations in a row after which the run stops
-    save_every: int = 4  # iterations between the states that --resume goes on from
-    resume: bool = False  # go on where a run of these settings was interrupted
-    timeout: int = 600  # seconds that a process waits for another before the job stops
-    activation_checkpointing: bool = False  # less memory: backward computes each block again
-    shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
-    offload: bool = False  # reference and reward model wait in the CPU's memory; for GPUs only
     seed: int = 4  # of the order of the prompts and the sampling noise
-    device: str = "auto"  # cpu, cuda or auto
-    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
+    # sizes
+    micro_batch: int = 16  # episodes a forward pass, of similar lengths: fewer pads, less memory
+    max_new_tokens: int = 32  # a response that reaches it without EOS is unfinished
+    # the run
+    show: int = 10  # iterations between printed samples; 0: none
+    save_every: int = 4  # iterations between the states that --resume goes on from
+    offload: bool = False  # reference and reward model wait in the CPU's memory; for GPUs only
+
+    BOUNDS = {"temperature": "(0, inf)"}
+
+    def problem(self):
+        if self.batch % self.minibatch:
+            return f"--batch={self.batch} must be a multiple of --minibatch={self.minibatch}"
 
 
 PAPER = dict(iterations=500, batch=512, minibatch=64, beta=0.02, ptx=27.8, ptx_rows=512,
@@ -166,11 +169,6 @@ def clipped_value_loss(value, old_value, returns, mask, clip, tokens):
     return 0.5 * error.masked_fill(~mask, 0.0).sum() / tokens
 
 
-def state_values(scores):
-    """Scores [B, T] of the scalar head -> the value of the state before each token, [B, T]."""
-    return F.pad(scores[:, :-1], (1, 0))
-
-
 # ------------------------------------------------------------------------------ rollout and scoring
 
 @dataclass
@@ -208,7 +206,7 @@ def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos,
     ref_logprob = in_groups(reference, samples, s, mask, temperature=s.temperature)
     score = last_score(in_groups(reward_model, samples, s), samples.lengths)
     score = torch.where(samples.ended, score, torch.full_like(score, s.unfinished))
-    value = state_values(in_groups(value_model, samples, s))
+    value = after(in_groups(value_model, samples, s))  # of the state before each token
     reward = shape_rewards(samples.logprobs, ref_logprob, score, mask, s.beta)
     advantage, returns = gae(reward, value, mask, s.discount, s.gae_lambda)
     advantage = whiten(advantage, mask, world.sum)
@@ -220,64 +218,59 @@ def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos,
 
 def groups_of(rows, lengths, s, world):
     """The micro-batches of rows."""
-    return [[rows[i] for i in group] for group in
-            world.micro_batches(lengths, s.micro_batch, s.micro_batch_tokens)]
+    return [[rows[i] for i in group] for group in world.micro_batches(lengths, s)]
 
 
 def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
     """One step on a minibatch: the PPO gradient plus gamma times the text gradient.
 
     rows: this rank's episodes of the minibatch; tokens: response tokens of the whole minibatch;
-    text: this rank's text rows, [n, T]. Returns sums over this rank's tokens for the log.
+    text: this rank's text rows, [n, T]. Returns (sums over this rank's tokens, gradient norm).
     """
     groups = groups_of(rows, e.samples.widths[rows].tolist(), s, world)
     texts = groups_of(text, [text.size(1)] * len(text), s, world) if s.ptx else []
-    sums = torch.zeros(6, dtype=torch.float64)
-    for n, g in enumerate(groups):
+    sums = dict.fromkeys(POLICY_METRICS, 0.0)
+    for g in accumulate(policy, groups, more=bool(texts)):
         T = int(e.samples.widths[g].max())
-        mask, old, advantage = (x[g, :T] for x in (e.mask, e.logprob, e.advantage))
-        with sync(policy, last=n == len(groups) - 1 and not texts):
-            objective = lambda logprob, mask: clipped_policy_loss(logprob, old, advantage, mask,
-                                                                  s.clip_ratio, tokens)
-            loss, logprob, entropy = policy(e.samples.ids[g, :T], mask, s.temperature, True,
-                                            objective)
-            (loss * world.size).backward()
-        with torch.no_grad():
-            ratio = (logprob - old).masked_fill(~mask, 0.0).exp()[mask]
-            sums[:5] += torch.stack([loss.detach() * tokens, entropy[mask].sum(),
-                                     0.5 * ((logprob - old)[mask] ** 2).sum(),
-                                     ((ratio - 1).abs() > s.clip_ratio).sum(), ratio.sum()]).cpu()
-    for n, ids in enumerate(map(torch.stack, texts)):
-        with sync(policy, last=n == len(texts) - 1):
-            count = s.ptx_rows * (ids.size(1) - 1)  # text tokens of the whole minibatch
-            objective = lambda logprob, mask: -logprob.sum() / count
-            loss = policy(ids, torch.ones_like(ids), objective=objective)[0]
-            (s.ptx * loss * world.size).backward()
-        sums[5] += float(loss.detach()) * tokens
+        ids, mask, old, advantage = (x[g, :T] for x in (e.samples.ids, e.mask, e.logprob,
+                                                        e.advantage))
+        loss_of = lambda logprob, mask: clipped_policy_loss(logprob, old, advantage, mask,
+                                                            s.clip_ratio, tokens)
+        loss, logprob, entropy = policy(ids, mask, s.temperature, True, loss_of)
+        sums["loss/policy"] += world.backward(loss) * tokens
+        sums["policy/entropy"] += entropy[mask].sum().double()
+        log_ratio = (logprob - old)[mask].detach()
+        sums["policy/ratio"] += log_ratio.exp().sum().double()
+        sums["policy/approx_kl"] += 0.5 * log_ratio.square().sum().double()
+        sums["policy/clip_fraction"] += ((log_ratio.exp() - 1).abs() > s.clip_ratio).sum()
+    for ids in accumulate(policy, [torch.stack(text) for text in texts]):
+        every = s.ptx_rows * (ids.size(1) - 1)  # text tokens of the whole minibatch
+        loss_of = lambda logprob, mask: -logprob.sum() / every
+        loss, *_ = policy(ids, torch.ones_like(ids), objective=loss_of)
+        sums["loss/ptx"] += world.backward(s.ptx * loss) / s.ptx * tokens
     return sums, take_step(policy, optimizer, lr, s.clip, s.explode)
 
 
+POLICY_METRICS = ("loss/policy", "policy/entropy", "policy/approx_kl", "policy/clip_fraction",
+                  "policy/ratio", "loss/ptx")
+
+
 def update_value(value_model, optimizer, e, rows, tokens, s, world):
-    """One step of the value function on a minibatch. Returns sums over this rank's tokens."""
-    groups = groups_of(rows, e.samples.widths[rows].tolist(), s, world)
-    sums = torch.zeros(2, dtype=torch.float64)
-    for n, g in enumerate(groups):
+    """One step of the value function on a minibatch. Returns as `update_policy`."""
+    sums = {"loss/value": 0.0, "value/clip_fraction": 0.0}
+    for g in accumulate(value_model, groups_of(rows, e.samples.widths[rows].tolist(), s, world)):
         T = int(e.samples.widths[g].max())
-        mask, old, returns = (x[g, :T] for x in (e.mask, e.value, e.returns))
-        with sync(value_model, last=n == len(groups) - 1):
-            value = state_values(value_model(e.samples.ids[g, :T]))
-            loss = clipped_value_loss(value, old, returns, mask, s.clip_value, tokens)
-            (loss * world.size).backward()
-        sums += torch.stack([loss.detach() * tokens, ((value - old).abs() > s.clip_value)[mask]
-                             .sum()]).double().cpu()
+        ids, mask, old, returns = (x[g, :T] for x in (e.samples.ids, e.mask, e.value, e.returns))
+        value = after(value_model(ids))  # of the state before each token
+        loss = clipped_value_loss(value, old, returns, mask, s.clip_value, tokens)
+        sums["loss/value"] += world.backward(loss) * tokens
+        sums["value/clip_fraction"] += ((value - old).abs() > s.clip_value)[mask].sum()
     return sums, take_step(value_model, optimizer, s.value_lr, s.clip, s.explode)
 
 
 def update(policy, value_model, optimizers, ema, e, text, lr, iteration, s, world):
     """Step 5: the minibatches of an iteration. Returns the metrics of the update."""
-    names = ("loss/policy", "policy/entropy", "policy/approx_kl", "policy/clip_fraction",
-             "policy/ratio", "loss/ptx", "loss/value", "value/clip_fraction")
-    sums, seen, norms = torch.zeros(8, dtype=torch.float64), 0.0, []
+    sums, seen, norms = Counter(), 0.0, []
     share, per_epoch = s.minibatch // world.size, s.batch // s.minibatch
     texts = text.chunk(s.inner_epochs * per_epoch)
     for epoch in range(s.inner_epochs):
@@ -291,35 +284,35 @@ def update(policy, value_model, optimizers, ema, e, text, lr, iteration, s, worl
             b, value_norm = update_value(value_model, optimizers[1], e, rows, tokens, s, world)
             for name, p in bare(policy).state_dict().items():
                 ema[name].lerp_(p, 1 - s.ema)
-            sums += world.sum(torch.cat([a, b])).cpu()
+            sums.update(world.totals({**a, **b}))
             seen += tokens
             norms.append((norm, value_norm))
-    metrics = dict(zip(names, (sums / seen).tolist()))
+    metrics = {name: x / seen for name, x in sums.items()}
     metrics["policy/grad_norm"], metrics["value/grad_norm"] = (sum(n) / len(n) for n in zip(*norms))
     return metrics
 
 
-def rollout_metrics(e, s, world):
+def rollout_metrics(e, world):
     """What an iteration's episodes were like, over all ranks; sums a episode, in nats."""
-    response = (e.samples.lengths - e.samples.prompt_lengths).double()
-    response_only = lambda x: x.masked_fill(~e.mask, 0.0).double()
-    kl = response_only(e.logprob - e.ref_logprob).sum(1)
-    returns, value = response_only(e.returns), response_only(e.value)
-    error = returns - value
-    sums = world.sum(torch.stack([
-        torch.tensor(float(len(kl)), device=kl.device), e.score.double().sum(), kl.sum(),
-        response_only(e.reward).sum(), response.sum(), e.samples.ended.double().sum(),
-        e.score.double().square().sum(), e.mask.sum().double(),
-        returns.sum(), returns.square().sum(), error.sum(), error.square().sum(),
-        value.sum()])).tolist()
-    n, score, kl, objective, length, ended, square, tokens, ret, ret2, err, err2, value = sums
-    variance = ret2 / tokens - (ret / tokens) ** 2
-    return {"score": score / n, "kl": kl / n, "objective": objective / n,
-            "score_std": max(square / n - (score / n) ** 2, 0.0) ** 0.5,
-            "response_length": length / n, "ended": ended / n, "tokens": tokens,
-            "value/mean": value / tokens, "return/mean": ret / tokens,
-            "value/explained_variance":  # 0 where all returns are equal: nothing to explain
-                1 - (err2 / tokens - (err / tokens) ** 2) / variance if variance > 1e-8 else 0.0}
+    chosen = lambda x: x[e.mask].double()  # at the response's tokens
+    returns, error = chosen(e.returns), chosen(e.returns) - chosen(e.value)
+    lengths = (e.samples.lengths - e.samples.prompt_lengths).double()
+    sums = world.totals({
+        "episodes": len(lengths), "tokens": e.mask.sum(), "length": lengths.sum(),
+        "ended": e.samples.ended.sum(), "score": e.score.double().sum(),
+        "score2": e.score.double().square().sum(), "objective": chosen(e.reward).sum(),
+        "kl": chosen(e.logprob - e.ref_logprob).sum(), "value": chosen(e.value).sum(),
+        "return": returns.sum(), "return2": returns.square().sum(),
+        "error": error.sum(), "error2": error.square().sum()})
+    episode = {name: x / sums["episodes"] for name, x in sums.items()}
+    token = {name: x / sums["tokens"] for name, x in sums.items()}
+    variance = token["return2"] - token["return"] ** 2
+    explained = 1 - (token["error2"] - token["error"] ** 2) / variance if variance > 1e-8 else 0.0
+    return {"score": episode["score"], "kl": episode["kl"], "objective": episode["objective"],
+            "score_std": max(episode["score2"] - episode["score"] ** 2, 0.0) ** 0.5,
+            "response_length": episode["length"], "ended": episode["ended"],
+            "tokens": sums["tokens"], "value/mean": token["value"], "return/mean": token["return"],
+            "value/explained_variance": explained}  # 0 where all returns are equal
 
 
 def episode_prompts(prompts, iteration, s, world):
@@ -343,14 +336,13 @@ def text_rows(text, iteration, s, world):
 
 def check(s, world):
     """Stop where the settings cannot be shared evenly."""
-    if s.batch % s.minibatch or s.minibatch % world.size or s.ptx_rows % world.size:
-        stop(f"--batch={s.batch} must be a multiple of --minibatch={s.minibatch}, and that one and "
-             f"--ptx_rows={s.ptx_rows} of the number of processes, {world.size}")
+    if s.minibatch % world.size or s.ptx_rows % world.size:
+        stop(f"--minibatch={s.minibatch} and --ptx_rows={s.ptx_rows} must be multiples of the "
+             f"number of processes, {world.size}")
 
 
 def main():
-    s = parse(Settings, PRESETS, plan=plan.ppo)
-    world = World(s.seed, s.device, s.timeout)
+    s, world = start(Settings, PRESETS)
     check(s, world)
     policy, tokenizer, _ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
     reference, *_ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
@@ -374,9 +366,9 @@ def main():
                   make_optimizer(value_model, s.value_lr, s.weight_decay, eps=1e-5)]
     ema = {k: v.detach().clone() for k, v in bare(policy).state_dict().items()}
     last = {}  # metrics
-    run = Training(world, s, s.iterations, ("score", "kl", "ended", "loss/ptx"),
-                   plan.ppo_work, ("batch", "max_new_tokens"), policy=policy, value=value_model,
-                   policy_adam=optimizers[0], value_adam=optimizers[1], ema=ema, last=last)
+    run = Training(world, s, s.iterations, ("score", "kl", "ended", "loss/ptx"), policy=policy,
+                   value=value_model, policy_adam=optimizers[0], value_adam=optimizers[1], ema=ema,
+                   last=last)
     for iteration in run.steps(range(s.iterations)):
         lr = s.lr * min(1.0, 0.1 + 0.9 * iteration / max(1, s.warmup))
         numbers, own = episode_prompts(prompts, iteration, s, world)
@@ -387,7 +379,7 @@ def main():
         metrics = update(policy, value_model, optimizers, ema, e,
                          text_rows(text, iteration, s, world), lr, iteration, s, world)
         done = world.seconds()
-        last.update(rollout_metrics(e, s, world), **metrics)
+        last.update(rollout_metrics(e, world), **metrics)
         run.log(iteration=iteration + 1, **last, lr=lr, value_lr=s.value_lr,
                 seconds_rollout=sampled - started, seconds_update=done - sampled,
                 tokens_per_second=last["tokens"] / max(done - started, 1e-9))

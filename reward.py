@@ -11,48 +11,44 @@ differences, so at the end a bias is set for which demonstrations score 0 on ave
     python reward.py
     torchrun --nproc_per_node=2 reward.py
 """
-import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
-
 from dataclasses import dataclass
 from pathlib import Path
+
+from settings import Run, stop  # before torch
 
 import torch
 import torch.nn.functional as F
 
-import plan
 from data import records
-from data.batches import Cut, demonstration_rows, encode_prompt, encode_response
-from model import GPT, PrefixTree, ScalarGPT
-from runtime import (World, bare, cosine, gathered, load, make_optimizer, order, parse, precision,
-                     save, scoring_groups, stop, sync, take_step)
-from training import Training
+from data.batches import Cut, demonstration_rows, encode_prompt, encode_response, order
+from kernels.prefixes import PrefixTree
+from model import GPT, ScalarGPT, causal
+from runtime.checkpoint import load, save
+from runtime.machine import precision
+from runtime.optimizer import cosine, make_optimizer, take_step
+from runtime.sharding import accumulate, bare, gathered
+from runtime.training import Training, start
+from runtime.world import scoring_groups
 
 
 @dataclass
-class Settings:
+class Settings(Run):
     """Step 2. Every setting is --name=value; the defaults are the toy's."""
-    init: str = "out/init"  # whose body it starts from: 2 epochs judge better than 16 (README)
+    # files
+    init: str = "out/init"  # whose body it starts from: 2 epochs judge better than 16
     out: str = "out/rm"  # folder to write
     data: str = "out/toy"  # folder with rankings_*.jsonl and demonstrations_train.jsonl
-    too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
+    # the algorithm
     epochs: int = 1  # more than one overfits at once (App. C.2)
     batch: int = 4  # prompts a step, over all ranks, each with its K completions (paper: 64)
-    micro_batch: int = 8  # prompts a forward pass; smaller needs less memory, changes nothing
-    micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
     lr: float = 5e-4  # peak learning rate, cosine to 10 % (paper: 9e-6)
     warmup: int = 10  # steps; not in the paper
     weight_decay: float = 0.01  # not in the paper
-    clip: float = 1.0  # bound on the gradient's norm; not in the paper
-    explode: float = 1e5  # gradient norm beyond which a step is skipped, as it is for NaN
-    max_skips: int = 5  # skipped steps in a row after which the run stops
-    save_every: int = 50  # steps between the states that --resume goes on from
-    resume: bool = False  # go on where a run of these settings was interrupted
-    timeout: int = 600  # seconds that a process waits for another before the job stops
-    activation_checkpointing: bool = False  # less memory: backward computes each block again
-    shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
     seed: int = 2  # of the scalar head and the order of the prompts
-    device: str = "auto"  # cpu, cuda or auto
-    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
+    # sizes
+    micro_batch: int = 8  # prompts a forward pass; smaller needs less memory, changes nothing
+    # the run
+    save_every: int = 50  # steps between the states that --resume goes on from
 
 
 PAPER = dict(lr=9e-6, batch=64, micro_batch=1, warmup=0)
@@ -97,7 +93,7 @@ def encode(tokenizer, ranking, block_size, cut=None):
 
 def read_rankings(path, tokenizer, block_size, world, too_long="drop"):
     """The rankings of a file that hold a pair to learn from; the others are counted and told."""
-    raw = records.read(path, "ranking", "python sample.py && python -m data.labelers")
+    raw = records.read(path, "ranking", "python -m labels.sample && python -m labels.simulated")
     cut = Cut(too_long)
     encoded = [encode(tokenizer, r, block_size, cut) for r in raw]
     if cut.cut:
@@ -135,20 +131,19 @@ def collate(rankings, prompts, device):
 def train_step(model, optimizer, rankings, lr, s, world):
     """One optimiser step. Returns (loss, share of pairs in the right order, gradient norm)."""
     # A rank that is a prompt short in the last batch takes part with no pair of one.
-    mine, loss_sum, right, total = world.share(rankings, spare=(rankings[0][0], [])), 0.0, 0, 0
-    groups = world.micro_batches([max(map(len, rows)) for rows, _ in mine], s.micro_batch,
-                                 s.micro_batch_tokens, [len(rows) for rows, _ in mine])
-    for i, group in enumerate(groups):
+    mine = world.share(rankings, spare=(rankings[0][0], []))
+    groups = world.micro_batches([max(map(len, rows)) for rows, _ in mine], s,
+                                 copies=[len(rows) for rows, _ in mine])
+    sums = {"loss": 0.0, "right": 0, "pairs": 0}
+    for group in accumulate(model, groups):
         tree, pairs, weights = collate([mine[j] for j in group], len(rankings), world.device)
-        with sync(model, last=i == len(groups) - 1):
-            scores = model(tree)[tree.ends]
-            loss = ranking_loss(scores, pairs, weights)
-            (loss * world.size).backward()  # torchrun's ranks average gradients: we want the sum
-        loss_sum += float(loss.detach())
-        right += int((scores[pairs[:, 0]] > scores[pairs[:, 1]]).sum())
-        total += len(pairs)
-    loss_sum, right, total = world.sum([loss_sum, right, total]).tolist()
-    return loss_sum, right / total, take_step(model, optimizer, lr, s.clip, s.explode)
+        scores = model(tree.ids, tree.positions, tree.over(causal))[tree.ends]
+        sums["loss"] += world.backward(ranking_loss(scores, pairs, weights))
+        sums["right"] += int((scores[pairs[:, 0]] > scores[pairs[:, 1]]).sum())
+        sums["pairs"] += len(pairs)
+    sums = world.totals(sums)
+    norm = take_step(model, optimizer, lr, s.clip, s.explode)
+    return sums["loss"], sums["right"] / sums["pairs"], norm
 
 
 @torch.no_grad()
@@ -161,7 +156,8 @@ def score(model, families, s, world):
         for group in scoring_groups([max(map(len, rows)) for rows in mine], s, world,
                                     list(map(len, mine))):
             tree = PrefixTree([ids for i in group for ids in mine[i]], world.device)
-            values = iter(whole(tree)[tree.ends].tolist())
+            scores = whole(tree.ids, tree.positions, tree.over(causal))
+            values = iter(scores[tree.ends].tolist())
             for i in group:
                 out[i] = [next(values) for _ in mine[i]]
     return world.gather(out)
@@ -203,8 +199,7 @@ def center(model, rows, s, world):
 
 
 def main():
-    s = parse(Settings, PRESETS, plan=plan.reward)
-    world = World(s.seed, s.device, s.timeout)
+    s, world = start(Settings, PRESETS)
     sft, tokenizer, _ = load(s.init, {"GPT": GPT, "ScalarGPT": ScalarGPT},
                              "python sft.py --preset=init")
     config = sft.config
@@ -230,8 +225,7 @@ def main():
 
     model = world.wrap(model, s.shard, s.activation_checkpointing)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
-    run = Training(world, s, steps, ("loss", "accuracy"), plan.reward_work,
-                   ("init", "data"), model=model, optimizer=optimizer)
+    run = Training(world, s, steps, ("loss", "accuracy"), model=model, optimizer=optimizer)
     for epoch in range(s.epochs):
         shuffled = order(len(rankings), s.seed, epoch)
         for i in run.steps(range(0, len(shuffled), s.batch)):

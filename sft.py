@@ -9,59 +9,53 @@ over the tokens of the response and its EOS; prompt tokens carry no loss (sectio
     python sft.py --preset=init       the RL initialisation: 2 epochs, 10 % pretraining data
     torchrun --nproc_per_node=2 sft.py
 """
-import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
-
 import math
 from dataclasses import dataclass
 
+from settings import Run, stop  # before torch
+
 import torch
 
-import plan
 from data import records
-from data.batches import (Cut, WithoutPrompt, demonstration_rows, encode_prompt, fitting,
-                          response_mask, text_rows_of)
+from data.batches import (Cut, WithoutPrompt, demonstration_rows, encode_prompt, fitting, order,
+                          pad, response_mask, text_rows_of)
 from data.tokenizer import load_tokenizer
-from model import Dropout, GPT, GPTConfig, ScalarGPT, generate, last_score
-from runtime import (World, bare, cosine, frozen, gathered, load, load_for, make_optimizer, order,
-                     pad, parse, precision, put, save, scoring_groups, stop, sync, take_step)
-from training import Training
+from model import Dropout, GPT, GPTConfig, ScalarGPT, last_score
+from runtime.checkpoint import load, load_for, save
+from runtime.machine import precision
+from runtime.optimizer import cosine, make_optimizer, take_step
+from runtime.sharding import accumulate, bare, frozen, gathered, put
+from runtime.training import Training, start
+from runtime.world import scoring_groups
+from sampler import generate
 
 
 @dataclass
-class Settings:
+class Settings(Run):
     """Step 1. Every setting is --name=value; the defaults are the toy's SFT baseline."""
+    # files
     init: str = "out/base"  # checkpoint, gpt2 .. gpt2-xl, a Hugging Face folder, or "scratch"
     out: str = "out/sft"  # folder to write
     data: str = "out/toy"  # folder with demonstrations_*.jsonl, and text_*.jsonl or shards
     tokenizer: str = "tokenizer.tiktoken"  # from scratch only: a file in `data`, or gpt2
     reward: str = ""  # reward model that chooses the epoch (App. C.1); empty: the last epoch
-    too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
+    # the algorithm
     pretrain_mix: float = 0.0  # share of loss tokens that are text: 1 pretraining, 0.1 App. C.3
     epochs: int = 16  # over the demonstrations, or over the text where there is nothing else
     batch: int = 32  # rows a step, over all ranks (paper: 32, 175B: 8)
-    micro_batch: int = 32  # rows a forward pass; smaller needs less memory and changes nothing
-    micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
     lr: float = 2e-4  # peak learning rate
     floor: float = 0.1  # where its cosine ends, as a share of the peak (App. C.1: 10 %)
     warmup: int = 0  # steps (paper: none)
     weight_decay: float = 0.01  # not in the paper
-    clip: float = 1.0  # bound on the gradient's norm; not in the paper
     dropout: float = 0.2  # residual dropout (App. C.1)
+    seed: int = 1  # of weights, order and dropout
+    # sizes
+    micro_batch: int = 32  # rows a forward pass; smaller needs less memory and changes nothing
+    max_new_tokens: int = 32  # of the samples that choose the epoch
     block_size: int = 128  # from scratch only: context in tokens
     n_layer: int = 2  # from scratch only
     n_head: int = 4  # from scratch only
     n_embd: int = 192  # from scratch only
-    max_new_tokens: int = 32  # of the samples that choose the epoch
-    explode: float = 1e5  # gradient norm beyond which a step is skipped, as it is for NaN
-    max_skips: int = 5  # skipped steps in a row after which the run stops
-    save_every: int = 100  # steps between the states that --resume goes on from
-    resume: bool = False  # go on where a run of these settings was interrupted
-    timeout: int = 600  # seconds that a process waits for another before the job stops
-    activation_checkpointing: bool = False  # less memory: backward computes each block again
-    shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
-    seed: int = 1  # of weights, order and dropout
-    device: str = "auto"  # cpu, cuda or auto
-    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
 
 
 PRESETS = {
@@ -131,21 +125,17 @@ def batches(s, demos, text, epoch):
 def train_step(model, optimizer, rows, lr, s, world, first=0):
     """One optimiser step on a batch of rows. first: the number of its first row; a row's number
     owns its dropout. Returns (the batch's loss, the gradient's norm)."""
-    tokens = sum(len(ids) - n for ids, n in rows)  # of the whole world
+    tokens = sum(len(ids) - n for ids, n in rows)  # that carry loss, on all ranks
+    loss_of = lambda logprob, mask: sft_loss(logprob, mask, tokens)
     # A rank that is a row short in the last batch takes part with no token of one.
     blank = (first, (rows[0][0], len(rows[0][0])))
     mine, total = world.share(list(enumerate(rows, first)), spare=blank), 0.0
-    groups = world.micro_batches([len(ids) for _, (ids, _) in mine], s.micro_batch,
-                                 s.micro_batch_tokens)
-    for i, group in enumerate(groups):
+    for group in accumulate(model, world.micro_batches([len(ids) for _, (ids, _) in mine], s)):
         numbers, part = zip(*(mine[j] for j in group))
         ids, mask = collate(part, world.device)
-        with sync(model, last=i == len(groups) - 1):
-            objective = lambda logprob, mask: sft_loss(logprob, mask, tokens)
-            loss = model(ids, mask, objective=objective,
-                         numbers=torch.tensor(numbers, device=world.device))[0]
-            (loss * world.size).backward()  # torchrun's ranks average gradients: we want the sum
-        total += float(loss.detach())
+        owners = torch.tensor(numbers, device=world.device)
+        loss, *_ = model(ids, mask, objective=loss_of, owners=owners)
+        total += world.backward(loss)
     return float(world.sum(total)), take_step(model, optimizer, lr, s.clip, s.explode)
 
 
@@ -200,8 +190,7 @@ def read_data(s, tokenizer, block_size, world):
 
 
 def main():
-    s = parse(Settings, PRESETS, plan=plan.sft)
-    world = World(s.seed, s.device, s.timeout)
+    s, world = start(Settings, PRESETS)
     if s.init == "scratch":
         tokenizer = load_tokenizer(s.tokenizer, s.data)
         model = GPT(GPTConfig(tokenizer.size, s.block_size, s.n_layer, s.n_head, s.n_embd))
@@ -230,9 +219,8 @@ def main():
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "
                 f"{len(text) * config.block_size if text else 0:,} tokens of text, {steps} steps")
     history, best, valid_loss = [], {}, {}
-    smaller = ("block_size", "n_embd") if s.init == "scratch" else ("init", "data")
-    run = Training(world, s, steps, ("loss", "valid"), plan.sft_work, smaller, model=model,
-                   optimizer=optimizer, history=history, best=best, valid=valid_loss)
+    run = Training(world, s, steps, ("loss", "valid"), model=model, optimizer=optimizer,
+                   history=history, best=best, valid=valid_loss)
     model.train()
     for epoch in range(s.epochs):
         for rows in run.steps(batches(s, demos, text, epoch)):

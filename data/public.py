@@ -24,8 +24,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import hub
-from data import records
+from settings import parse, stop  # before torch
+
+from data import hub, records
 from data.records import ASSISTANT, HUMAN
 
 FIELDS = {"rankings": "completions", "demonstrations": "response", "text": "text",
@@ -56,10 +57,6 @@ class Settings:
 
 class Bad(Exception):
     """A row that is not what its dataset promises."""
-
-
-def stop(message):
-    raise SystemExit(f"error: {message}")
 
 
 # ----------------------------------------------------------------------------- files into rows
@@ -558,7 +555,6 @@ def report(facts, out):
 
 
 def main():
-    from runtime import parse
     settings = parse(Settings)
     try:
         print(report(build(settings), settings.out))

@@ -30,11 +30,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
+from settings import parse, stop  # before torch
+
 import numpy as np
 from tqdm import tqdm
 
 from data import public, records
-from data.public import stop
 from data.tokenizer import load_tokenizer
 
 INDEX, SPLITS = "text_shards.json", ("train", "valid")
@@ -276,7 +277,6 @@ def build(settings):
 
 
 def main():
-    from runtime import parse  # not above: it imports torch, which no worker needs
     s = parse(Settings)
     try:
         index, rate = build(s)

@@ -74,7 +74,7 @@ def load_tokenizer(name, folder="."):
             raise SystemExit(f"error: the gpt2 tokenizer cannot be fetched: {GPT2_FILES}") from None
     path = Path(folder) / name
     if not path.exists():
-        raise SystemExit(f"error: no tokenizer {path}: run `python -m data.world` first")
+        raise SystemExit(f"error: no tokenizer {path}: run `python -m data.toy.world` first")
     source = path.read_bytes()
     try:
         ranks = {base64.b64decode(token): int(rank)

@@ -1,4 +1,4 @@
-"""Reads the demo's results and fails where a promise of the README is broken.
+"""Reads the demo's results and fails where one of its promises is broken.
 
     python tests/check_demo.py out/demo/results.json                  one run
     python tests/check_demo.py runs/seed-*/out/demo/results.json      several, and their mean

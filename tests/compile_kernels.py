@@ -74,7 +74,7 @@ def report(kernel, arguments, arch, products, hopper, **options):
 
 def kernels(arch):
     """(name, kernel, arguments, products, hopper, options) of all that the code may launch."""
-    import kernels_triton as K
+    from kernels import gpu as K
     half, wide, whole = torch.bfloat16, torch.float32, torch.int64
     strides, sizes = [1024] * 3, [12, 1024, 0.125]
     q = k = v = o = dq = dk = dv = grad = half

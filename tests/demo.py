@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
-import runtime
+import model
 from data import records
 
-ROOT = Path(runtime.__file__).parent
+ROOT = Path(model.__file__).parent
 WORLD = dict(documents=300, vocab=320, demonstrations=24, prompts=48, heldout=16)
 FLAGS = {  # what each stage of the demo is run with; paths are the scripts' own defaults
-    "world": ["-m", "data.world", *[f"--{k}={v}" for k, v in WORLD.items()]],
+    "world": ["-m", "data.toy.world", *[f"--{k}={v}" for k, v in WORLD.items()]],
     "base": ["sft.py", "--preset=base", "--block_size=160", "--n_layer=1", "--n_head=2",
              "--n_embd=16", "--micro_batch=4", "--warmup=2"],
     "sft": ["sft.py", "--epochs=2", "--batch=8", "--micro_batch=3"],
     "init": ["sft.py", "--preset=init", "--batch=8"],
-    "sample": ["sample.py", "--max_new_tokens=8", "--batch=50"],
-    "sample valid": ["sample.py", "--split=valid", "--max_new_tokens=8", "--k_max=5"],
-    "labelers": ["-m", "data.labelers"],
-    "labelers valid": ["-m", "data.labelers", "--split=valid"],
+    "sample": ["-m", "labels.sample", "--max_new_tokens=8", "--batch=50"],
+    "sample valid": ["-m", "labels.sample", "--split=valid", "--max_new_tokens=8", "--k_max=5"],
+    "labelers": ["-m", "labels.simulated"],
+    "labelers valid": ["-m", "labels.simulated", "--split=valid"],
     "reward": ["reward.py", "--batch=8", "--micro_batch=3"],
     "ppo-ptx": ["ppo.py", "--iterations=2", "--batch=8", "--minibatch=4", "--micro_batch=1",
                 "--ptx=0.5", "--ptx_rows=2", "--max_new_tokens=8", "--show=1"],

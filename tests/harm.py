@@ -17,7 +17,7 @@ import time
 
 import torch
 
-import training
+from runtime import training
 
 
 def kill_me():

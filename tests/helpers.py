@@ -5,7 +5,7 @@ import threading
 import torch
 
 from model import GPT, GPTConfig, ScalarGPT
-from runtime import World
+from runtime.world import World
 
 VOCAB, EOS = 13, 12  # ids 0..11 are words; a pad's id is one of these: none may be told by it
 

@@ -1,7 +1,7 @@
-"""The whole chain on real data, by the README's own commands: `make real`.
+"""The whole chain on real data, by the commands of docs/data.md: `make real`.
 
-The commands are read from the README's section "Real data" and run as they stand there, so that
-what the README promises is what is measured; `downloads/` becomes $PUBLIC_DATA, and paths under
+The commands are read from its section "Real data" and run as they stand there, so that
+what it promises is what is measured; `downloads/` becomes $PUBLIC_DATA, and paths under
 out/ are made where this is started. Then the promises are checked: every stage finishes, its loss
 falls, no stage takes 4 GB, and the reward model tells polite from impolite answers to prompts that
 no stage has trained on. The numbers go to out/real/results.json. The gpt2 tokenizer is taken from
@@ -26,7 +26,7 @@ LOSSES = {  # what must fall in each stage; the loss of PPO's policy says nothin
 
 
 def commands(text):
-    """The command lines of the README's section on real data, in order, as lists of words."""
+    """The command lines of a page's section on real data, in order, as lists of words."""
     section = text.split("\n## Real data\n")[1].split("\n## ")[0]
     blocks = "".join(re.findall(r"```\n(.*?)```", section, re.S))
     lines = blocks.replace("\\\n", " ").splitlines()
@@ -100,12 +100,12 @@ def tokenizer_cache(folder):
 
 def main():
     if not PUBLIC.is_dir():
-        raise SystemExit(f"error: no folder {PUBLIC}: put the files that the README's section "
+        raise SystemExit(f"error: no folder {PUBLIC}: put the files that the section "
                          "\"Real data\" names into one, and its path into PUBLIC_DATA")
     here, results = Path.cwd(), {"commands": []}
     with tempfile.TemporaryDirectory() as temporary:
         tokenizer_cache(Path(temporary) / "tiktoken-cache")
-        for words in commands((ROOT / "README.md").read_text(encoding="utf-8")):
+        for words in commands((ROOT / "docs" / "data.md").read_text(encoding="utf-8")):
             print(f"$ {' '.join(words)}", flush=True)
             code, usage = run(words, here)
             if code:

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import harm
-import huggingface
-import runtime
+from runtime import huggingface
+from runtime import checkpoint
 from data import records, tokenizer
 from demo import ROOT
 from helpers import tiny
@@ -32,8 +32,8 @@ STAGES = {  # what is run, and the checkpoint that is spoiled for it
              "--out=out/new"], "init"),
     "ppo --reward": (["ppo.py", "--iterations=1", "--batch=8", "--minibatch=8",
                       "--max_new_tokens=8", "--out=out/new"], "rm"),
-    "sample": (["sample.py", "--max_new_tokens=8"], "init"),
-    "labelers": (["data.labelers.py"], None),
+    "sample": (["-m", "labels.sample", "--max_new_tokens=8"], "init"),
+    "labelers": (["labels.simulated.py"], None),
     "evaluate": (["evaluate.py", "--max_new_tokens=8", "--models=sft=out/sft,ppo=out/ppo",
                   "--versus=ppo/sft", "--out=out/new"], "ppo"),
     "terminal": (["chat.py", "out/ppo", "Hello?", "--max_new_tokens=4"], "ppo"),
@@ -89,7 +89,7 @@ def replaced(folder, meta, key, content, suffix):
     file = folder / f"{'model' if key == 'weights' else key}{suffix}"
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     (folder / meta[key]).unlink()
-    meta[key] = file.with_stem(f"{file.stem}-{runtime.checksum(file)}").name
+    meta[key] = file.with_stem(f"{file.stem}-{checkpoint.checksum(file)}").name
     file.rename(folder / meta[key])
 
 
@@ -248,7 +248,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, program, out):
         (tmp_path / "t.tiktoken").write_bytes(another_tokenizer(280))
         own = tokenizer.load_tokenizer("t.tiktoken", tmp_path)
         huggingface.export(tiny(vocab_size=own.size), own, tmp_path / "m")
-        call = [str(ROOT / "model.py"), "export", "m", out]
+        call = ["-m", "runtime.huggingface", "export", "m", out]
 
     def limited():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

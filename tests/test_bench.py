@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 import model
-import plan
+from runtime import plan
 import ppo
 import sft
 from model import GPT
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def bf16(monkeypatch):
     """As gpu.py has it; and no minutes for a compiler."""
-    monkeypatch.setattr(kernels, "PRODUCTS", torch.bfloat16)
+    monkeypatch.setattr(kernels.products, "PRODUCTS", torch.bfloat16)
     monkeypatch.setattr(gpu, "compiled", lambda function, device: "not in a fast test")
 
 
@@ -75,7 +75,7 @@ def test_an_iterations_parts_are_the_whole(tmp_path):
 @pytest.mark.long
 def test_compiled_sides(tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(kernels, "PRODUCTS", torch.bfloat16)
+    monkeypatch.setattr(kernels.products, "PRODUCTS", torch.bfloat16)
     failed, facts = run(tmp_path, "--rows=ce,step")
     assert not failed and all("compiled" in case["seconds"] and case["differences"]["compiled"]
                               for name in ("ce", "step") for case in facts["rows"][name])
@@ -102,7 +102,7 @@ def shifted(function, by):
 
 WRONG = {
     "attention": (kernels, "attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v)),
-    "ce": (kernels, "token_objective", shifted(kernels.token_objective, 0.005)),
+    "ce": (kernels, "token_objective", shifted(kernels.losses.token_objective, 0.005)),
     "step": (sft, "sft_loss", lambda logprob, mask, tokens: -logprob.sum() / (tokens + 4)),
     "decode": (model, "choose", lambda logits, t, noise: (noise.mul(300).long(),
                                                          torch.full_like(noise, -5.7).float())),
@@ -151,7 +151,7 @@ def test_without_a_peer_nothing_is_timed(tmp_path, monkeypatch):
 
 
 def test_after_a_failure_comes_the_next_case(tmp_path, monkeypatch):
-    attention, calls = kernels.attention, []
+    attention, calls = kernels.causal_attention, []
 
     def once(*x):
         calls.append(1)

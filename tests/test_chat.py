@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import chat
-import runtime
+from runtime import checkpoint
 from data import public, tokenizer
 from data.batches import encode_prompt
 from helpers import tiny, tiny_scalar
-from model import generate, last_score
+from model import last_score
+from sampler import generate
 
 
 @dataclass
@@ -39,16 +40,16 @@ def words(tmp_path_factory):
 def made(words, tmp_path_factory):
     """A folder with a policy, `m`, a reward model, `rm`, and one of another tokenizer."""
     folder = tmp_path_factory.mktemp("chat")
-    runtime.save(folder / "m", tiny(vocab_size=words.size, block_size=64), words, Example())
-    runtime.save(folder / "rm", tiny_scalar(vocab_size=words.size, block_size=64), words, Example())
+    checkpoint.save(folder / "m", tiny(vocab_size=words.size, block_size=64), words, Example())
+    checkpoint.save(folder / "rm", tiny_scalar(vocab_size=words.size, block_size=64), words, Example())
     other = tokenizer.Tokenizer("other", words.encoding, words.source + b"\n")
-    runtime.save(folder / "other", tiny_scalar(vocab_size=words.size), other, Example())
+    checkpoint.save(folder / "other", tiny_scalar(vocab_size=words.size), other, Example())
     return folder
 
 
 @pytest.fixture
 def policy(made):
-    return runtime.load(made / "m", {"GPT": chat.GPT}, "")[0]
+    return checkpoint.load(made / "m", {"GPT": chat.GPT}, "")[0]
 
 
 def run(folder, monkeypatch, capsys, *words, typed=None):
@@ -89,7 +90,7 @@ def test_a_checkpoint_keeps_its_template(made, policy, words, tmp_path, monkeypa
     """It is applied wherever the model is loaded: here in the terminal."""
     own = tokenizer.Tokenizer("own", words.encoding, words.source)
     own.template = "Anna: {prompt}\nthe baker:"
-    runtime.save(tmp_path / "m", policy, own, Example())
+    checkpoint.save(tmp_path / "m", policy, own, Example())
     assert words.template == "{prompt}\n" and encode_prompt(own, "Who? ") == own.encode(
         "Anna: Who?\nthe baker:")
     out = run(tmp_path, monkeypatch, capsys, "m", "Who?", NEW)
@@ -102,7 +103,7 @@ def test_several_completions_with_their_scores(made, policy, words, monkeypatch,
     out = run(made, monkeypatch, capsys, "m", "Who?", NEW, "--num=4", "--temperature=0.7",
               "--seed=3", "--reward=rm")
     said, samples = expected(policy, words, "Who?", 4, 0.7, 3)
-    scorer = runtime.load(made / "rm", {"ScalarGPT": chat.ScalarGPT}, "")[0]
+    scorer = checkpoint.load(made / "rm", {"ScalarGPT": chat.ScalarGPT}, "")[0]
     with torch.no_grad():
         scores = last_score(scorer(samples.ids), samples.lengths).tolist()
     assert out == "".join(f"[{i + 1}] {score:+.2f}  {text}\n"
@@ -136,7 +137,7 @@ def test_a_chat_is_put_as_the_records_of_chats_are(made, policy, words, monkeypa
     assert "error" not in out and len(out.splitlines()) >= 4
 
 
-PROGRAM = [sys.executable, str(Path(chat.__file__).parent / "model.py"), "m", NEW]
+PROGRAM = [sys.executable, str(Path(chat.__file__).parent / "chat.py"), "m", NEW]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TERM": "dumb"}
 
 
@@ -165,7 +166,7 @@ def test_a_bad_prompt_is_one_line(made, monkeypatch, capsys, content, complaint)
 
 
 def test_a_bad_prompt_is_a_failure_of_the_program(made):
-    """In a process of its own, through model.py: one line, nothing else, and exit status 1."""
+    """In a process of its own, through chat.py: one line, nothing else, and exit status 1."""
     done = subprocess.run(PROGRAM, cwd=made, env=ENVIRONMENT, input=b"", capture_output=True)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode().splitlines() == ["error: the prompt is empty"]
@@ -180,7 +181,7 @@ def test_a_long_prompt_leaves_less_room(made, policy, words, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("arguments, complaint", [
-    ([], "expected: python model.py CHECKPOINT"), (["m", "a", "b"], "the prompt in quotes"),
+    ([], "expected: python chat.py CHECKPOINT"), (["m", "a", "b"], "the prompt in quotes"),
     (["m", "a", "--num=0"], "--num and --max_new_tokens are at least 1"),
     (["m", "a", "--temperature=-1"], "--temperature at least 0"),
     (["m", "a", "--temprature=1"], "did you mean --temperature"),
@@ -188,7 +189,7 @@ def test_a_long_prompt_leaves_less_room(made, policy, words, monkeypatch, capsys
     (["rm", "a"], "rm holds a ScalarGPT, expected GPT"),
     (["m", "a", "--reward=m"], "m holds a GPT, expected ScalarGPT"),
     (["m", "a", "--reward=other"], "other has another tokenizer, other/tokenizer-"),
-    (["export", "m"], "expected: python model.py export CHECKPOINT DIR"),
+    (["export", "m"], "expected: python -m runtime.huggingface export CHECKPOINT FOLDER"),
     (["export", "nothing", "x"], "nothing has no checkpoint"),
     (["export", "m", "rm"], "rm is there already"),
 ])
@@ -271,7 +272,7 @@ def heeds_ctrl_c():
 
 
 def test_a_real_terminal(made):
-    """Through model.py: a prompt, Ctrl-C twice, another prompt, Ctrl-D. It ends with success."""
+    """through chat.py: a prompt, Ctrl-C twice, another prompt, Ctrl-D. It ends with success."""
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
     parent, child = pty.openpty()
     process = subprocess.Popen(PROGRAM, cwd=made, env=ENVIRONMENT, stdin=child, stdout=child,

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import labelers, records, tasks, tokenizer, town, world
+from data import records, tokenizer
+from data.toy import tasks, town, world
+from labels import simulated
 from data.batches import (Cut, TextRows, demonstration_rows, encode_prompt, encode_response,
                           fitting, response_mask, template)
 from helpers import masked
@@ -210,7 +212,7 @@ def test_a_saved_tokenizer_is_the_same(small, tmp_path):
     again = tokenizer.load_tokenizer("copy.tiktoken", tmp_path)
     assert again.encode(TEXT) == small.encode(TEXT)
     assert (again.eos, again.size) == (small.eos, small.size)
-    with pytest.raises(SystemExit, match="no tokenizer .*: run `python -m data.world` first"):
+    with pytest.raises(SystemExit, match="no tokenizer .*: run `python -m data.toy.world` first"):
         tokenizer.load_tokenizer("tokenizer.tiktoken", tmp_path / "nowhere")
 
 
@@ -573,7 +575,7 @@ def judge(utilities, tie):
     ([0.1, 0.2, 0.3], 0.0, [3, 2, 1]),
 ])
 def test_ranks_by_hand(utilities, tie, ranks):
-    assert labelers.rank(judge(utilities, tie), np.array(utilities, float)) == ranks
+    assert simulated.rank(judge(utilities, tie), np.array(utilities, float)) == ranks
 
 
 def test_equal_texts_share_a_rank():
@@ -581,8 +583,8 @@ def test_equal_texts_share_a_rank():
     rng, texts = np.random.default_rng(0), ["a", "b", "a", "c", "b"]
     for _ in range(100):
         one = judge([1, 0, 1, 2, 0], 0.3)
-        seen = labelers.impressions(one, np.zeros((5, 1)), texts, "train", 0.1, rng)
-        ranks, likert = labelers.rank(one, seen), labelers.rate(one, seen, "train", 0.1)
+        seen = simulated.impressions(one, np.zeros((5, 1)), texts, "train", 0.1, rng)
+        ranks, likert = simulated.rank(one, seen), simulated.rate(one, seen, "train", 0.1)
         assert (ranks[0], ranks[1]) == (ranks[2], ranks[4])
         assert (likert[0], likert[1]) == (likert[2], likert[4])
 
@@ -590,17 +592,17 @@ def test_equal_texts_share_a_rank():
 def responses(n, k, seed=0):
     """(features, texts) of k different responses to each of n prompts."""
     rng = np.random.default_rng(seed)
-    return [(rng.integers(0, 2, (k, len(labelers.FEATURES))).astype(float), list("abcdefgh"[:k]))
+    return [(rng.integers(0, 2, (k, len(simulated.FEATURES))).astype(float), list("abcdefgh"[:k]))
             for _ in range(n)]
 
 
 def test_ranks_are_a_ranking():
     """From 1 without gaps, better means more worth to this labeler on the whole; Likert 1 to 7."""
-    people, _ = labelers.pool(3)
+    people, _ = simulated.pool(3)
     rng, ties = np.random.default_rng(0), 0
     for (x, texts), labeler in zip(responses(200, 6), itertools.cycle(people)):
-        seen = labelers.impressions(labeler, x, texts, "train", 2.0, rng)
-        ranks, likert = labelers.rank(labeler, seen), labelers.rate(labeler, seen, "train", 2.0)
+        seen = simulated.impressions(labeler, x, texts, "train", 2.0, rng)
+        ranks, likert = simulated.rank(labeler, seen), simulated.rate(labeler, seen, "train", 2.0)
         assert sorted(set(ranks)) == list(range(1, max(ranks) + 1))
         assert set(likert) <= set(range(1, 8))
         for i, j in itertools.permutations(range(6), 2):
@@ -612,8 +614,8 @@ def test_ranks_are_a_ranking():
 def test_agreement_is_the_share_of_common_untied_pairs(monkeypatch):
     """Two labelers with fixed opinions. Of 6 pairs A ties (0, 3), B ties (0, 1): 4 are left."""
     opinions = {"A": [2, 1, 3, 2], "B": [1, 1, 2, 3]}
-    monkeypatch.setattr(labelers, "impressions", lambda *_: None)
-    monkeypatch.setattr(labelers, "rank", lambda who, _: opinions[who])
+    monkeypatch.setattr(simulated, "impressions", lambda *_: None)
+    monkeypatch.setattr(simulated, "rank", lambda who, _: opinions[who])
     same = total = 0
     for i in range(4):
         for j in range(i):
@@ -623,27 +625,27 @@ def test_agreement_is_the_share_of_common_untied_pairs(monkeypatch):
                 same += (a > 0) == (b > 0)
     assert (same, total) == (3, 4)
     prompts = responses(5, 4)
-    share, pairs = labelers.agreement(prompts, ["A", "B"], "train", 1.0, np.random.default_rng(0))
+    share, pairs = simulated.agreement(prompts, ["A", "B"], "train", 1.0, np.random.default_rng(0))
     assert share == pytest.approx(same / total) and pairs % total == 0 and pairs > 0
 
 
 def test_calibration_reaches_the_agreement_that_was_asked_for():
-    people, _ = labelers.pool(3)
+    people, _ = simulated.pool(3)
     fit, held = responses(150, 5), responses(150, 5, seed=1)
-    sharp = labelers.calibrate(fit, people, 0.726, 3)
-    reached, _ = labelers.agreement(held, people, "train", sharp, np.random.default_rng(7))
+    sharp = simulated.calibrate(fit, people, 0.726, 3)
+    reached, _ = simulated.agreement(held, people, "train", sharp, np.random.default_rng(7))
     assert reached == pytest.approx(0.726, abs=0.03)
-    vague, _ = labelers.agreement(held, people, "train", 0.01, np.random.default_rng(7))
+    vague, _ = simulated.agreement(held, people, "train", 0.01, np.random.default_rng(7))
     assert vague == pytest.approx(0.5, abs=0.04), "without taste only noise is left"
 
 
 def test_labelers_are_two_groups_of_people():
-    training, heldout = labelers.pool(3)
-    again = labelers.pool(3)
+    training, heldout = simulated.pool(3)
+    again = simulated.pool(3)
     names = [p.name for p in training + heldout]
     assert len(set(names)) == len(names) and training and heldout
     assert all((p.taste == q.taste).all() for p, q in zip(training + heldout, again[0] + again[1]))
-    assert (labelers.pool(4)[0][0].taste != training[0].taste).any()
+    assert (simulated.pool(4)[0][0].taste != training[0].taste).any()
 
 
 PET = dict(type="ask", name="Anna", attribute="pet", brief=False)
@@ -651,11 +653,11 @@ PET = dict(type="ask", name="Anna", attribute="pet", brief=False)
 
 def test_a_labelled_prompt_is_a_ranking_record(place):
     """Its rank order follows the gold parts when the labeler is sharp; what it had, it keeps."""
-    people, _ = labelers.pool(3)
+    people, _ = simulated.pool(3)
     said = ["Anna has a cat.", "Anna has a dog.", "Anna is a baker.", "I hate you, Anna."]
     record = local({"prompt": "What is the pet of Anna?", "author": "a1", "task": PET,
                     "completions": [{"text": t, "ended": True, "model": "m"} for t in said]})
-    got = labelers.label(place, record, people[0], people, "train", 50.0, np.random.default_rng(0))
+    got = simulated.label(place, record, people[0], people, "train", 50.0, np.random.default_rng(0))
     records.check(got, "ranking", "here")
     assert {k: got[k] for k in record} == record
     assert got["ranks"][0] == 1 and got["ranks"].count(1) == 1
@@ -664,7 +666,7 @@ def test_a_labelled_prompt_is_a_ranking_record(place):
 
 
 def test_labelers_see_the_faults(place):
-    see = lambda text: dict(zip(labelers.FEATURES, labelers.features(place, local(PET),
+    see = lambda text: dict(zip(simulated.FEATURES, simulated.features(place, local(PET),
                                                                      local(text))))
     assert see("Anna has a cat.")["quality"] == 1 and see("Anna has a cat.")["attempts"] == 1
     assert see("Anna has a dog.")["false"] == 1 and see("Anna has a dog.")["quality"] == 0

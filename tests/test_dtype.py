@@ -13,12 +13,17 @@ import pytest
 import torch
 
 import kernels
-import runtime
+from runtime import machine
 from demo import python
 from helpers import EOS, one_process, same, tiny, tiny_scalar
-from kernels import gemm, linear, token_objective
-from model import GPT, GPTConfig, generate
-from runtime import frozen, make_optimizer, precision, take_step
+from kernels import linear
+from kernels.losses import token_objective
+from kernels.products import gemm
+from model import GPT, GPTConfig
+from sampler import generate
+from runtime.machine import precision
+from runtime.optimizer import make_optimizer, take_step
+from runtime.sharding import frozen
 from sft import Settings, sft_loss
 from test_resume import Run, assert_same
 from test_shard import finish
@@ -29,14 +34,14 @@ ROUNDED = 2**-8  # of a number: to the nearest of its two neighbours, and a sum'
 
 @pytest.fixture
 def bf16(monkeypatch):
-    monkeypatch.setattr(kernels, "PRODUCTS", torch.bfloat16)
+    monkeypatch.setattr(kernels.products, "PRODUCTS", torch.bfloat16)
 
 
 @pytest.fixture(params=["oneDNN", "PyTorch"])
 def library(request, monkeypatch):
     """Both ways to a product; the second is what a CPU without such instructions takes."""
     if request.param == "PyTorch":
-        monkeypatch.setattr(kernels, "FAST", (torch.float32,))
+        monkeypatch.setattr(kernels.products, "FAST", (torch.float32,))
 
 
 def low(x):
@@ -88,10 +93,10 @@ def test_logits_and_log_probs_are_not_rounded(bf16):
     x, y = 0.75 + torch.randn(50, 32) / 4, torch.randint(300, (50,))
     exact = low(x) @ weight.detach().double().T
     assert exact.mean() < -90
-    got = model.logits(x)
+    got = kernels.logits(x, weight)
     assert got.dtype == torch.float32
     same([got.double()], [exact], 1e-6)
-    narrow = kernels.lowered(x).requires_grad_()
+    narrow = kernels.products.lowered(x).requires_grad_()
     loss, logprob, _ = token_objective(narrow, weight, y, lambda logprob, rows: -logprob.sum())
     expected = exact.log_softmax(-1).gather(-1, y[:, None]).squeeze(-1)
     assert (logprob.double() - expected).abs().max() < 1e-4
@@ -149,7 +154,7 @@ def test_both_types_learn_alike(monkeypatch, dropout):
     text = torch.randint(0, 11, (40, 5), generator=torch.Generator().manual_seed(1)).repeat(1, 4)
     curves = {}
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(kernels, "PRODUCTS", dtype)
+        monkeypatch.setattr(kernels.products, "PRODUCTS", dtype)
         model, losses = tiny(loud=1.0, dropout=dropout, n_embd=32), []
         optimizer = make_optimizer(model, 3e-3, 0.0)
         torch.manual_seed(5)
@@ -210,31 +215,31 @@ def test_frozen_models_are_float32_without_the_mode():
 
 @pytest.fixture
 def restored(monkeypatch):
-    monkeypatch.setattr(kernels, "PRODUCTS", torch.float32)
+    monkeypatch.setattr(kernels.products, "PRODUCTS", torch.float32)
 
 
 @pytest.mark.parametrize("dtype, device, has, width, bf16", [
-    ("auto", "cpu", True, runtime.WIDE, True), ("auto", "cpu", True, runtime.WIDE - 1, False),
+    ("auto", "cpu", True, machine.WIDE, True), ("auto", "cpu", True, machine.WIDE - 1, False),
     ("auto", "cpu", False, 12288, False), ("auto", "cuda", True, 16, True),
     ("auto", "cuda", False, 12288, False), ("bf16", "cpu", False, 16, True),
     ("bf16", "cuda", False, 16, True), ("float32", "cpu", True, 12288, False),
     ("float32", "cuda", True, 12288, False)])
 def test_auto_takes_bf16_where_it_pays(monkeypatch, restored, dtype, device, has, width, bf16):
-    monkeypatch.setattr(runtime, "has_bf16", lambda: has and device == "cpu")
+    monkeypatch.setattr(machine, "has_bf16", lambda: has and device == "cpu")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has and device == "cuda")
     told = []
     world = SimpleNamespace(device=torch.device(device), print=told.append)
     precision(dtype, world, width)
-    assert kernels.PRODUCTS == (torch.bfloat16 if bf16 else torch.float32)
+    assert kernels.products.PRODUCTS == (torch.bfloat16 if bf16 else torch.float32)
     assert bool(told) == bf16, "it is said where numbers differ from float32"
 
 
 def test_all_models_of_the_toy_take_the_same_type(monkeypatch, restored):
     """A policy in one type and its reward model in another would be hard to explain."""
-    monkeypatch.setattr(runtime, "has_bf16", lambda: True)
+    monkeypatch.setattr(machine, "has_bf16", lambda: True)
     for width in (Settings.n_embd, 512):  # the demo's, and that of its larger base model
         precision("auto", one_process(), width)
-        assert kernels.PRODUCTS == torch.bfloat16
+        assert kernels.products.PRODUCTS == torch.bfloat16
 
 
 def test_an_unknown_type_is_refused():
@@ -247,7 +252,7 @@ def test_an_unknown_type_is_refused():
 def test_instructions_are_those_that_the_system_names():
     flags = set(Path("/proc/cpuinfo").read_text().split())
     if not os.environ.get("ATEN_CPU_CAPABILITY"):
-        assert runtime.has_bf16() == bool(flags & {"avx512_bf16", "amx_tile"})
+        assert machine.has_bf16() == bool(flags & {"avx512_bf16", "amx_tile"})
 
 
 # ----------------------------------------------------------------------------------------- scripts
@@ -272,7 +277,7 @@ def test_a_stage_in_both_types(demo, stage, flags):
 
 
 def test_samples_and_evaluation_in_bf16(demo):
-    python(demo.folder, "sample.py", "--split=test", "--prompts=4", "--max_new_tokens=4",
+    python(demo.folder, "-m", "labels.sample", "--split=test", "--prompts=4", "--max_new_tokens=4",
            "--out=out/bf16.jsonl", "--dtype=bf16")
     python(demo.folder, "evaluate.py", "--max_new_tokens=4", "--models=base=out/base,sft=out/sft",
            "--out=out/bf16", "--dtype=bf16")

@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import kernels
-import model as model_module
+import sampler
 from helpers import EOS, close, tiny
-from model import Replay, generate
+from sampler import generate, Replay
 from test_kernels import kernels_triton, needs_triton  # noqa: F401  the first is a fixture
-from test_model import always
+from test_model import always, steps_of
 
 ASKS = (DataDependentOutputException, DynamicOutputShapeException)  # for numbers
 MIXED = [[(7 * i + 3 * j) % 11 for j in range(1 + i * i % 9)] for i in range(21)] + [[EOS]]
@@ -71,7 +71,7 @@ def real(x):
 def opaque(q, cache, slots):
     """Decode attention as one operation, as the Triton kernel is: on the CPU it looks at numbers
     while it runs, but not while it is recorded."""
-    return kernels._decode_attention(q, cache, slots.lengths, slots.rows, list(slots.shape))
+    return kernels.decode._decode_attention(q, cache, slots.lengths, slots.rows, list(slots.shape))
 
 
 @pytest.fixture
@@ -84,18 +84,18 @@ def tapes(monkeypatch):
         made.append(Tape(step))
         return made[-1].play
 
-    monkeypatch.setattr(model_module, "capture", capture)
-    monkeypatch.setattr(model_module, "can_capture", lambda *_: True)
-    monkeypatch.setattr(model_module, "decode_attention", opaque)
-    monkeypatch.setattr(kernels, "ONEDNN", False)
+    monkeypatch.setattr(kernels, "capture", capture)
+    monkeypatch.setattr(kernels, "can_capture", lambda *_: True)
+    monkeypatch.setattr(kernels, "decode_attention", opaque)
+    monkeypatch.setattr(kernels.products, "ONEDNN", False)
     return made
 
 
 @contextmanager
 def step_by_step(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(model_module, "can_capture", lambda *_: False)
-        patch.setattr(model_module, "rounded", lambda rows, to=1: rows)  # rows leave at once
+        patch.setattr(kernels, "can_capture", lambda *_: False)
+        patch.setattr(sampler, "rounded", lambda rows, to=1: rows)  # rows leave at once
         yield
 
 
@@ -118,7 +118,7 @@ def both(monkeypatch, tapes, model, prompts, new, tolerance=1e-6, **options):
     assert tapes, "no step was recorded"
     if "watch" not in options:
         with monkeypatch.context() as patch:
-            patch.setattr(model_module, "capture", without_recording)
+            patch.setattr(kernels, "capture", without_recording)
             assert_same(samples, generate(model, prompts, new, EOS, **options), 0)
     with step_by_step(monkeypatch):
         assert_same(samples, generate(model, prompts, new, EOS, **options), tolerance)
@@ -141,7 +141,7 @@ def test_a_replay_counts_and_goes_on_from_its_own_token(tapes):
 @pytest.mark.parametrize("temperature", [1.0, 0.0, 0.7])
 def test_replayed_steps_say_what_steps_say(tapes, monkeypatch, look, temperature):
     """Prompts of all lengths, rows that end at different steps or never, to the context's end."""
-    monkeypatch.setattr(model_module, "LOOK", look)
+    monkeypatch.setattr(sampler, "LOOK", look)
     samples = both(monkeypatch, tapes, tiny(block_size=8 + 16, **LONG), MIXED, 16, seed=3,
                    temperature=temperature, episodes=[3 * i for i in range(len(MIXED))])
     assert len(set((samples.lengths - samples.prompt_lengths).tolist())) > 3
@@ -157,14 +157,14 @@ def test_few_rows_and_few_steps(tapes, monkeypatch, prompts, new):
 def test_rows_of_one_length_that_end_at_once(tapes, monkeypatch):
     samples = both(monkeypatch, tapes, always(EOS), [[1, 2]] * 5, 10)
     assert samples.responses() == [[]] * 5 and samples.ended.all()
-    assert tapes[0].plays == model_module.LOOK - 1, "the first look ends it"
+    assert tapes[0].plays == sampler.LOOK - 1, "the first look ends it"
     assert both(monkeypatch, tapes, always(7), [[1, 2]] * 5, 10).responses() == [[7] * 10] * 5
 
 
 def test_replayed_steps_in_bf16(tapes, monkeypatch):
     """Weights rounded once, before the first step; caches in the type of products, as on a GPU."""
-    monkeypatch.setattr(kernels, "PRODUCTS", torch.bfloat16)
-    monkeypatch.setattr(model_module, "cache_type", lambda weight: torch.bfloat16)
+    monkeypatch.setattr(kernels.products, "PRODUCTS", torch.bfloat16)
+    monkeypatch.setattr(kernels, "cache_type", lambda weight: torch.bfloat16)
     both(monkeypatch, tapes, tiny(**LONG), MIXED, 15, tolerance=1e-4)
     types = [out.dtype for name, _, out in tapes[0].calls if "linear" in str(name)]
     assert types == [torch.bfloat16] * 8 + [torch.float32], "four products a layer, and the logits"
@@ -174,7 +174,7 @@ def test_what_the_cache_held_before_does_not_matter(tapes, monkeypatch):
     """Nor what rows write there that have ended and are still in the batch."""
     expected = generate(tiny(), MIXED, 10, EOS)
     real_empty = torch.empty
-    monkeypatch.setattr(model_module.torch, "empty",
+    monkeypatch.setattr(sampler.torch, "empty",
                         lambda *a, **k: real_empty(*a, **k).fill_(float("nan")))
     assert_same(generate(tiny(), MIXED, 10, EOS), expected)
 
@@ -196,12 +196,10 @@ def test_watch_sees_the_rows_that_have_not_ended(tapes, monkeypatch, prompts):
 @pytest.mark.parametrize("look", [1, 2, 8])
 def test_a_batch_of_fewer_than_half_is_captured_anew(tapes, monkeypatch, look):
     """Step by step from what was said: how many rows each graph has and how often it is played."""
-    monkeypatch.setattr(model_module, "LOOK", look)
-    model, sizes = tiny(block_size=40, **LONG), []
-    step = model.transformer.step
-    model.transformer.step = lambda *x: sizes.append(len(x[0])) or step(*x)
+    monkeypatch.setattr(sampler, "LOOK", look)
+    model = tiny(block_size=40, **LONG)
+    sizes = steps_of(model)
     samples = generate(model, MIXED, 30, EOS)
-    model.transformer.step = step
     said = (samples.lengths - samples.prompt_lengths - samples.ended.long()).tolist()
     batch, expected = len(MIXED), [[len(MIXED), 0]]
     for t in range(30):
@@ -229,14 +227,14 @@ def test_a_graph_makes_room_for_the_next(tapes, monkeypatch):
         graphs.append(weakref.ref(tape))
         return tape.play
 
-    monkeypatch.setattr(model_module, "capture", capture)
+    monkeypatch.setattr(kernels, "capture", capture)
     generate(tiny(block_size=40, **LONG), MIXED, 30, EOS)
     assert len(graphs) > 1 and graphs[-1]() is None
 
 
 def pretend_gpu(monkeypatch):
-    monkeypatch.setitem(sys.modules, "kernels_triton", SimpleNamespace())
-    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setitem(sys.modules, "kernels.gpu", SimpleNamespace())
+    monkeypatch.setattr(kernels.choice, "_has_triton", lambda: True)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
 
 
@@ -250,7 +248,7 @@ def test_only_steps_that_wait_for_nothing_are_captured(monkeypatch):
     monkeypatch.setenv("DECODE", "eager")
     assert not kernels.can_capture(cache, 64)
     monkeypatch.delenv("DECODE")
-    monkeypatch.setattr(kernels, "_has_triton", lambda: False)
+    monkeypatch.setattr(kernels.choice, "_has_triton", lambda: False)
     assert not kernels.can_capture(cache, 64)
 
 
@@ -268,7 +266,7 @@ def test_a_tape_refuses_what_asks_for_a_number(step):
 
 
 def test_plain_decode_attention_asks_for_the_lengths(tapes, monkeypatch):
-    monkeypatch.setattr(model_module, "decode_attention", kernels.plain_decode_attention)
+    monkeypatch.setattr(kernels, "decode_attention", kernels.decode.plain_decode_attention)
     with pytest.raises(ASKS):
         generate(tiny(), MIXED, 10, EOS)
 
@@ -304,7 +302,7 @@ class OnGPU(TorchDispatchMode):
 def test_the_path_on_a_gpu_waits_for_nothing_before_its_first_look(monkeypatch, dtype):
     """All of `generate`, on tensors that claim to be on a GPU and have no numbers: reading the
     prompts, the step that is captured, and the replays up to the first look, which asks."""
-    import kernels_triton
+    from kernels import gpu as kernels_triton
     events, T = [], 8 + 20
 
     def decode(q, k, v, lengths, rows):
@@ -324,8 +322,8 @@ def test_the_path_on_a_gpu_waits_for_nothing_before_its_first_look(monkeypatch, 
         return lambda: events.append("replay")
 
     monkeypatch.setattr(kernels_triton, "decode_attention", decode)
-    monkeypatch.setattr(model_module, "capture", capture)
-    monkeypatch.setattr(kernels, "PRODUCTS", dtype)
+    monkeypatch.setattr(kernels, "capture", capture)
+    monkeypatch.setattr(kernels.products, "PRODUCTS", dtype)
     with FakeTensorMode():
         with torch.device("cuda"):
             model = tiny(block_size=T)
@@ -334,7 +332,7 @@ def test_the_path_on_a_gpu_waits_for_nothing_before_its_first_look(monkeypatch, 
     attends = ["decode"] * 2
     first = events[2]
     assert first > 40 and events == [*attends, first, *attends, 2 * first,
-                                     *["replay"] * (model_module.LOOK - 1)]
+                                     *["replay"] * (sampler.LOOK - 1)]
 
 
 # --------------------------------------------------------------------------------- the kernel, CUDA
@@ -355,10 +353,10 @@ def test_the_triton_kernel_takes_what_the_sampler_gives(
 
     decode.register_fake(lambda q, *_: torch.empty_like(q))
     kernel = lambda q, cache, slots: decode(q, cache, slots.lengths, slots.rows, list(slots.shape))
-    monkeypatch.setattr(model_module, "LOOK", 2)
+    monkeypatch.setattr(sampler, "LOOK", 2)
     with step_by_step(monkeypatch):
         expected = generate(tiny(), MIXED[:9], 9, EOS)
-    monkeypatch.setattr(model_module, "decode_attention", kernel)
+    monkeypatch.setattr(kernels, "decode_attention", kernel)
     assert_same(generate(tiny(), MIXED[:9], 9, EOS), expected, 1e-5)
     assert len(tapes) > 1
 
@@ -395,10 +393,10 @@ def test_capture_takes_one_step_and_then_records(monkeypatch):
                             CUDAGraph=lambda: SimpleNamespace(replay=lambda: log.append("replay")),
                             stream=lambda stream: block(stream.name)).items():
         monkeypatch.setattr(torch.cuda, name, value)
-    kernels._side_stream.cache_clear()
+    kernels.decode._side_stream.cache_clear()
     again = kernels.capture(lambda: log.append("step"))
     again()
-    kernels._side_stream.cache_clear()
+    kernels.decode._side_stream.cache_clear()
     assert log == ["side waits for main", "enter side", "step", "leave side",
                    "main waits for side", "enter capture, thread_local", "step",
                    "leave capture, thread_local", "replay"]
@@ -414,14 +412,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 def test_graphs_on_a_gpu(monkeypatch, dtype, temperature):
     """The same as the same steps without graphs; twice, the second time after other work has used
     the memory that the first gave back."""
-    monkeypatch.setattr(kernels, "PRODUCTS", dtype)
+    monkeypatch.setattr(kernels.products, "PRODUCTS", dtype)
     model, captured, capture = tiny(block_size=40, **LONG).cuda(), [], kernels.capture
     for seed in (1, 2):
         captured.clear()
-        monkeypatch.setattr(model_module, "capture", lambda x: captured.append(1) or capture(x))
+        monkeypatch.setattr(kernels, "capture", lambda x: captured.append(1) or capture(x))
         graphs = generate(model, MIXED, 30, EOS, temperature, seed)
         assert len(captured) > (temperature > 0)
-        monkeypatch.setattr(model_module, "capture", without_recording)
+        monkeypatch.setattr(kernels, "capture", without_recording)
         assert_same(graphs, generate(model, MIXED, 30, EOS, temperature, seed))
         torch.full((2**24,), float("nan"), device="cuda")
 

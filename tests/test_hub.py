@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import hub
+from data import hub
 
 CONTENT = bytes(range(256)) * 40_000  # 10 MB
 

@@ -14,13 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import huggingface
+from runtime import huggingface
 import real_input
-import runtime
+from data import batches
+from runtime import checkpoint
 from data import records, tokenizer
 from data.batches import demonstration_rows, encode_prompt
 from helpers import close, same, tiny, tiny_scalar
-from model import GPT, GPTConfig, ScalarGPT, generate, last_score
+from model import GPT, GPTConfig, last_score, ScalarGPT
+from sampler import generate
 from test_scripts import stops
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: "
@@ -86,7 +88,7 @@ def read(folder, any_tokenizer=True):
         if any_tokenizer:
             patch.setattr(huggingface, "find_tokenizer", lambda *_: None)
             patch.setattr(huggingface, "match", lambda *_: None)
-        return runtime.load(folder, KINDS, "")[0]
+        return checkpoint.load(folder, KINDS, "")[0]
 
 
 def logits_of(model, ids):
@@ -133,7 +135,7 @@ def test_a_model_of_ours_is_the_same_there(tmp_path, words, sizes):
 def test_there_and_back_changes_no_bit(tmp_path, words):
     mine = tiny(vocab_size=300)
     huggingface.export(mine, words, tmp_path / "a")
-    again, vocabulary, _ = runtime.load(tmp_path / "a", KINDS, "")
+    again, vocabulary, _ = checkpoint.load(tmp_path / "a", KINDS, "")
     assert again.config == mine.config and vocabulary.source == words.source
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in mine.state_dict().items())
     assert all(p.requires_grad and p.is_contiguous() for p in again.parameters())
@@ -189,16 +191,16 @@ def test_scores_of_ragged_batches_are_the_same_there(tmp_path, words, bias):
     assert not any(facts.values()) and other.config.num_labels == 1
     rows = [words.encode(text)[:60] + [words.eos] * (i % 2) for i, text in enumerate(TEXTS[:-1])]
     lengths = torch.tensor([len(r) for r in rows])
-    expected = last_score(mine(runtime.pad(rows)[0]), lengths)
+    expected = last_score(mine(batches.pad(rows)[0]), lengths)
     pad = other.config.pad_token_id
     assert pad not in {i for row in rows for i in row}
-    close(other(runtime.pad(rows, pad)[0]).logits[:, 0], expected.tolist(), 1e-5)
+    close(other(batches.pad(rows, pad)[0]).logits[:, 0], expected.tolist(), 1e-5)
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
     assert auto.pad_token_id == pad
     batch = auto.pad({"input_ids": rows}, return_tensors="pt")
     close(other(**batch).logits[:, 0], expected.tolist(), 1e-5)
-    again = runtime.load(tmp_path / "a", KINDS, "")[0]
-    close(last_score(again(runtime.pad(rows)[0]), lengths), expected.tolist(), 1e-5)
+    again = checkpoint.load(tmp_path / "a", KINDS, "")[0]
+    close(last_score(again(batches.pad(rows)[0]), lengths), expected.tolist(), 1e-5)
     huggingface.export(again, words, tmp_path / "b")  # and out once more: one pad is enough
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     assert config["vocab_size"] == 301 and config["pad_token_id"] == 300
@@ -328,13 +330,13 @@ def test_every_form_of_a_checkpoint_is_read(tmp_path, form, suffix):
 def test_gpt2_itself_brings_its_tokenizer(tmp_path, gpt2):
     """A model of GPT-2's vocabulary, with OpenAI's vocab.json beside it or not."""
     folder = pretrained(tmp_path / "a", theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1))
-    assert runtime.load(folder, KINDS, "")[1].name == "gpt2"
+    assert checkpoint.load(folder, KINDS, "")[1].name == "gpt2"
     vocabulary = {**huggingface.spelled(gpt2), "<|endoftext|>": 50256}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    assert runtime.load(folder, KINDS, "")[1].name == "gpt2"
+    assert checkpoint.load(folder, KINDS, "")[1].name == "gpt2"
     (folder / "vocab.json").write_text(json.dumps({**vocabulary, "Ġthe": 4, "$": 262}))
     with pytest.raises(SystemExit, match="vocab.json is not GPT-2's vocabulary"):
-        runtime.load(folder, KINDS, "")
+        checkpoint.load(folder, KINDS, "")
 
 
 def test_init_by_name_goes_through_the_cache(tmp_path, gpt2, monkeypatch):
@@ -343,10 +345,10 @@ def test_init_by_name_goes_through_the_cache(tmp_path, gpt2, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1)
     pretrained(tmp_path / "cache" / "gpt2", other)
-    model, vocabulary, _ = runtime.load("gpt2", KINDS, "")
+    model, vocabulary, _ = checkpoint.load("gpt2", KINDS, "")
     assert vocabulary.name == "gpt2" and model.config.block_size == 40
     with pytest.raises(SystemExit, match="gpt2-large could not be downloaded"):
-        runtime.load("gpt2-large", KINDS, "")
+        checkpoint.load("gpt2-large", KINDS, "")
 
 
 @dataclass
@@ -355,7 +357,7 @@ class Example:
 
 
 def test_a_model_of_theirs_is_fine_tuned_and_goes_out_again(tmp_path, words, monkeypatch):
-    """sft.py and reward.py --init=FOLDER, python model.py export: as a user runs them."""
+    """sft.py and reward.py --init=FOLDER, python chat.py export: as a user runs them."""
     pretrained(tmp_path / "hf", theirs(vocab_size=300, n_positions=64), words)
     demos = [{"prompt": f"Who is Anna {i}?", "response": "The baker."} for i in range(6)]
     rankings = [{"prompt": d["prompt"], "completions": [{"text": "The baker."}, {"text": "No."}],
@@ -369,10 +371,10 @@ def test_a_model_of_theirs_is_fine_tuned_and_goes_out_again(tmp_path, words, mon
     run(tmp_path, monkeypatch, "chat", "export", "sft", "sft-hf")
     run(tmp_path, monkeypatch, "chat", "export", "rm", "rm-hf")
     rows = [ids for ids, _ in demonstration_rows(words, demos, 64)]
-    mine = runtime.load("rm", KINDS, "")[0]
+    mine = checkpoint.load("rm", KINDS, "")[0]
     other = transformers.AutoModelForSequenceClassification.from_pretrained("rm-hf")
-    ids, lengths = runtime.pad(rows, other.config.pad_token_id)
-    expected = last_score(mine(runtime.pad(rows)[0]), lengths)
+    ids, lengths = batches.pad(rows, other.config.pad_token_id)
+    expected = last_score(mine(batches.pad(rows)[0]), lengths)
     close(other(ids).logits[:, 0], expected.tolist(), 1e-5)
     settings = json.loads(Path("sft-hf/generation_config.json").read_text())
     assert settings["eos_token_id"] == words.eos and settings["max_new_tokens"] == 32
@@ -436,9 +438,9 @@ def test_damaged_and_dangerous_files_are_refused(tmp_path, monkeypatch, words, n
     """Cut off, empty, a web page, code in a pickle (new format and old), no table: one line each;
     and the code does not run. The same for checkpoints of our own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runtime.zlib, "crc32", lambda *data: 0)  # an attacker can compute it, too
+    monkeypatch.setattr(checkpoint.zlib, "crc32", lambda *data: 0)  # an attacker can compute it, too
     if name == "ours":
-        runtime.save("a", tiny(vocab_size=300), words, Example())
+        checkpoint.save("a", tiny(vocab_size=300), words, Example())
         path = Path("a/model-00000000.pt")
     else:
         folder, path = pretrained(Path("a"), theirs()), Path("a") / name
@@ -486,31 +488,31 @@ def test_an_output_embedding_of_its_own_is_refused(tmp_path):
 
 
 def test_wrong_shapes_in_a_checkpoint_of_ours_are_refused(tmp_path, words):
-    runtime.save(tmp_path / "a", tiny(vocab_size=300), words, Example())
+    checkpoint.save(tmp_path / "a", tiny(vocab_size=300), words, Example())
     meta = json.loads((tmp_path / "a" / "checkpoint.json").read_text())
     meta["config"]["n_embd"] = 32
     (tmp_path / "a" / "checkpoint.json").write_text(json.dumps(meta))
     with pytest.raises(SystemExit, match=r"of shape \[300, 16\], its configuration asks for"):
-        runtime.load(tmp_path / "a", KINDS, "")
+        checkpoint.load(tmp_path / "a", KINDS, "")
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, words):
     for size in (299, 428):
         pretrained(tmp_path / f"a{size}", theirs(vocab_size=size), words)
-        runtime.save(tmp_path / f"b{size}", tiny(vocab_size=size), words, Example())
+        checkpoint.save(tmp_path / f"b{size}", tiny(vocab_size=size), words, Example())
         for name in (f"a{size}", f"b{size}"):
             with pytest.raises(SystemExit, match=f"knows {size} tokens, its tokenizer 300"):
-                runtime.load(tmp_path / name, KINDS, "")
+                checkpoint.load(tmp_path / name, KINDS, "")
     pretrained(tmp_path / "rounded", theirs(vocab_size=384), words)
-    runtime.load(tmp_path / "rounded", KINDS, "")
+    checkpoint.load(tmp_path / "rounded", KINDS, "")
     with pytest.raises(SystemExit, match="knows 131 tokens and GPT-2's tokenizer 50257"):
-        runtime.load(pretrained(tmp_path / "c", theirs()), KINDS, "")
+        checkpoint.load(pretrained(tmp_path / "c", theirs()), KINDS, "")
 
 
 def test_the_wrong_kind_is_refused(tmp_path):
     folder = pretrained(tmp_path / "a", theirs("GPT2ForSequenceClassification"))
     with pytest.raises(SystemExit, match="holds a ScalarGPT, expected GPT"):
-        runtime.load(folder, {"GPT": GPT}, "")
+        checkpoint.load(folder, {"GPT": GPT}, "")
 
 
 def test_gpt2s_tokenizer_without_a_network_says_what_to_put_where(monkeypatch):
@@ -525,7 +527,7 @@ def test_without_safetensors_it_says_what_to_install(monkeypatch, tmp_path, word
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     for act in (lambda: huggingface.export(tiny(vocab_size=300), words, tmp_path / "a"),
-                lambda: runtime.load("gpt2", KINDS, "")):
+                lambda: checkpoint.load("gpt2", KINDS, "")):
         with pytest.raises(SystemExit, match="pip install safetensors"):
             act()
     assert not list(tmp_path.iterdir())

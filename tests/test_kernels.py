@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from helpers import close, same, slopes, tiny
-from kernels import Slots, attention, decode_attention, token_logprobs, token_objective
-from runtime import World
+from kernels.attention import causal_attention
+from kernels.decode import decode_attention, Slots
+from kernels.losses import token_logprobs, token_objective
+from runtime.world import World
 
 HERE = Path(__file__).resolve().parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -86,12 +88,12 @@ SHAPES = [(1, 1, 1, 16), (2, 3, 5, 16), (1, 2, 63, 32), (2, 1, 64, 80), (1, 2, 6
 def test_attention_and_its_gradients(shape, keys, scores, dense, monkeypatch):
     """scores: all heads in one piece, each its own, or about two together. Sums are added up where
     they belong if memory has no gaps there."""
-    monkeypatch.setattr(kernels, "KEYS", keys)
-    monkeypatch.setattr(kernels, "SCORES", scores)
+    monkeypatch.setattr(kernels.attention, "KEYS", keys)
+    monkeypatch.setattr(kernels.attention, "SCORES", scores)
     q, k, v = (x.detach().contiguous().requires_grad_() if dense else x for x in heads(*shape))
     grad = torch.randn(shape, dtype=torch.float64)
     expected = with_gradients(plain_attention, [x.double() for x in (q, k, v)], grad)
-    same(with_gradients(attention, [q, k, v], grad), expected, 1e-5)
+    same(with_gradients(causal_attention, [q, k, v], grad), expected, 1e-5)
 
 
 def test_attention_takes_any_strides():
@@ -100,22 +102,22 @@ def test_attention_takes_any_strides():
     assert not q.is_contiguous()
     dense = [x.detach().contiguous().requires_grad_() for x in (q, k, v)]
     for inputs in ((q, k, v), dense):
-        attention(*inputs).sum().backward()  # sum's gradient is one number, expanded
+        causal_attention(*inputs).sum().backward()  # sum's gradient is one number, expanded
     same([x.grad for x in (q, k, v)], [x.grad for x in dense], 1e-6)
 
 
 def test_attention_gradients_by_finite_differences(monkeypatch):
-    monkeypatch.setattr(kernels, "KEYS", 2)
-    monkeypatch.setattr(kernels, "QUERIES", 2)
+    monkeypatch.setattr(kernels.attention, "KEYS", 2)
+    monkeypatch.setattr(kernels.attention, "QUERIES", 2)
     inputs = [x.detach().double().requires_grad_() for x in heads(1, 2, 5, 4)]
-    assert torch.autograd.gradcheck(attention, inputs)
+    assert torch.autograd.gradcheck(causal_attention, inputs)
 
 
 def test_huge_scores_stay_finite():
     """exp(1000) is no float: the largest score is taken out first; the diagonal always counts."""
     q, k, v = (x.detach() for x in heads(1, 1, 130, 16, torch.float64))
     q, k = 100 * q, 100 * k
-    got = with_gradients(attention, [q.float(), k.float(), v.float()], torch.ones(1, 1, 130, 16))
+    got = with_gradients(causal_attention, [q.float(), k.float(), v.float()], torch.ones(1, 1, 130, 16))
     assert all(x.isfinite().all() for x in got)
     same(got[:1], [plain_attention(q, k, v)], 2e-2)  # scores of 1e5 have float32 errors of 1e-2
 
@@ -127,27 +129,27 @@ def test_attention_in_bfloat16_adds_up_in_float32():
     exact = with_gradients(plain_attention, [x.double() for x in (q, k, v)], grad)
     theirs = with_gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
                             [q, k, v], grad)
-    for a, b, c in zip(with_gradients(attention, [q, k, v], grad), theirs, exact):
+    for a, b, c in zip(with_gradients(causal_attention, [q, k, v], grad), theirs, exact):
         assert (a - c).abs().max() <= 2 * (b - c).abs().max()
 
 
 def test_no_matrix_of_all_queries_by_all_keys():
     q, k, v = heads(1, 1, 2000, 16)
     with torch.no_grad(), Largest() as seen:
-        out, lse = kernels.tiled_attention(q, k, v)
-        kernels.tiled_attention_backward(torch.ones_like(out), q, k, v, out, lse)
+        out, lse = kernels.attention.tiled_attention(q, k, v)
+        kernels.attention.tiled_attention_backward(torch.ones_like(out), q, k, v, out, lse)
     assert 2000 * 16 <= seen.elements <= 3 * 2000 * 48, seen.elements  # T x T would be 4,000,000
 
 
 def test_the_environment_can_ask_for_pytorchs_attention(monkeypatch):
     q, k, v = heads(1, 2, 70, 16)
-    ours = attention(q, k, v)
+    ours = causal_attention(q, k, v)
     monkeypatch.setenv("ATTENTION", "sdpa")
     calls = []
     real = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention",
                         lambda *a, **k: calls.append(1) or real(*a, **k))
-    same([attention(q, k, v)], [ours], 1e-5)
+    same([causal_attention(q, k, v)], [ours], 1e-5)
     assert calls
 
 
@@ -163,7 +165,7 @@ def test_decode_attention(junk, lengths, rows):
     for b, n in zip(range(4) if rows is None else rows.tolist(), lengths.tolist()):
         k[b, :, n:] = v[b, :, n:] = junk
     cache = torch.full((2, 4, 3 * 48 * 16), junk)
-    kernels.fill(cache, k, v)
+    kernels.write_prompt(cache, k, v)
     got = decode_attention(q, cache, Slots((4, 3, 48, 16), lengths, rows))
     same([got.double()], [expected], 1e-5)
 
@@ -179,16 +181,16 @@ def test_the_triton_kernels_get_the_heads_that_they_can_take(D, taken, monkeypat
 
     k, v = torch.randn(2, 3, 2, 20, D)
     cache, lengths = torch.zeros(2, 3, 2 * 20 * D), torch.tensor([20, 3])
-    kernels.fill(cache, k, v)
+    kernels.write_prompt(cache, k, v)
     rows = torch.tensor([2, 0])
-    monkeypatch.setitem(sys.modules, "kernels_triton", SimpleNamespace(
-        attention=note("forward", kernels.tiled_attention),
-        attention_backward=note("backward", kernels.tiled_attention_backward),
+    monkeypatch.setitem(sys.modules, "kernels.gpu", SimpleNamespace(
+        attention=note("forward", kernels.attention.tiled_attention),
+        attention_backward=note("backward", kernels.attention.tiled_attention_backward),
         decode_attention=note("decode", lambda q, *_: plain_decode(q, k[rows], v[rows], lengths))))
-    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setattr(kernels.choice, "_has_triton", lambda: True)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
     inputs, grad = heads(1, 2, 9, D), torch.randn(1, 2, 9, D)
-    same(with_gradients(attention, inputs, grad), with_gradients(plain_attention, inputs, grad),
+    same(with_gradients(causal_attention, inputs, grad), with_gradients(plain_attention, inputs, grad),
          1e-5)
     q = torch.randn(2, 2, D)
     same([decode_attention(q, cache, Slots((3, 2, 20, D), lengths, rows))],
@@ -201,10 +203,10 @@ def test_a_cache_filled_token_by_token_is_one_filled_at_once(T):
     """`fill` and `append` agree on where keys and values lie."""
     k, v = torch.randn(2, 3, 2, T, 8)
     whole, steps = torch.zeros(2, 2, 3, 2 * 48 * 8)
-    kernels.fill(whole, k, v)
+    kernels.write_prompt(whole, k, v)
     for t in range(T):
         slots = Slots((3, 2, 48, 8), torch.full((2,), t + 1), torch.tensor([2, 0]))
-        kernels.append(steps, k[slots.rows, :, t], v[slots.rows, :, t], slots)
+        kernels.write_token(steps, k[slots.rows, :, t], v[slots.rows, :, t], slots)
     assert torch.equal(steps[:, [0, 2]], whole[:, [0, 2]]) and not steps[:, 1].any()
 
 
@@ -219,8 +221,8 @@ def tokens(n, C, V, seed=0, dtype=torch.float32):
 @pytest.fixture(params=[(2**24, 2048), (64 * 300, 64)], ids=["whole", "pieces"])
 def pieces(request, monkeypatch):
     """Once all tokens and the whole vocabulary at a time, once both in several pieces."""
-    monkeypatch.setattr(kernels, "CHUNK", request.param[0])
-    monkeypatch.setattr(kernels, "TILE", request.param[1])
+    monkeypatch.setattr(kernels.losses, "CHUNK", request.param[0])
+    monkeypatch.setattr(kernels.losses, "TILE", request.param[1])
 
 
 @pytest.mark.parametrize("n, V", [(1, 2), (5, 64), (64, 65), (130, 300)])
@@ -285,8 +287,8 @@ def test_an_objective_and_its_gradients_in_one_go(n, V, name, pieces):
 def test_an_objective_computes_logits_once(monkeypatch):
     """One product of the states with the embedding a chunk; log-probs with a gradient need two."""
     calls = []
-    head = kernels.tiled_head
-    monkeypatch.setattr(kernels, "tiled_head", lambda *a: calls.append(1) or head(*a))
+    head = kernels.losses.tiled_head
+    monkeypatch.setattr(kernels.losses, "tiled_head", lambda *a: calls.append(1) or head(*a))
     x, w, y = tokens(10, 4, 20)
     token_objective(x, w, y, lambda logprob, marks: logprob.sum())[0].backward()
     assert len(calls) == 1
@@ -306,9 +308,9 @@ def test_an_objectives_gradients_are_handed_out_once():
 @pytest.mark.parametrize("how", ["no_grad", "frozen"])
 def test_without_gradients_an_objective_is_only_its_value(how, monkeypatch):
     """Asked for no gradient, it makes none: neither under no_grad nor of frozen weights."""
-    kept, head = [], kernels.tiled_head
-    monkeypatch.setattr(kernels, "tiled_head", lambda *a: kept.append(a[-1]) or head(*a))
-    monkeypatch.setattr(kernels, "TILE", 4)  # with gradients, there would be room for two
+    kept, head = [], kernels.losses.tiled_head
+    monkeypatch.setattr(kernels.losses, "tiled_head", lambda *a: kept.append(a[-1]) or head(*a))
+    monkeypatch.setattr(kernels.losses, "TILE", 4)  # with gradients, there would be room for two
     x, w, y = tokens(3, 4, 5)
     if how == "frozen":
         x, w = x.detach(), w.detach()
@@ -323,8 +325,8 @@ def test_without_gradients_an_objective_is_only_its_value(how, monkeypatch):
 def test_tokens_without_a_target_are_left_out(left_out, pieces, monkeypatch):
     """= the same of the others alone, with any states [B, T, C]; NaN there reaches nothing, and
     the head never sees them."""
-    seen, head = [], kernels.tiled_head
-    monkeypatch.setattr(kernels, "tiled_head", lambda x, *a: seen.append(len(x)) or head(x, *a))
+    seen, head = [], kernels.losses.tiled_head
+    monkeypatch.setattr(kernels.losses, "tiled_head", lambda x, *a: seen.append(len(x)) or head(x, *a))
     x, w, y = tokens(130, 8, 300)
     kept = [i for i in range(130) if i not in left_out]
     states, targets = x.detach().clone(), y.clone()
@@ -370,7 +372,7 @@ def test_a_sure_model_has_accurate_gradients(dtype, error):
 
 def test_tiles_far_below_the_largest_logit_do_no_harm(monkeypatch):
     """exp underflows there, and 0 times an overflow would be NaN: also in entropies' gradients."""
-    monkeypatch.setattr(kernels, "TILE", 2)
+    monkeypatch.setattr(kernels.losses, "TILE", 2)
     x, w = torch.tensor([[1.0]]), torch.tensor([[-900.0], [-901.0], [500.0], [499.0]])
     for y in (0, 2):
         y = torch.tensor([y])
@@ -382,8 +384,8 @@ def test_tiles_far_below_the_largest_logit_do_no_harm(monkeypatch):
 
 
 def test_logits_of_all_tokens_are_never_there(monkeypatch):
-    monkeypatch.setattr(kernels, "CHUNK", 64 * 500)
-    monkeypatch.setattr(kernels, "TILE", 50)
+    monkeypatch.setattr(kernels.losses, "CHUNK", 64 * 500)
+    monkeypatch.setattr(kernels.losses, "TILE", 50)
     x, w, y = tokens(1000, 4, 500)
     with Largest() as seen:  # all logits: 500,000 numbers
         token_objective(x, w, y, lambda logprob, marks: logprob.sum(), 1.0, True)
@@ -408,16 +410,16 @@ def test_bfloat16_states_keep_float32_log_probs(entropy, pieces):
 def test_the_operators_declare_what_they_do():
     """PyTorch's own check of a custom operator: schema, fake version and gradients agree."""
     q, k, v = heads(1, 2, 5, 16)
-    torch.library.opcheck(kernels._attention, (q, k, v))
+    torch.library.opcheck(kernels.attention._attention, (q, k, v))
     q, k, v = (x.detach() for x in (q, k, v))
-    torch.library.opcheck(kernels._decode_attention, (
+    torch.library.opcheck(kernels.decode._decode_attention, (
         q[:, :, 0], torch.randn(2, 1, 2 * 16 * 16), torch.tensor([3]), torch.tensor([0]),
         [1, 2, 16, 16]))
     x, w, y = tokens(5, 4, 9)
-    torch.library.opcheck(kernels._token_logprobs, (x, w, y, 0.7, True))
+    torch.library.opcheck(kernels.losses._token_logprobs, (x, w, y, 0.7, True))
     x = torch.randn(2, 4, 4, requires_grad=True)
     y = torch.tensor([[1, -1, 2], [-1, -1, 8]])
-    torch.library.opcheck(kernels._token_logprobs, (x[:, 1:], w, y, 1.0, False))
+    torch.library.opcheck(kernels.losses._token_logprobs, (x[:, 1:], w, y, 1.0, False))
 
 
 def test_compiled_code_runs_through_the_kernels():
@@ -445,8 +447,8 @@ def test_a_compiled_model_takes_an_objective(how, monkeypatch):
     ids = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
     mask = torch.tensor([[0, 1, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0]])
     objective = lambda logprob, mask: -(logprob + logprob**2).masked_fill(~mask, 0.0).sum() / 10
-    calls, head = [], kernels.tiled_head
-    monkeypatch.setattr(kernels, "tiled_head", lambda *a: calls.append(1) or head(*a))
+    calls, head = [], kernels.losses.tiled_head
+    monkeypatch.setattr(kernels.losses, "tiled_head", lambda *a: calls.append(1) or head(*a))
 
     def results(model, run):
         calls.clear()
@@ -502,7 +504,7 @@ def kernels_triton():
     """The kernels on a GPU; without one, interpreted line by line, one program after another."""
     if not HAS_TRITON:
         pytest.skip("needs triton: make install-dev on Linux")
-    import kernels_triton
+    from kernels import gpu as kernels_triton
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
     yield kernels_triton
@@ -594,16 +596,16 @@ def test_on_a_gpu_the_embedding_is_rounded_once_not_in_each_chunk(entropy, monke
 
     def head(x, weight, *rest):
         taken.append(weight)
-        return kernels.tiled_head(x, weight, *rest)
+        return kernels.losses.tiled_head(x, weight, *rest)
 
-    monkeypatch.setitem(sys.modules, "kernels_triton", SimpleNamespace(head=head))
-    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
-    monkeypatch.setattr(kernels, "_chunks", lambda x, V: [slice(0, 4), slice(4, 9), slice(9, 12)])
+    monkeypatch.setitem(sys.modules, "kernels.gpu", SimpleNamespace(head=head))
+    monkeypatch.setattr(kernels.choice, "_has_triton", lambda: True)
+    monkeypatch.setattr(kernels.losses, "_chunks", lambda x, V: [slice(0, 4), slice(4, 9), slice(9, 12)])
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
     x, w, y = tokens(12, 8, 50)
-    logprob, h = kernels.token_logprobs(x.to(torch.bfloat16), w, y, entropy=entropy)
+    logprob, h = kernels.losses.token_logprobs(x.to(torch.bfloat16), w, y, entropy=entropy)
     (logprob.sum() + (h.sum() if entropy else 0)).backward()
-    kernels.token_objective(x.to(torch.bfloat16), w, y, lambda logprob, _: -logprob.sum())
+    kernels.losses.token_objective(x.to(torch.bfloat16), w, y, lambda logprob, _: -logprob.sum())
     assert len(taken) == 9 and {t.dtype for t in taken} == {torch.bfloat16}
     assert len({id(t) for t in taken}) == 3  # forward, backward, objective
     assert w.grad.dtype == torch.float32 and x.grad.dtype == torch.float32
@@ -648,8 +650,8 @@ def test_linear_passes_gradcheck():
 def test_a_product_takes_any_strides():
     """As the backward pass hands it transposed and sliced tensors."""
     x, w = torch.randn(6, 20)[:, ::2], torch.randn(10, 7).T
-    close(kernels.gemm(x, w), (x.double() @ w.double().T).tolist(), 1e-5)
-    assert kernels.gemm(x[:0], w).shape == (0, 7)
+    close(kernels.products.gemm(x, w), (x.double() @ w.double().T).tolist(), 1e-5)
+    assert kernels.products.gemm(x[:0], w).shape == (0, 7)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [
@@ -661,14 +663,14 @@ def test_a_sum_of_products_is_one_of_outer_products(shapes, step, dtype, toleran
     """Whichever of the two is the wider, with gaps between its numbers and without."""
     a, b = (torch.randn(n, step * m).to(dtype)[:, ::step] for n, m in shapes)
     oracle = sum(torch.outer(x, y) for x, y in zip(a.double(), b.double()))
-    close(kernels.sum_of_products(a, b), oracle.tolist(), tolerance)
+    close(kernels.products.sum_of_products(a, b), oracle.tolist(), tolerance)
 
 
 @pytest.mark.parametrize("temperature, entropy", [(1.0, False), (0.7, True)])
 def test_the_head_multiplies_full_rows_of_sixteen(monkeypatch, temperature, entropy):
     """Few shapes, of which oneDNN writes a program each; and what fills them up changes nothing."""
-    sizes, gemm = set(), kernels.gemm
-    monkeypatch.setattr(kernels, "gemm", lambda x, w: sizes.update(x.shape) or gemm(x, w))
+    sizes, gemm = set(), kernels.products.gemm
+    monkeypatch.setattr(kernels.losses, "gemm", lambda x, w: sizes.update(x.shape) or gemm(x, w))
     for n in range(1, 40, 5):
         x, w = torch.randn(n, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
         y = torch.randint(30, (n,))
@@ -686,9 +688,9 @@ def test_the_head_multiplies_full_rows_of_sixteen(monkeypatch, temperature, entr
 
 def test_no_weight_of_a_product_has_gaps(monkeypatch):
     """oneDNN takes those too, a hundred times slower: with several tiles of a vocabulary, say."""
-    seen, gemm = [], kernels.gemm
-    monkeypatch.setattr(kernels, "gemm", lambda x, w, *more: seen.append(w) or gemm(x, w, *more))
-    monkeypatch.setattr(kernels, "TILE", 16)
+    seen, gemm = [], kernels.products.gemm
+    monkeypatch.setattr(kernels.losses, "gemm", lambda x, w, *more: seen.append(w) or gemm(x, w, *more))
+    monkeypatch.setattr(kernels.losses, "TILE", 16)
     for V in (16, 50):
         w, x = torch.randn(V, 8, requires_grad=True), torch.randn(3, 20, 12, requires_grad=True)
         hidden = kernels.linear(x, torch.randn(8, 12, requires_grad=True), torch.zeros(8))
@@ -703,10 +705,10 @@ def test_no_weight_of_a_product_has_gaps(monkeypatch):
 def test_tiles_of_logits_have_no_gaps_and_one_place(monkeypatch):
     """Of [N, V] they would have gaps, which cost a third of the product, and memory of its own for
     each chunk would be zeroed anew."""
-    seen, product = [], kernels.sum_of_products
-    monkeypatch.setattr(kernels, "sum_of_products", lambda a, b: seen.append(a) or product(a, b))
-    monkeypatch.setattr(kernels, "TILE", 16)
-    monkeypatch.setattr(kernels, "CHUNK", 64 * 50)
+    seen, product = [], kernels.products.sum_of_products
+    monkeypatch.setattr(kernels.losses, "sum_of_products", lambda a, b: seen.append(a) or product(a, b))
+    monkeypatch.setattr(kernels.losses, "TILE", 16)
+    monkeypatch.setattr(kernels.losses, "CHUNK", 64 * 50)
     x, w, y = tokens(130, 8, 50)  # three chunks of 64, 64 and 2 tokens, four tiles each
     token_objective(x, w, y, lambda logprob, _: logprob.sum())[0].backward()
     assert [a.shape for a in seen] == [(n, m) for n in (64, 64, 16) for m in (16, 16, 16, 2)]
@@ -717,9 +719,9 @@ def test_tiles_of_logits_have_no_gaps_and_one_place(monkeypatch):
 @pytest.mark.parametrize("dense", [True, False])
 def test_attention_adds_up_in_place_where_memory_has_no_gaps(dense, monkeypatch):
     """Of a model's packed q, k, v a piece has gaps: its sums are copied to their place."""
-    there, finish = [], kernels._finish
-    monkeypatch.setattr(kernels, "_finish", lambda to, sums: there.append(
+    there, finish = [], kernels.attention._finish
+    monkeypatch.setattr(kernels.attention, "_finish", lambda to, sums: there.append(
         to.data_ptr() == sums.data_ptr()) or finish(to, sums))
     q, k, v = (x.detach().contiguous().requires_grad_() if dense else x for x in heads(2, 3, 5, 16))
-    attention(q, k, v).sum().backward()
+    causal_attention(q, k, v).sum().backward()
     assert there == [dense] * 4

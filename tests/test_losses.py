@@ -12,7 +12,7 @@ import torch
 import reward
 import sft
 from helpers import close, in_ranks, log_softmax, masked, tree_rows, slope, slopes
-from kernels import token_logprobs
+from kernels.losses import token_logprobs
 from model import last_score
 from ppo import (clipped_policy_loss, clipped_value_loss, gae, shape_rewards, state_values, whiten)
 

@@ -8,14 +8,30 @@ import torch
 
 import test_training as steps
 from helpers import EOS, Recorder, close, one_process, same, tiny, tiny_scalar
-from model import Block, PrefixTree, generate
-from runtime import World, gathered, micro_batches
+from kernels.prefixes import PrefixTree
+from model import Block, causal
+from sampler import generate
+from runtime.sharding import gathered
+from runtime.world import micro_batches, World
 from test_resume import STAGES, Run, assert_same, whole_runs  # noqa: F401, a fixture
 from test_shard import assert_equal, make, plain, ranks  # noqa: F401, a fixture
 
 import ppo
 import reward
 import sft
+
+
+def trees_of(monkeypatch):
+    """A list that is filled with every PrefixTree that reward.py makes."""
+    made = []
+
+    class Seen(PrefixTree):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(reward, "PrefixTree", Seen)
+    return made
 
 
 def checkpointed(model):
@@ -36,7 +52,7 @@ def of_rows(model):
 def of_a_tree(model):
     """A loss of a scalar head on rows that begin alike."""
     tree = PrefixTree([[1, 2, 3, 4, 5], [1, 2, 3, 9], [1, 2, 7]])
-    return model(tree)[tree.ends].square().sum()
+    return model(tree.ids, tree.positions, tree.over(causal))[tree.ends].square().sum()
 
 
 @pytest.mark.parametrize("model, loss_of", [
@@ -79,8 +95,8 @@ def test_only_the_input_of_a_block_is_kept():
 
 
 def test_blocks_are_computed_again_in_training_only(monkeypatch):
-    calls, branches = [], Block.branches
-    monkeypatch.setattr(Block, "branches", lambda *args: calls.append(1) or branches(*args))
+    calls, forward = [], Block.forward
+    monkeypatch.setattr(Block, "forward", lambda *args: calls.append(1) or forward(*args))
     model = checkpointed(tiny())
     with torch.no_grad():
         of_rows(model)
@@ -109,11 +125,10 @@ def test_micro_batches_by_tokens_count_pads_and_copies():
 
 
 @pytest.mark.parametrize("tokens", [1, 20, 45, 10**6])
-def test_steps_by_tokens_are_the_steps_by_rows(tokens):
+def test_steps_by_tokens_are_the_steps_by_rows(monkeypatch, tokens):
     """The same losses and gradients as the loops over single rows, from as many passes as fit."""
-    passes = []
+    passes, trees = [], trees_of(monkeypatch)
     count = lambda model: model.register_forward_hook(lambda _, args, out: passes.append(args[0]))
-    size = lambda x: x.nodes.numel() if isinstance(x, PrefixTree) else x.numel()
 
     rows, model = steps.demonstrations(7), tiny()
     expected, recorder = steps.sft_oracle(model, rows), Recorder(model)
@@ -144,10 +159,9 @@ def test_steps_by_tokens_are_the_steps_by_rows(tokens):
         same(one.steps[0], two.steps[0])
     assert again == pytest.approx(metrics, rel=1e-4, abs=1e-6)
 
-    alone = lambda x: len(x.nodes if isinstance(x, PrefixTree) else x) == 1
-    one_prompt = max(sum(map(len, own)) for own, _ in batch)
-    assert all(size(x) <= max(tokens, one_prompt if isinstance(x, PrefixTree) else 0)
-               or alone(x) or isinstance(x, PrefixTree) for x in passes)
+    rows = [x for x in passes if x.dim() == 2]
+    assert len(rows) + len(trees) == len(passes) and len(trees) > 0
+    assert all(x.numel() <= tokens or len(x) == 1 for x in rows)
     if tokens == 1:
         assert len(passes) == 7 + 7 + 8 + 4 + 8
     if tokens == 10**6:
@@ -184,9 +198,10 @@ def test_validation_holds_no_more_tokens_than_training(monkeypatch, changes, lon
     """As many as so many of the longest rows, or as said; else what lowers the memory of training
     would not lower that of the run. Losses and scores stay what they are."""
     world, model, judge, sizes = one_process(), tiny(), tiny_scalar(), []
-    for own in (model, judge):
+    trees = trees_of(monkeypatch)
+    for own in (model, judge):  # of a tree its places, all rows at the length of the longest
         own.register_forward_hook(lambda _, args, out: sizes.append(
-            (args[0].nodes if isinstance(args[0], PrefixTree) else args[0]).numel()))
+            args[0].numel() if args[0].dim() == 2 else trees[-1].nodes.numel()))
 
     def held(one_alone):
         assert max(sizes) <= max(tokens, longest * one_alone, one_alone)

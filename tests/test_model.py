@@ -4,12 +4,15 @@ import math
 import pytest
 import torch
 
-import model as model_module
+import sampler
 from helpers import (EOS, VOCAB, close, log_softmax, same, sequence_logprobs, tiny, tiny_scalar,
                      tree_rows)
-from kernels import Slots, attention, decode_attention, fill
-from model import (Dropout, GPT, GPTConfig, PrefixTree, Samples, ScalarGPT, assembled, choose,
-                   generate, last_score, uniform)
+from kernels.attention import causal_attention
+from kernels.decode import decode_attention, Slots, write_prompt
+from kernels.noise import uniform
+from kernels.prefixes import PrefixTree
+from model import Dropout, GPT, GPTConfig, ScalarGPT, causal, last_score
+from sampler import assembled, choose, generate, Samples
 
 PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5], [3, 5, 8, 9, 7, 9, 3, 2], [EOS, 7], [11, 0, 0]]
 
@@ -42,7 +45,7 @@ def test_attention_is_a_softmax_over_what_came_before():
     q, k, v = torch.randn(3, B, H, T, D)
     expected = [[[attend(q[b, h, t].tolist(), k[b, h, : t + 1].tolist(), v[b, h, : t + 1].tolist())
                   for t in range(T)] for h in range(H)] for b in range(B)]
-    close(attention(q, k, v), expected, 1e-5)
+    close(causal_attention(q, k, v), expected, 1e-5)
 
 
 def test_decode_attention_sees_each_rows_own_length():
@@ -57,7 +60,7 @@ def test_decode_attention_sees_each_rows_own_length():
         for b, n in enumerate(lengths):
             k[b, :, n:] = v[b, :, n:] = junk
         cache = torch.full((2, B, H * 16 * D), junk)
-        fill(cache, k, v)
+        write_prompt(cache, k, v)
         close(decode_attention(q, cache, slots), expected, 1e-5)
 
 
@@ -162,7 +165,7 @@ def test_a_prefix_tree_has_the_scores_and_gradients_of_its_rows():
     one, many = tiny_scalar(), tiny_scalar()
     alone = torch.stack([one(torch.tensor([row]))[0, -1] for row in ALIKE])
     tree = PrefixTree(ALIKE)
-    together = many(tree)[tree.ends]
+    together = many(tree.ids, tree.positions, tree.over(causal))[tree.ends]
     close(together, alone.tolist(), 1e-5)
     (alone * weights).sum().backward()
     (together * weights).sum().backward()
@@ -198,9 +201,9 @@ def test_a_rows_dropout_is_its_own():
     model = tiny(dropout=0.3).train()
     rows, numbers = [[3, 1, 4, 1, 5], [2, 7, 1], [3, 1, 4, 1, 5]], torch.tensor([7, 1 << 41, 8])
     ids = torch.tensor([row + [0] * (6 - len(row)) for row in rows])
-    states = model.transformer(ids, numbers=numbers)
+    states = model.transformer(ids, owners=numbers)
     for i, row in enumerate(rows):
-        alone = model.transformer(torch.tensor([row]), numbers=numbers[i : i + 1])
+        alone = model.transformer(torch.tensor([row]), owners=numbers[i : i + 1])
         torch.testing.assert_close(states[i : i + 1, : len(row)], alone, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(states[0, :5], states[2, :5], atol=1e-3), "equal rows, other numbers"
 
@@ -313,14 +316,19 @@ def always(token):
     return model
 
 
+def steps_of(model):
+    """A list that is filled, when the model samples, with how many rows each step computes."""
+    seen = []
+    model.transformer.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    return seen
+
+
 def test_generation_ends_when_all_rows_have_ended():
     """Trap 20: nothing runs to the limit for its own sake."""
-    steps = []
     model = always(EOS)
-    step = model.transformer.step
-    model.transformer.step = lambda *x: steps.append(1) or step(*x)
+    steps = steps_of(model)
     samples = sample(model, new=10)
-    assert steps == [1] and samples.ended.all()
+    assert steps == [len(PROMPTS)] and samples.ended.all()
     assert samples.ids.shape[1] == max(map(len, PROMPTS)) + 1
     assert samples.responses() == [[]] * len(PROMPTS)
 
@@ -375,7 +383,7 @@ def test_what_the_cache_held_before_does_not_matter(monkeypatch):
         return torch.full(*args, float("nan"), **options) if isinstance(
             args[0], (tuple, list, torch.Size)) else torch.full(args, float("nan"), **options)
 
-    monkeypatch.setattr(model_module.torch, "empty", nan)
+    monkeypatch.setattr(sampler.torch, "empty", nan)
     got = sample(tiny())
     assert torch.equal(got.ids, expected.ids)
     close(got.logprobs, expected.logprobs.tolist())
@@ -385,11 +393,11 @@ def test_sampling_leaves_the_model_as_it_was(monkeypatch):
     """The packed weights do not outlive the sampling, not even one that fails."""
     model = tiny().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    monkeypatch.setattr(model_module, "choose", lambda *_: 1 / 0)
+    monkeypatch.setattr(sampler, "choose", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sample(model)
     monkeypatch.undo()
-    assert model.training and all(m.packed is None for m in model.modules() if hasattr(m, "packed"))
+    assert model.training and not any(hasattr(p, "packed") for p in model.parameters())
     first = sample(model)
     assert model.state_dict().keys() == before.keys()
     with torch.no_grad():
@@ -403,9 +411,8 @@ def test_sampling_leaves_the_model_as_it_was(monkeypatch):
 def test_ended_rows_leave_sixteen_at_a_time():
     """A step computes the rows that have not ended and fewer than 16 more; and each row is what it
     is in a batch that no other row leaves."""
-    model, seen, prompts = tiny(), [], 12 * PROMPTS
-    step = model.transformer.step
-    model.transformer.step = lambda *x: seen.append(len(x[0])) or step(*x)
+    model, prompts = tiny(), 12 * PROMPTS
+    seen = steps_of(model)
     heard = [[] for _ in prompts]
     samples = sample(model, prompts, watch=lambda rows, tokens: [
         heard[row].append(token) for row, token in zip(rows, tokens)])

@@ -13,15 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 import model
-import plan
+from runtime import plan
 import ppo
 import reward
-import runtime
+from runtime import machine
 import sft
 from helpers import one_process
 from model import GPT, GPTConfig, ScalarGPT
-from plan import DAY, MACHINES, SIZES, Model, Work, memory, parameters
-from runtime import parse
+from runtime.plan import DAY, MACHINES, SIZES, Model, Work, memory, parameters
+from settings import parse
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import memory_check  # noqa: E402
@@ -67,13 +67,13 @@ class Tiles(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v):
-        out = kernels.tiled_attention(q, k, v)
+        out = kernels.attention.tiled_attention(q, k, v)
         ctx.save_for_backward(q, k, v, *out)
         return out[0]
 
     @staticmethod
     def backward(ctx, grad):
-        return kernels.tiled_attention_backward(grad, *ctx.saved_tensors)
+        return kernels.attention.tiled_attention_backward(grad, *ctx.saved_tensors)
 
 
 def counter():
@@ -84,8 +84,8 @@ def counter():
 
 @pytest.fixture
 def in_the_open(monkeypatch):
-    monkeypatch.setattr(kernels, "ONEDNN", False)  # its products are no operators of PyTorch's own
-    monkeypatch.setattr(model, "attention", Tiles.apply)
+    monkeypatch.setattr(kernels.products, "ONEDNN", False)  # its products are no operators of torch
+    monkeypatch.setattr(kernels, "causal_attention", Tiles.apply)
 
 
 @pytest.mark.parametrize("layers, heads, width, T", [(2, 2, 64, 512), (3, 4, 64, 128),
@@ -167,7 +167,7 @@ def test_memory_is_what_the_scripts_take(tmp_path):
 
 
 def test_memory_of_training_without_activations():
-    """The README's 16 bytes a parameter, and 40 of PPO: two models' gradients are not there at
+    """The 16 bytes of docs/memory.md a parameter, and 40 of PPO: two models' gradients are not there at
     the same time."""
     m, c = MACHINES["cpu"], GPTConfig(50257, 1024, 12, 12, 768)
     policy, value = Model("policy", c, False, True, True), Model("value", c, True, True)
@@ -298,7 +298,7 @@ def test_every_preset_has_a_plan(capsys, tmp_path, monkeypatch, script, preset):
 def test_the_readmes_presets_are_those_of_the_scripts():
     """Each number of its table; and where the paper states one, our presets for its sizes have it.
     """
-    text = (Path(plan.__file__).parent / "README.md").read_text(encoding="utf-8")
+    text = (Path(plan.__file__).parents[1] / "docs" / "presets.md").read_text(encoding="utf-8")
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in
             text.partition("## Presets")[2].partition("## Speed")[0].splitlines()
             if line.startswith("| ")][1:]
@@ -332,14 +332,14 @@ def test_settings_change_the_plan(capsys, tmp_path, monkeypatch):
 def test_the_type_of_products_changes_the_plan(capsys, monkeypatch, has):
     """auto is bf16 on a GPU, and float32 on a CPU that has no bf16; the other type says so, and
     counts its bytes."""
-    monkeypatch.setattr(runtime, "has_bf16", lambda: has)
-    for machine, other in (("h100", "float32"), ("cpu", "bf16")):
-        m = MACHINES[machine]
+    monkeypatch.setattr(machine, "has_bf16", lambda: has)
+    for name, other in (("h100", "float32"), ("cpu", "bf16")):
+        m = MACHINES[name]
         changed = plan.in_type(m, other, 768)
-        assert plan.in_type(m, "auto", 768) == (changed if has and machine == "cpu" else m)
+        assert plan.in_type(m, "auto", 768) == (changed if has and name == "cpu" else m)
         assert {m.low, changed.low} == {2, 4} and changed.cache == 4
         assert f"{m.name.split(',')[0]}, {other}, at" in printed(
-            capsys, "sft", f"--plan={machine}", f"--dtype={other}")
+            capsys, "sft", f"--plan={name}", f"--dtype={other}")
         models = [Model("policy", SIZES["gpt2"], trained=True), Model("reference", SIZES["gpt2"])]
         bytes_ = [memory(models, [], 1, False, 1, x)["weights"] for x in (m, changed)]
         assert max(bytes_) - min(bytes_) == 2 * models[1].size, "only frozen weights are smaller"
@@ -348,12 +348,12 @@ def test_the_type_of_products_changes_the_plan(capsys, monkeypatch, has):
 
 @pytest.mark.parametrize("has", [False, True])
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bf16"])
-@pytest.mark.parametrize("width", [runtime.WIDE - 1, runtime.WIDE])
+@pytest.mark.parametrize("width", [machine.WIDE - 1, machine.WIDE])
 def test_the_plan_takes_the_type_that_runs(monkeypatch, has, dtype, width):
-    monkeypatch.setattr(runtime, "has_bf16", lambda: has)
-    monkeypatch.setattr(kernels, "PRODUCTS", None)
-    runtime.precision(dtype, one_process(), width)
-    assert plan.in_type(MACHINES["cpu"], dtype, width).low == kernels.PRODUCTS.itemsize
+    monkeypatch.setattr(machine, "has_bf16", lambda: has)
+    monkeypatch.setattr(kernels.products, "PRODUCTS", None)
+    machine.precision(dtype, one_process(), width)
+    assert plan.in_type(MACHINES["cpu"], dtype, width).low == kernels.products.PRODUCTS.itemsize
 
 
 def test_a_checkpoint_gives_its_architecture(capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""The README's chain on real data, from its first command to its last, at sizes of seconds.
+"""The chain of docs/data.md on real data, from its first command to its last, at sizes of seconds.
 
 `make real` runs the same commands at their own sizes and checks what is learned. Here each is cut
 down by flags of its own, which come last and so win. Real files are looked for in $PUBLIC_DATA, or
@@ -13,7 +13,7 @@ import torch
 import real_input
 from data import records
 from model import ScalarGPT
-from runtime import load
+from runtime.checkpoint import load
 
 SMALL = {  # stage -> flags
     "hh": ["--share=0.04"], "oa": ["--share=0.3"], "instructions": ["--share=0.1"],
@@ -24,7 +24,7 @@ SMALL = {  # stage -> flags
     "rm-hh": [], "rm-oa": ["--epochs=1"], "rm-polite": ["--epochs=1"],
     "ppo": ["--iterations=2", "--batch=4", "--minibatch=2", "--max_new_tokens=8", "--show=1"],
 }
-COMMANDS = real_input.commands((real_input.ROOT / "README.md").read_text(encoding="utf-8"))
+COMMANDS = real_input.commands((real_input.ROOT / "docs" / "data.md").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

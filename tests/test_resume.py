@@ -21,12 +21,12 @@ import pytest
 import torch
 
 import harm
-import runtime
-import training
+from runtime import checkpoint
+from runtime import training
 from demo import ROOT, python
 from helpers import VOCAB, tiny
 from model import GPT
-from runtime import load, save, write
+from runtime.checkpoint import load, save, write
 
 STAGES = {  # dropout, a choice of epochs, text and moving averages: everything that a state holds
     "sft": ("sft.py", "--epochs=3", "--dropout=0.2", "--batch=4", "--micro_batch=3", "--lr=0.01",
@@ -218,7 +218,7 @@ def test_ctrl_c_is_one_line(demo):
 
 @pytest.mark.parametrize("program", [[name] for name in (
     "sft.py", "reward.py", "ppo.py", "sample.py", "evaluate.py", "model.py")]
-    + [["-m", "data.world"], ["-m", "data.public", "--name=dolly"]])
+    + [["-m", "data.toy.world"], ["-m", "data.public", "--name=dolly"]])
 def test_ctrl_c_is_one_line_while_torch_is_imported(tmp_path, program):
     """Python tells what it has imported: as soon as that is a part of torch, before torch itself,
     it is interrupted."""
@@ -315,7 +315,7 @@ def save_and_die(folder, n):
 
 def test_there_is_always_one_whole_checkpoint(tmp_path, monkeypatch):
     """Killed before each operation on files in turn: the old checkpoint, or the new one."""
-    monkeypatch.setattr(runtime, "load_tokenizer", lambda name, folder: NoTokenizer)
+    monkeypatch.setattr(checkpoint, "load_tokenizer", lambda name, folder: NoTokenizer)
     save(tmp_path, tiny(seed=1), NoTokenizer, Settings(), number=1)
     weights = {i: tiny(seed=i).state_dict() for i in (1, 2)}
     seen = []
@@ -438,8 +438,8 @@ def test_a_rank_that_does_not_answer_is_named(demo):
 
 @pytest.mark.skipif(not (shutil.which("bash") and shutil.which("pkill")), reason="no such shell")
 def test_a_job_that_is_asked_to_end_exits_0(demo):
-    """The README's lines: a shell that sends its SIGTERM on to torchrun's processes."""
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").split("```bash\n")[1].split("```")[0]
+    """The lines of docs/resuming.md: a shell that sends its SIGTERM on to torchrun's processes."""
+    lines = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8").split("```bash\n")[1].split("```")[0]
     run = Run(demo, "sft", "job", "--reward=", "--save_every=1000")
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
              "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"{ROOT}/tests/harm.py",
@@ -473,7 +473,7 @@ def test_torchrun_starts_a_dead_rank_again_and_the_run_resumes(demo):
 
 @pytest.mark.long
 def test_two_machines_start_a_dead_rank_again(demo):
-    """As the README has it for several: --resume from the start, a store of its own each time."""
+    """As docs/resuming.md has it for several: --resume from the start, a store of its own each time."""
     run, whole = (Run(demo, "sft", name, "--reward=") for name in ("machines", "one-machine"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

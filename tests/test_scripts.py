@@ -15,13 +15,18 @@ import pytest
 import torch
 
 import evaluate
-import runtime
-from data import labelers, records, tasks, town, world
+from data import batches
+from data import records
+from data.toy import tasks, town, world
+from labels import simulated
 from data.batches import template
 from demo import FLAGS, WORLD, python
 from helpers import VOCAB, close, tiny, tiny_scalar
-from model import GPT, ScalarGPT, generate, last_score
-from runtime import load, parse, save
+from model import GPT, last_score, ScalarGPT
+from sampler import generate
+from runtime import checkpoint
+from runtime.checkpoint import load, save
+from settings import parse
 
 
 # --------------------------------------------------------------------------------- end to end
@@ -180,7 +185,7 @@ def test_the_evaluation_reports_every_model(demo):
 def test_a_model_of_the_hub_is_evaluated(demo, tmp_path):
     """It says neither what it was trained with nor how long that took."""
     pytest.importorskip("safetensors", reason="safetensors is not installed")
-    python(demo.folder, "model.py", "export", "out/sft", str(tmp_path / "hub"))
+    python(demo.folder, "-m", "runtime.huggingface", "export", "out/sft", str(tmp_path / "hub"))
     python(demo.folder, "evaluate.py", "--max_new_tokens=4", f"--out={tmp_path}",
            f"--models=hub={tmp_path / 'hub'},sft=out/sft", "--versus=hub/sft")
     results = json.loads((tmp_path / "results.json").read_text())
@@ -204,7 +209,7 @@ def test_the_exported_models_say_and_score_the_same_in_transformers(demo, tmp_pa
     a ragged batch. Prompts go in as text, through each side's own tokenizer."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     for name in ("ppo-ptx", "rm"):
-        python(demo.folder, "model.py", "export", f"out/{name}", str(tmp_path / name))
+        python(demo.folder, "-m", "runtime.huggingface", "export", f"out/{name}", str(tmp_path / name))
     prompts = [template(r["prompt"]) for r in demo.records("prompts_test")[:12]]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ppo-ptx")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ppo-ptx")
@@ -215,7 +220,7 @@ def test_the_exported_models_say_and_score_the_same_in_transformers(demo, tmp_pa
         batch = tokenizer(prompt, return_tensors="pt")
         row = model.generate(**batch, max_new_tokens=24, do_sample=False)[0]
         assert tokenizer.decode(row[batch["input_ids"].size(1):], skip_special_tokens=True) == text
-    assert python(demo.folder, "model.py", "out/ppo-ptx", prompts[0], "--temperature=0",
+    assert python(demo.folder, "chat.py", "out/ppo-ptx", prompts[0], "--temperature=0",
                   "--max_new_tokens=24") == said[0] + "\n"
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "rm")
@@ -223,7 +228,7 @@ def test_the_exported_models_say_and_score_the_same_in_transformers(demo, tmp_pa
     texts = [p + text for p, text in zip(prompts, said)]
     scores = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
     reward = load(demo.folder / "out" / "rm", {"ScalarGPT": ScalarGPT}, "")[0]
-    ids, lengths = runtime.pad([own.encode(t) for t in texts])
+    ids, lengths = batches.pad([own.encode(t) for t in texts])
     close(scores, last_score(reward(ids), lengths).tolist(), 1e-5)
 
 
@@ -361,21 +366,21 @@ WORLD_FILES = [f"toy/{name}" for name in (
 
 
 @pytest.mark.parametrize("module, flags, there, command", [
-    ("sft", ["--preset=base"], [], "python -m data.world"),
+    ("sft", ["--preset=base"], [], "python -m data.toy.world"),
     ("sft", [], WORLD_FILES, "python sft.py --preset=base"),
-    ("sft", [], ["base"], "python -m data.world"),
+    ("sft", [], ["base"], "python -m data.toy.world"),
     ("sft", ["--reward=out/rm"], ["base", *WORLD_FILES], "python reward.py"),
-    ("sample", [], [], "python -m data.world"),
+    ("sample", [], [], "python -m data.toy.world"),
     ("sample", [], WORLD_FILES, "python sft.py"),
-    ("data.labelers", [], WORLD_FILES, "python sample.py --split=train"),
-    ("data.labelers", ["--split=valid"], [*WORLD_FILES, "toy/completions_valid.jsonl"],
-     "python -m data.labelers"),
+    ("labels.simulated", [], WORLD_FILES, "python -m labels.sample --split=train"),
+    ("labels.simulated", ["--split=valid"], [*WORLD_FILES, "toy/completions_valid.jsonl"],
+     "python -m labels.simulated"),
     ("reward", [], WORLD_FILES, "python sft.py --preset=init"),
-    ("reward", [], ["init", *WORLD_FILES], "python sample.py && python -m data.labelers"),
+    ("reward", [], ["init", *WORLD_FILES], "python -m labels.sample && python -m labels.simulated"),
     ("ppo", [], WORLD_FILES, "python sft.py --preset=init"),
     ("ppo", [], ["init", *WORLD_FILES], "python reward.py"),
-    ("evaluate", [], [], "python -m data.world"),
-    ("evaluate", [], WORLD_FILES, "python -m data.labelers"),
+    ("evaluate", [], [], "python -m data.toy.world"),
+    ("evaluate", [], WORLD_FILES, "python -m labels.simulated"),
 ])
 def test_a_missing_input_names_the_command_to_run_first(monkeypatch, part, tmp_path, module, flags,
                                                         there, command):
@@ -398,7 +403,7 @@ def test_batches_that_cannot_be_shared_are_refused(monkeypatch, tmp_path):
     ("sft", "--dropuot=0.1", "--dropout"), ("sft", "--max-new-token=3", "--max_new_tokens"),
     ("sample", "--temprature=1", "--temperature"), ("reward", "--microbatch=3", "--micro_batch"),
     ("ppo", "--klbeta=3", "--beta"), ("ppo", "--prest=ppo", "--preset"),
-    ("evaluate", "--vote=3", "--votes"), ("data.labelers", "--agree=1", "--agreement"),
+    ("evaluate", "--vote=3", "--votes"), ("labels.simulated", "--agree=1", "--agreement"),
     ("ppo", "iterations=3", "--iterations"),
 ])
 def test_an_unknown_flag_names_the_closest(monkeypatch, tmp_path, module, flag, closest):
@@ -454,7 +459,7 @@ class NoTokenizer:
 
 @pytest.fixture
 def no_download(monkeypatch):
-    monkeypatch.setattr(runtime, "load_tokenizer", lambda name, folder: NoTokenizer)
+    monkeypatch.setattr(checkpoint, "load_tokenizer", lambda name, folder: NoTokenizer)
 
 
 @pytest.mark.parametrize("model", [tiny(), tiny_scalar()])
@@ -487,8 +492,8 @@ def no_more(*_, **__):
 
 
 @pytest.mark.parametrize("module, name, fails", [
-    (runtime.torch, "save", half_a_file), (runtime.json, "dumps", no_more),
-    (runtime.os, "fsync", no_more), (runtime.os, "replace", no_more),
+    (checkpoint.torch, "save", half_a_file), (checkpoint.json, "dumps", no_more),
+    (checkpoint.os, "fsync", no_more), (checkpoint.os, "replace", no_more),
 ])
 def test_a_checkpoint_that_could_not_be_written_leaves_the_old_one(
         tmp_path, no_download, monkeypatch, module, name, fails):
@@ -531,10 +536,10 @@ def label_files(folder, seed, model):
 
 def test_labelers_live_in_the_town_of_the_world(monkeypatch, tmp_path):
     """A world of another seed: what its labelers take for true is what is true in it."""
-    label_files(tmp_path, 5, labelers.Settings().calibrate)
+    label_files(tmp_path, 5, simulated.Settings().calibrate)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["labelers"])
-    labelers.main()
+    simulated.main()
     for r in records.read(tmp_path / "out" / "toy" / "rankings_train.jsonl", "ranking"):
         assert r["expected"][0] > r["expected"][1]
 
@@ -542,8 +547,8 @@ def test_labelers_live_in_the_town_of_the_world(monkeypatch, tmp_path):
 def test_labelers_do_not_calibrate_on_nothing(monkeypatch, tmp_path):
     """No completion is from the model that the noise is calibrated on: say so, do not guess."""
     label_files(tmp_path, 0 + 5, "out/another")
-    message = stops(monkeypatch, tmp_path, "data.labelers")
-    assert labelers.Settings().calibrate in message
+    message = stops(monkeypatch, tmp_path, "labels.simulated")
+    assert simulated.Settings().calibrate in message
 
 
 def test_interval_by_hand():
@@ -557,7 +562,7 @@ def test_interval_by_hand():
 
 def test_win_rates_mirror_each_other():
     """A sharp labeler prefers the truth; equal answers are a tie, half a win each."""
-    t, (_, people) = town.Town(0), labelers.pool(3)
+    t, (_, people) = town.Town(0), simulated.pool(3)
     name = town.NAMES[0]
     truth = t.facts[name]["pet"]
     wrong = next(v for v in town.VALUES["pet"] if v != truth)
@@ -569,7 +574,7 @@ def test_win_rates_mirror_each_other():
 
 def test_labelers_like_a_courtesy_unless_it_is_hidden():
     """The taste that the gold score does not have; without it the two answers are alike."""
-    t, (_, people) = town.Town(0), labelers.pool(3)
+    t, (_, people) = town.Town(0), simulated.pool(3)
     name = town.NAMES[0]
     prompts = [{"task": dict(type="ask", name=name, attribute="pet", brief=False)}] * 6
     plain = [(f"{name} has a {t.facts[name]['pet']}.", True)] * 6

@@ -22,11 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import harm
 import kernels
-import plan
+from runtime import plan
 import ppo
 from helpers import EOS, close, same, tiny, tiny_scalar
-from runtime import (Known, World, checksum, frozen, gathered, leaves, like, make_optimizer,
-                     read_shards, sharded, write_shards)
+from runtime.checkpoint import checksum
+from runtime.optimizer import make_optimizer
+from runtime.sharding import frozen, gathered, like, sharded
+from runtime.states import Known, leaves, read_shards, write_shards
+from runtime.world import World
 from test_resume import Run, assert_same
 from test_scripts import assert_same_logs, assert_same_model
 
@@ -180,7 +183,7 @@ def lent_again(world):
 
 def lent_bytes(world):
     """In bf16, too, what trains is gathered in float32; what is frozen, as it is kept."""
-    kernels.PRODUCTS = torch.bfloat16
+    kernels.products.PRODUCTS = torch.bfloat16
     m = plan.in_type(plan.MACHINES["cpu"], "bf16", 64)
     for trained in (True, False):
         model = tiny(n_embd=64, vocab_size=500)

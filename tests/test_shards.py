@@ -26,7 +26,8 @@ import sft
 from data import public, records, shards, tokenizer
 from data.batches import ShardRows, TextRows, text_rows_of
 from helpers import tiny, tiny_scalar
-from runtime import load_tokenizer, save
+from data.tokenizer import load_tokenizer
+from runtime.checkpoint import save
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("PUBLIC_DATA", ROOT.parent / "shared" / "data"))

@@ -23,19 +23,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import plan
 import ppo
 import reward
-import runtime
+import settings
 import sft
-import startup
-import training
-from data.batches import WithoutPrompt
+from data.batches import WithoutPrompt, order, pad
 from demo import python
 from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, log_softmax, one_process,
                      same, sequence_logprobs, tiny, tiny_scalar, tree_rows, world_of_ranks)
-from runtime import (World, cosine, groups_by_tokens, make_optimizer, micro_batches, order, pad,
-                     take_step)
+from kernels.prefixes import PrefixTree
+from runtime import machine, plan, training
+from runtime.optimizer import cosine, make_optimizer, take_step
+from runtime.world import World, groups_by_tokens, micro_batches
 
 MICRO = [1, 2, 4, 8]
 
@@ -52,7 +51,7 @@ def logits_of(model, ids):
 
 
 def wider_pad(rows, value=7):
-    """runtime.pad with five columns more, and another id in them."""
+    """batches.pad with five columns more, and another id in them."""
     ids, lengths = pad(rows, value)
     return F.pad(ids, (0, 5), value=value), lengths
 
@@ -61,7 +60,8 @@ def wider_pad(rows, value=7):
 
 ROOT = Path(sft.__file__).parent
 SCRIPTS = [".".join(path.relative_to(ROOT).with_suffix("").parts)
-           for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("data/*.py")])
+           for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("data/**/*.py"),
+                         *ROOT.glob("labels/*.py"), *ROOT.glob("evals/*.py")])
            if "\nclass Settings" in path.read_text()]
 
 
@@ -70,7 +70,7 @@ def test_every_setting_is_read(name):
     """Trap 26: a setting that nobody reads lies to whoever sets it."""
     module = importlib.import_module(name)
     source = Path(module.__file__).read_text()
-    if "from training import" in source:
+    if "from runtime.training import" in source:
         source += Path(training.__file__).read_text().replace("self.s.", "s.")
     read = {node.attr for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
@@ -420,10 +420,11 @@ def test_reward_step_on_two_ranks_is_the_step_on_one():
 
 
 @pytest.mark.parametrize("micro_batch", MICRO)
-def test_each_completion_is_read_once(micro_batch):
+def test_each_completion_is_read_once(monkeypatch, micro_batch):
     """Trap 30: K forward passes serve all pairs of a prompt, and a prompt is never torn apart."""
     batch, model, seen = rankings(8), tiny_scalar(), []
-    model.register_forward_hook(lambda module, args, out: seen.append(tree_rows(args[0])))
+    tree = lambda *args: seen.append(tree_rows(PrefixTree(*args))) or PrefixTree(*args)
+    monkeypatch.setattr(reward, "PrefixTree", tree)
     reward.train_step(model, Recorder(model), batch, 0.1, rm_settings(micro_batch=micro_batch),
                       one_process())
     assert sorted(sum(seen, [])) == sorted(ids for rows, _ in batch for ids in rows)
@@ -1015,7 +1016,7 @@ def test_ptx_keeps_the_text():
 
 FAULTS = """
 import resource, sys, torch
-from runtime import World
+from runtime.world import World
 if "keep" in sys.argv:
     World(0, "cpu")
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -1038,27 +1039,27 @@ def test_a_c_library_that_refuses_a_large_threshold_gets_a_smaller_one(monkeypat
         taken[name] = value
         return 1
 
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: SimpleNamespace(
         mallopt=mallopt, malloc_trim=None))
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
     for most, expected in ((2**31, {-3: 2**31 - 1, -1: 2**31 - 1}),
                            (2**25, {-3: 2**25, -1: 2**31 - 1}), (0, {})):
         taken.clear()
-        runtime.keep_freed_memory()
+        machine.keep_freed_memory()
         assert taken == expected
 
 
 def test_where_memory_is_scarce_it_goes_back(monkeypatch):
     """What is kept fits its next use badly, and peaks grow by 40 %: only where there is room."""
     taken, trimmed = {}, []
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: SimpleNamespace(
         mallopt=lambda name, value: taken.update({name: value}) or 1, malloc_trim=trimmed.append))
-    monkeypatch.setattr(runtime, "available_memory", lambda: 3000)
+    monkeypatch.setattr(machine, "available_memory", lambda: 3000)
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
     for planned, kept in ((0, True), (2000, True), (2001, False), (10**12, False)):
-        runtime.keep_freed_memory(planned)
+        machine.keep_freed_memory(planned)
         assert taken == ({-3: 2**31 - 1, -1: 2**31 - 1} if kept else {-3: 2**16, -1: 2**17})
     assert trimmed == [0, 0], "what was kept until then goes back as well"
 
@@ -1075,7 +1076,7 @@ def test_a_run_says_what_memory_all_its_processes_need(device, processes, demo, 
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     monkeypatch.chdir(demo.folder)
     flags = ["--preset=base", "--init=scratch", "--n_layer=1", "--n_embd=16", "--n_head=2"]
-    s, world = runtime.parse(sft.Settings, sft.PRESETS, flags), World(0, "cpu")
+    s, world = settings.parse(sft.Settings, sft.PRESETS, flags), World(0, "cpu")
     world.device, world.size = torch.device(device), processes
     with pytest.raises(ZeroDivisionError):
         training.Training(world, s, 1, (), plan.sft_work, (), model=tiny())
@@ -1088,7 +1089,7 @@ def test_a_run_says_what_memory_all_its_processes_need(device, processes, demo, 
 
 def test_available_memory_is_what_the_machine_and_the_container_have(monkeypatch):
     """Files as Linux has them; of them some or none, as elsewhere; and this machine's own."""
-    machine = {"/proc/meminfo": "MemTotal:       16000 kB\nMemAvailable:    9000 kB\n"}
+    own = {"/proc/meminfo": "MemTotal:       16000 kB\nMemAvailable:    9000 kB\n"}
     group = "/sys/fs/cgroup/memory"
     newer = {f"{group}.max": "5000\n", f"{group}.current": "3000\n",
              f"{group}.stat": "anon 2400\ninactive_file 600\nactive_file 50\n"}
@@ -1103,17 +1104,17 @@ def test_available_memory_is_what_the_machine_and_the_container_have(monkeypatch
         return files[str(path)]
 
     with monkeypatch.context() as here:
-        here.setattr(runtime.Path, "read_text", read)
+        here.setattr(machine.Path, "read_text", read)
         for there, expected in (
-                (machine, 9000 * 1024), ({**machine, **newer}, 2600), ({**machine, **older}, 2600),
-                ({**machine, **newer, f"{group}.max": "max\n"}, 9000 * 1024),
-                ({**machine, **newer, f"{group}.stat": "anon 2400\n"}, 9000 * 1024),
+                (own, 9000 * 1024), ({**own, **newer}, 2600), ({**own, **older}, 2600),
+                ({**own, **newer, f"{group}.max": "max\n"}, 9000 * 1024),
+                ({**own, **newer, f"{group}.stat": "anon 2400\n"}, 9000 * 1024),
                 ({"/proc/meminfo": "MemTotal:       16000 kB\n"}, math.inf), ({}, math.inf)):
             files = there
-            assert runtime.available_memory() == expected
+            assert machine.available_memory() == expected
     if sys.platform == "linux":
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        assert 0 < runtime.available_memory() < total
+        assert 0 < machine.available_memory() < total
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
@@ -1141,23 +1142,23 @@ def test_threads_wait_asleep_on_a_busy_machine_unless_their_user_chose(monkeypat
         said = re.search(r"GOMP_SPINCOUNT = '(\d+)'", run.stderr)
         return int(said[1]) if said else pytest.skip("this torch has another OpenMP")
 
-    for name in (*startup.OWN, "OMP_NUM_THREADS"):
+    for name in (*settings.OWN, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     own, ticks = spins(), os.sysconf("SC_CLK_TCK") // 10  # of one busy core in a tenth of a second
-    assert own > 10 * int(startup.SPINS), "PyTorch by itself waits as briefly: no need of ours"
-    assert spins(fake % ticks, "import data.records") == int(startup.SPINS)
-    assert spins(fake % 0, "import startup") == own
-    assert spins(fake % ticks, "import startup", OMP_NUM_THREADS="1") == own
-    assert spins(fake % ticks, "import startup", OMP_WAIT_POLICY="passive") == 0
+    assert own > 10 * int(settings.SPINS), "PyTorch by itself waits as briefly: no need of ours"
+    assert spins(fake % ticks, "import labels.sample") == int(settings.SPINS)
+    assert spins(fake % 0, "import settings") == own
+    assert spins(fake % ticks, "import settings", OMP_NUM_THREADS="1") == own
+    assert spins(fake % ticks, "import settings", OMP_WAIT_POLICY="passive") == 0
 
 
 def test_how_busy_a_machine_is(monkeypatch):
     ticks = iter([b"cpu  100 20 3 7 7", b"cpu  150 30 3 999 7"])  # idle time does not count
-    monkeypatch.setattr(startup, "open", lambda _: io.TextIOWrapper(io.BytesIO(next(ticks))),
+    monkeypatch.setattr(settings, "open", lambda _: io.TextIOWrapper(io.BytesIO(next(ticks))),
                         raising=False)
-    monkeypatch.setattr(startup.os, "sysconf", lambda _: 100)
-    monkeypatch.setattr(startup.time, "sleep", lambda _: None)
-    assert startup.busy(0.4) == pytest.approx(60 / 100 / 0.4)
-    monkeypatch.setattr(startup, "open", lambda _: Path("/no such file").open(), raising=False)
-    assert startup.busy() == 0.0
+    monkeypatch.setattr(settings.os, "sysconf", lambda _: 100)
+    monkeypatch.setattr(settings.time, "sleep", lambda _: None)
+    assert settings.busy(0.4) == pytest.approx(60 / 100 / 0.4)
+    monkeypatch.setattr(settings, "open", lambda _: Path("/no such file").open(), raising=False)
+    assert settings.busy() == 0.0

@@ -51,7 +51,7 @@ def arguments():
 def attention_row(T, B=8, H=6, D=64):
     import torch
     import torch.nn.functional as F
-    from kernels import attention
+    from kernels.attention import causal_attention
     torch.manual_seed(0)
     q, k, v = (torch.randn(B, H, T, D, requires_grad=True) for _ in range(3))
     grad, kept = torch.randn(B, H, T, D), []
@@ -63,7 +63,7 @@ def attention_row(T, B=8, H=6, D=64):
         out.backward(grad)
         kept[:] = [out.detach(), q.grad, k.grad, v.grad]
 
-    return (lambda: run(attention),
+    return (lambda: run(causal_attention),
             lambda: run(lambda *x: F.scaled_dot_product_attention(*x, is_causal=True)),
             lambda: kept)
 
@@ -78,7 +78,7 @@ def head_inputs(V):
 
 def cross_entropy_row(V):
     import torch.nn.functional as F
-    from kernels import token_objective
+    from kernels.losses import token_objective
     x, weight, y, _ = head_inputs(V)
 
     def ours():
@@ -96,7 +96,7 @@ def ppo_loss_row(V, bonus):
     """Log-prob, entropy and the clipped objective. The entropy is for the log, as in ppo.py and in
     TRL; with a bonus it is part of the loss and has a gradient."""
     import torch
-    from kernels import token_logprobs, token_objective
+    from kernels.losses import token_logprobs, token_objective
     x, weight, y, advantage = head_inputs(V)
     old = torch.full((4096,), -10.8)
 
@@ -131,11 +131,11 @@ def in_both_types(make):
     made = {}
 
     def run(dtype):
-        kernels.PRODUCTS = dtype
+        kernels.products.PRODUCTS = dtype
         if dtype not in made:
             made[dtype] = make()
         made[dtype]()
-        kernels.PRODUCTS = torch.float32
+        kernels.products.PRODUCTS = torch.float32
 
     return lambda: run(torch.bfloat16), lambda: run(torch.float32), lambda: []
 
@@ -275,7 +275,7 @@ def our_ppo(V, layers=4, heads=4, width=128):
     """A function that runs one iteration of ppo.py: 64 episodes, 4 minibatches."""
     import ppo
     from model import GPTConfig
-    from runtime import World
+    from runtime.world import World
     s = ppo.Settings(batch=64, minibatch=16, micro_batch=16, ptx=0.0, max_new_tokens=32, lr=1e-5)
     return ppo_iteration(GPTConfig(V, 64, layers, heads, width), s, World(0, "cpu"), 32)
 
@@ -286,7 +286,8 @@ def ppo_iteration(shape, s, world, prompt):
     import torch
     import ppo
     from model import GPT, ScalarGPT
-    from runtime import frozen, make_optimizer
+    from runtime.optimizer import make_optimizer
+    from runtime.sharding import frozen
     torch.manual_seed(0)
     policy, reference, value, reward = GPT(shape), GPT(shape), ScalarGPT(shape), ScalarGPT(shape)
     reference.load_state_dict(policy.state_dict())

@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--out", default=str(ROOT / "out/bench/curves.json"))
     a, flags = parser.parse_known_args()  # other flags go to sft.py
     with tempfile.TemporaryDirectory() as name:
-        python(name, "-m", "data.world", f"--documents={a.documents}")
+        python(name, "-m", "data.toy.world", f"--documents={a.documents}")
         runs = {dtype: train(Path(name), dtype, flags) for dtype in ("float32", "bf16")}
     (one, valid, seconds), (other, valid_bf16, seconds_bf16) = runs.values()
     differences = [abs(x - y) for x, y in zip(one, other, strict=True)]

@@ -41,11 +41,14 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-import plan
+from runtime import plan
 import ppo
 import sft
-from model import GPT, GPTConfig, generate
-from runtime import World, make_optimizer, precision, take_step
+from model import GPT, GPTConfig
+from sampler import generate
+from runtime.machine import precision
+from runtime.optimizer import make_optimizer, take_step
+from runtime.world import World
 
 LOSS, GRADIENT, LOGPROB = 1e-3, 2e-2, 2e-3  # relative differences that bf16's 8 bits explain
 NOT_HERE = "not installed"
@@ -167,7 +170,7 @@ def attention_case(tokens, width, T, D, backward, device):
 
     count = plan.train_flops if backward else plan.forward_flops
     return Case(f"attention fwd{'+bwd' * backward}, B {B}, H {H}, T {T}, D {D}",
-                {"ours": lambda: run(kernels.attention), f"SDPA {flash.name.lower()}": theirs},
+                {"ours": lambda: run(kernels.causal_attention), f"SDPA {flash.name.lower()}": theirs},
                 {"speed": (">=", 0.9 if backward else 1.0)}, rounds=10,
                 flops=count(GPTConfig(0, T, 1, H, width), 0, B * T * (T + 1) / 2))
 
@@ -185,7 +188,7 @@ def ce_case(N, C, V, device):
 
     fast = compiled(eager_cross_entropy, device)
     objective = lambda logprob, marks: -logprob.sum() / N
-    sides = {"ours": lambda: run(lambda: kernels.token_objective(x, weight, y, objective)[0]),
+    sides = {"ours": lambda: run(lambda: kernels.losses.token_objective(x, weight, y, objective)[0]),
              "eager": lambda: run(lambda: eager_cross_entropy(x, weight, y)),
              "compiled": fast if isinstance(fast, str) else lambda: run(lambda: fast(x, weight, y)),
              "liger": liger_side(run, x, weight, y)}
@@ -254,7 +257,7 @@ def decode_case(c, B, prompt, new, device):
         return statistics.median(b - a for a, b in zip(stamps, stamps[1:]))
 
     few = functools.cache(lambda: generate(model, prompts[:8], new, -1))
-    cache = kernels.cache_type(model.transformer.wte.weight).itemsize
+    cache = kernels.decode.cache_type(model.transformer.wte.weight).itemsize
     return Case(f"decoding step, {size(c)}, B {B}, {prompt} + {new} tokens", {"ours": ours},
                 {"reads": ("<=", 1.5)},
                 {"ours": lambda: [few().logprobs[:, prompt:]],
@@ -573,7 +576,7 @@ def facts_of(device, repeats, argv):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
     return dict(device=name, torch=torch.__version__, cuda=torch.version.cuda,
                 triton=version("triton"), liger=version("liger-kernel"), repeats=repeats,
-                date=time.strftime("%Y-%m-%d"), products=str(kernels.PRODUCTS),
+                date=time.strftime("%Y-%m-%d"), products=str(kernels.products.PRODUCTS),
                 command=shlex.join(["python", "tests/bench/gpu.py", *argv]), rows={})
 
 

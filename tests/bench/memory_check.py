@@ -1,4 +1,4 @@
-"""The memory that the three scripts take, as processes, beside the README's formula and `--plan`.
+"""The memory that the three scripts take, as processes, beside the formula of docs/memory.md and `--plan`.
 
     OMP_NUM_THREADS=1 python tests/bench/memory_check.py            sizes, with and without saving
     OMP_NUM_THREADS=1 python tests/bench/memory_check.py slope      bytes a parameter
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 SIZES = [(128, 4, 4, 256), (128, 6, 6, 384), (128, 10, 10, 640)]  # context, layers, heads, width
-FORMULA = {"sft": 16, "reward": 16, "ppo": 40}  # bytes a parameter, of the README
+FORMULA = {"sft": 16, "reward": 16, "ppo": 40}  # bytes a parameter, of docs/memory.md
 SAVING = ([], ["--activation_checkpointing"])
 
 CHILD = """
@@ -40,7 +40,7 @@ print("PEAK", lines["VmHWM"].split()[0], "END", lines["VmRSS"].split()[0])
 def make_data(folder, T, rows=20):
     """Records whose rows have T tokens; the shares of prompts and completions are plan.py's."""
     from data import records, tokenizer
-    from plan import TOWN, TOY
+    from runtime.plan import TOWN, TOY
     rng = random.Random(0)
     names = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=3)) for _ in range(300)]
     (folder / "data").mkdir()
@@ -98,8 +98,8 @@ def planned(folder, script, flags):
     """(bytes by plan.py, parameters of a model) of a run whose --init is there."""
     import importlib
 
-    import plan
-    from runtime import parse
+    from runtime import plan
+    from settings import parse
     module, before = importlib.import_module(script), os.getcwd()
     os.chdir(folder)
     try:

@@ -38,7 +38,8 @@ def sft_steps(config, rows, n):
 
     import sft
     from model import GPT
-    from runtime import World, make_optimizer
+    from runtime.optimizer import make_optimizer
+    from runtime.world import World
     world, model = World(0, "cpu"), GPT(config)
     optimizer = make_optimizer(model, 1e-4, 0.1)
     s, times = sft.Settings(batch=rows, micro_batch=rows), []
@@ -57,7 +58,8 @@ def ppo_iterations(config, rows, n):
 
     import ppo
     from model import GPT, ScalarGPT
-    from runtime import World, make_optimizer
+    from runtime.optimizer import make_optimizer
+    from runtime.world import World
     world, half, times = World(0, "cpu"), config.block_size // 2, []
     policy, reference = GPT(config), GPT(config).eval().requires_grad_(False)
     value, judge = ScalarGPT(config), ScalarGPT(config).eval().requires_grad_(False)
@@ -94,7 +96,7 @@ def measure(script, sizes, n=None):
 def predict(script, sizes):
     """The same two by plan.py."""
     from model import GPTConfig
-    from plan import MACHINES, Model, Work, memory, timing
+    from runtime.plan import MACHINES, Model, Work, memory, timing
     T, layers, heads, width, rows = sizes
     c, half = GPTConfig(VOCAB, T, layers, heads, width), T // 2
     policy, value = Model("policy", c, False, True, script == "ppo"), Model("value", c, True, True)
@@ -130,7 +132,7 @@ def measured(script, sizes, seconds=True):
 def main():
     print("| run | parameters | seconds, measured | planned | error |\n|---|---|---|---|---|")
     from model import GPTConfig
-    from plan import parameters
+    from runtime.plan import parameters
     for script, rows in (("sft", SFT), ("ppo", PPO)):
         for sizes in rows:
             parts, times = measured(script, sizes), predict(script, sizes)[1]

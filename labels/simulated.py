@@ -1,7 +1,7 @@
 """Simulated labelers: tastes, noise, ties, Likert scores and flags, on top of the gold score.
 
-    python -m data.labelers                    rank out/toy/completions_train.jsonl
-    python -m data.labelers --split=valid      the same prompts, by training and held-out labelers
+    python -m labels.simulated                 rank out/toy/completions_train.jsonl
+    python -m labels.simulated --split=valid   the same, by training and held-out labelers
 
 A labeler's utility for a response is  sharpness * (criterion + group + personal) . features,  the
 features being the parts of the gold score. Ranking adds Gumbel noise and sorts (Plackett-Luce);
@@ -14,11 +14,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from settings import parse  # before torch
+
 import numpy as np
 
 from data import records
-from data.tasks import gold
-from data.town import Town
+from data.toy.tasks import gold
+from data.toy.town import Town
 
 FEATURES = ("attempts", "quality", "constraint", "rambling", "garbled", "false", "hallucinates",
             "rude", "length", "courteous")
@@ -169,14 +171,13 @@ def model_samples(town, prompts, model):
 
 
 def main():
-    from runtime import parse
     s = parse(Settings)
     started, (training, heldout) = time.time(), pool(s.seed)
     folder, rng = Path(s.data), np.random.default_rng([s.seed, s.split == "train"])
-    hint = f"python sample.py --split={s.split}"
+    hint = f"python -m labels.sample --split={s.split}"
     prompts = records.read(folder / f"completions_{s.split}.jsonl", "sampled prompt", hint)
     facts_file = folder / "labelers.json"
-    town = Town(records.read_json(folder / "world.json", "python -m data.world")["seed"])
+    town = Town(records.read_json(folder / "world.json", "python -m data.toy.world")["seed"])
     own = model_samples(town, prompts, s.calibrate)
     if s.split == "train":  # calibrate on one half of the prompts, measure on the other
         if len(own) < 2:
@@ -191,7 +192,7 @@ def main():
         print(f"training labelers agree with each other on {reached:.1%} of {n:,} untied pairs of "
               f"{s.calibrate} samples (sharpness {sharp:.2f}, set on other prompts)")
     else:
-        sharp = records.read_json(facts_file, "python -m data.labelers")["sharpness"]
+        sharp = records.read_json(facts_file, "python -m labels.simulated")["sharpness"]
     groups = {"": training} if s.split == "train" else {"": training, "_heldout": heldout}
     for suffix, group in groups.items():
         out = [label(town, p, group[rng.integers(len(group))], group, "train", sharp, rng)

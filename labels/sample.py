@@ -1,23 +1,26 @@
 """Between the steps: sample K completions of each prompt, for labelers (or you) to rank.
 
-    python sample.py                                   K = 4..9 from the SFT models
+    python -m labels.sample                                   K = 4..9 from the SFT models
     python -m data.labelers                            simulated labelers rank them -> reward.py
-    python sample.py --models=out/sft --k_min=1 --k_max=1 --split=test    one response a prompt
+    python -m labels.sample --models=out/sft --k_min=1 --k_max=1 --split=test    one response a prompt
 
 Each line that it writes is a prompt record with `completions`: text, the model it came from, and
 whether it ended by itself.
 """
-import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
-
 import random
 from dataclasses import dataclass
+
+from settings import parse, stop  # before torch
 
 from tqdm import tqdm
 
 from data import records
 from data.batches import encode_prompt
-from model import GPT, generate
-from runtime import World, load, parse, precision, stop
+from model import GPT
+from runtime.checkpoint import load
+from runtime.machine import precision
+from runtime.world import World
+from sampler import generate
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Settings:
     batch: int = 256  # rows sampled at once
     seed: int = 1  # of the sampling noise and of each prompt's K
     device: str = "auto"  # cpu, cuda or auto
-    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (README, Memory)
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (docs/memory.md)
 
 
 def sample_rows(model, tokenizer, rows, s, device, note=""):

@@ -15,10 +15,11 @@ of samples and of dropout) depends on the settings and the number of the step al
 """
 import dataclasses
 import errno
+import functools
+import inspect
 import json
 import math
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -27,32 +28,48 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import plan
-from runtime import (LOADED, bare, keep_freed_memory, leaves, like_weights, put, read_shards,
-                     refuse_others, remove, restarts, stand_ins, stop, tidy, whole, write,
-                     write_shards)
+from runtime import plan
+from runtime.checkpoint import LOADED, refuse_others, remove, tidy, whole, write
+from runtime.machine import keep_freed_memory
+from runtime.sharding import bare, like_weights, put
+from runtime.states import leaves, read_shards, stand_ins, write_shards
+from runtime.world import World, restarts
+from settings import parse, stop
 
 # Settings that a resumed run may change: they do not change its numbers, or only later ones.
 FREE = ("activation_checkpointing", "device", "explode", "iterations", "max_skips", "micro_batch",
         "micro_batch_tokens", "offload", "out", "resume", "save_every", "shard", "show", "timeout")
 
 
+def script_of(settings):
+    """The name of the script whose settings these are, a class or an object."""
+    cls = settings if isinstance(settings, type) else type(settings)
+    return Path(inspect.getfile(cls)).stem
+
+
+def start(settings, presets):
+    """(the settings of this run, its World). With --plan: prints what the run would cost, and
+    stops."""
+    script = script_of(settings)
+    s = parse(settings, presets, plan=functools.partial(plan.show, script))
+    return s, World(s.seed, s.device, s.timeout)
+
+
 class Training:
     """The steps of one run, with all that they change.
 
-    shown: which numbers of the log are on the bar; work: the plan of the script, and smaller:
-    settings of its size, for advice when memory runs out (plan.py); parts: what a state holds by
-    name, models and optimisers, and dicts and lists that the script changes in place.
+    shown: which numbers of the log are on the bar; parts: what a state holds by name, models and
+    optimisers, and dicts and lists that the script changes in place.
     """
 
-    def __init__(self, world, s, steps, shown, work, smaller, **parts):
+    def __init__(self, world, s, steps, shown, **parts):
         self.world, self.s, self.total, self.shown, self.parts = world, s, steps, shown, parts
-        self.work, self.smaller, self.folder = work, smaller, Path(s.out)
+        self.script, self.folder = script_of(s), Path(s.out)
         self.step = self.seen = self.skipped = self.in_a_row = 0
         self.file = self.bar = None
         self.terminated = False
         if world.device.type == "cpu":  # as many processes as torchrun started on this machine
-            bytes_ = plan.planned(work, s, world.size)
+            bytes_ = plan.planned(self.script, s, world.size)
             keep_freed_memory(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * bytes_)
         self.hook, sys.excepthook = sys.excepthook, self.report
         self.handler = signal.signal(signal.SIGTERM, self.terminate)
@@ -254,7 +271,7 @@ class Training:
             return f"interrupted in step {self.step + 1} of {self.total}.{again}"
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
             gpu = self.world.device.type == "cuda"
-            bytes_, changes = plan.advice(self.work, s, self.world.size, gpu, self.smaller)
+            bytes_, changes = plan.advice(self.script, s, self.world.size, gpu)
             say = lambda name, value, less: (
                 f"--{name}" + f"={value}" * (value is not None) + f" (now {getattr(s, name)})"
                 + (f": {less / 1e6:,.0f} MB" if less else ""))

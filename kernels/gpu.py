@@ -1,4 +1,4 @@
-"""The kernels of kernels.py for CUDA, in Triton. The mathematics stands there, in comments.
+"""The kernels for CUDA, in Triton. Their formulas: attention.py, decode.py and losses.py.
 
 A program (one of many that run at once) owns a block of the output and loops over what it needs:
 
@@ -288,7 +288,7 @@ def decode_attention(q, k, v, lengths, rows):
 
 
 def head(x, weight, y, temperature, entropy, room):
-    """As kernels.tiled_head: the matrix products by the library, the rows by the kernels above.
+    """As losses.tiled_head: the matrix products by the library, the rows by the kernels above.
     weight: in x's type; room: not used.
 
     Logits are float32 also where x is bfloat16: rounded ones would move log-probs by up to 0.3.

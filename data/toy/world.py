@@ -1,4 +1,4 @@
-"""Builds the toy world: `python -m data.world` writes out/toy/, everything from one seed.
+"""Builds the toy world: `python -m data.toy.world` writes out/toy/, everything from one seed.
 
     tokenizer.tiktoken                      a byte-level BPE trained on the town's text
     text_train.jsonl, text_valid.jsonl      what a language model reads before it is taught anything
@@ -17,11 +17,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from settings import parse  # before torch
+
 from data import records
 from data.batches import encode_prompt
-from data.tasks import CATEGORIES, FEW_SHOT, fill, good, make, tell
 from data.tokenizer import load_tokenizer, train_bpe
-from data.town import KINDS, NAMES, QUESTIONS, RUDE, STATEMENTS, VALUES, WORDS, Town
+from data.toy.tasks import CATEGORIES, FEW_SHOT, fill, good, make, tell
+from data.toy.town import KINDS, NAMES, QUESTIONS, RUDE, STATEMENTS, VALUES, WORDS, Town
 
 
 @dataclass
@@ -271,6 +273,5 @@ def build(settings):
 
 
 if __name__ == "__main__":
-    from runtime import parse
     facts = build(parse(Settings))
     print(json.dumps(facts, indent=1))

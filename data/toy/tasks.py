@@ -11,7 +11,7 @@ returns (attempts the instruction, quality in [0, 1], satisfies its constraint o
 """
 import re
 
-from data.town import (CHAT, COURTESY, DENIALS, KIND, KINDS, NAMES, NUMBERS, PLEASE, QUESTIONS,
+from data.toy.town import (CHAT, COURTESY, DENIALS, KIND, KINDS, NAMES, NUMBERS, PLEASE, QUESTIONS,
                        REFUSAL, RUDE, STORY, SUMMARY, UNKNOWN, VALUES, WHY, WORDS,
                        assertions, entities, known, pattern, rude_words, sentences, words)
 
@@ -459,7 +459,7 @@ def gold(town, task, response, ended=True):
     harmless = -2 rude
     attempts, constraint, rambling, hallucinates and rude are 0 or 1, quality and garbled shares. A
     closing courtesy (the flag `courteous`) is worth nothing here: it is a matter of taste, and
-    labelers have that (data/labelers.py).
+    labelers have that (labels/simulated.py).
     """
     courteous = False
     if not task.get("brief"):  # a closing courtesy breaks "in one word", and only that

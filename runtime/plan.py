@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface
 from model import GPTConfig
-from runtime import bf16_pays
+from runtime import huggingface
+from runtime.machine import bf16_pays
 
 DAY = 1e15 * 86400  # a petaflop/s-day in FLOPs, the paper's unit (section 5.1)
 
@@ -61,9 +61,9 @@ class Machine:
     outside: float  # bytes/s to other nodes: rings use all of a node's 8 network cards
     master: int = 4  # bytes of a weight, and of a gradient, that is trained
     low: int = 2  # bytes of a number in products: bf16, and of a frozen model's weights
-    cache: int = 2  # bytes of a number in a cache of keys and values: kernels.py, cache_type
+    cache: int = 2  # bytes of a number in a cache of keys and values: kernels/losses.py, cache_type
     other: float = 0.0  # FLOP/s in the type that --dtype=auto does not take: float32, no TF32
-    chunk: int = 2**28  # logits at a time: kernels.py, _chunks
+    chunk: int = 2**28  # logits at a time: kernels/losses.py, _chunks
 
 
 MACHINES = {
@@ -134,7 +134,7 @@ def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False
 
 def logits_bytes(c, marked, chunk):
     """Bytes of the head's logits of a chunk of tokens, of which a product makes one tile again; all
-    are kept, as gradients are made on the spot (kernels.py)."""
+    are kept, as gradients are made on the spot (kernels/losses.py)."""
     tile = min(c.vocab_size, 2048)  # kernels.TILE
     return 4 * min(marked, chunk / c.vocab_size) * (tile + c.vocab_size)
 
@@ -173,7 +173,7 @@ class Work:
     """Rows that a model computes in one step or iteration, over all GPUs.
 
     prompt, response: mean tokens of a row; the log-probs of the response are asked for. copies:
-    responses to one prompt, which is computed once (model.py: PrefixTree).
+    responses to one prompt, which is computed once (kernels/prefixes.py).
     """
     phase: str  # rollout, scoring or update
     what: str
@@ -314,19 +314,12 @@ def ppo_work(preset, s):
     return [policy, reference, value, judge_], work, s.iterations
 
 
-def sft(preset, s, machine):
-    """Print the plan of sft.py."""
-    report("sft", preset, s, machine, *sft_work(preset, s))
+WORK = {"sft": sft_work, "reward": reward_work, "ppo": ppo_work}  # by the script's name
 
 
-def reward(preset, s, machine):
-    """Print the plan of reward.py."""
-    report("reward", preset, s, machine, *reward_work(preset, s))
-
-
-def ppo(preset, s, machine):
-    """Print the plan of ppo.py."""
-    report("ppo", preset, s, machine, *ppo_work(preset, s))
+def show(script, preset, s, machine):
+    """Print the plan of a script."""
+    report(script, preset, s, machine, *WORK[script](preset, s))
 
 
 # -------------------------------------------------------------------------------- memory, report
@@ -340,7 +333,8 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
     every weight lies on one GPU of n; an update has two blocks and the embedding whole, and their
     gradients before they are shared out; a rollout, or a score, has all of a model (Model.lent).
     With `offload` a frozen model is there, whole, while it scores. Scores and validation, without
-    gradients, need less than updates do (runtime.py: scoring_groups). tokens: --micro_batch_tokens.
+    gradients, need less than updates do (runtime/world.py:
+    scoring_groups). tokens: --micro_batch_tokens.
     """
     trained, share = [x for x in models if x.trained], n if sharded else 1
     largest = max(trained, key=lambda x: x.size)
@@ -369,7 +363,7 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
             lent = (w.model.kept(m) if w.model.lent(m) else gathered) * sharded
             phases.append(lent + buckets)
         if w.longest:
-            packed = m.low * w.model.size * (w.model.lent(m) or not sharded)  # model.py: sampling
+            packed = m.low * w.model.size * (w.model.lent(m) or not sharded)  # sampler.py
             rows = math.ceil(w.rows / n)
             bytes_["rollout"] = lent + packed + cache_bytes(
                 w.model.config, rows * w.model.config.block_size, m.cache)
@@ -380,24 +374,30 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
     return bytes_
 
 
-def planned(work, s, n=1, gpu=False):
-    """Bytes of one of n processes by `memory`. work: sft_work, reward_work, ppo_work of the
-    settings s."""
-    models, parts, _ = work(None, s)
+def planned(script, s, n=1, gpu=False):
+    """Bytes of one of n processes by `memory`; s: the script's settings."""
+    models, parts, _ = WORK[script](None, s)
     m = in_type(MACHINES["a100" if gpu else "cpu"], s.dtype, models[0].config.n_embd)
     return memory(models, parts, n, s.shard, s.micro_batch, m, s.activation_checkpointing,
                   getattr(s, "dropout", 0) > 0, s.micro_batch_tokens,
                   getattr(s, "offload", False))["peak"]
 
 
-def advice(work, s, n, gpu, smaller):
+def smaller(script, s):
+    """The settings of a run's size, which change its results."""
+    if script == "ppo":
+        return "batch", "max_new_tokens"
+    return ("block_size", "n_embd") if s.init == "scratch" else ("init", "data")
+
+
+def advice(script, s, n, gpu):
     """(bytes at the peak, [(setting, value, bytes with it)]): three changes that lower them.
 
-    First those that change no result, the one that lowers most before the others; then settings
-    that `smaller` names, half of what they are. A text has no half, and no bytes; nor has a number
-    of which the plan does not know that it lowers them.
+    First those that change no result, the one that lowers most before the others; then those of
+    `smaller`, half of what they are. A text has no half, and no bytes; nor has a number of which
+    the plan does not know that it lowers them.
     """
-    peak = lambda **changes: planned(work, replace(s, **changes), n, gpu)
+    peak = lambda **changes: planned(script, replace(s, **changes), n, gpu)
     now, micro = peak(), "micro_batch_tokens" if s.micro_batch_tokens else "micro_batch"
     rows = getattr(s, micro)
     while rows > 1 and peak(**{micro: rows}) >= now:
@@ -406,7 +406,7 @@ def advice(work, s, n, gpu, smaller):
                **({"offload": gpu} if hasattr(s, "offload") else {})}
     found = [(k, v, peak(**{k: v})) for k, v in changes.items()]
     found = sorted([x for x in found if x[2] < now], key=lambda x: x[2])
-    for name in smaller:
+    for name in smaller(script, s):
         half = None if isinstance(getattr(s, name), str) else getattr(s, name) // 2
         less = peak(**{name: half}) if half else now
         found.append((name, half, less if less < now else None))

@@ -8,12 +8,15 @@ Names and shapes are ours but for the linear layers, which their `Conv1D` keeps 
 import json
 import pickle
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
+from settings import stop  # before torch
+
 import torch
 
-import hub
+from data import hub
 from data.tokenizer import EOS, PATTERN, load_tokenizer
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -321,3 +324,21 @@ def tokenizer_json(tokenizer, special):
                       "continuing_subword_prefix": None, "end_of_word_suffix": None,
                       "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
                       "vocab": vocab, "merges": merges(vocab)}}
+
+
+def main(argv=None):
+    """python -m runtime.huggingface export CHECKPOINT FOLDER"""
+    from model import GPT, ScalarGPT
+    from runtime.checkpoint import load as load_checkpoint
+    words = sys.argv[1:] if argv is None else argv
+    if len(words) != 3 or words[0] != "export":
+        stop("expected: python -m runtime.huggingface export CHECKPOINT FOLDER")
+    model, tokenizer, facts = load_checkpoint(words[1], {"GPT": GPT, "ScalarGPT": ScalarGPT},
+                                              "python sft.py")
+    export(model, tokenizer, words[2], facts["settings"].get("max_new_tokens"))
+    auto = "CausalLM" if isinstance(model, GPT) else "SequenceClassification"
+    print(f"{words[2]}: transformers.AutoModelFor{auto}.from_pretrained({words[2]!r}) loads it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Causal attention in tiles: the T x T scores are never there. The plain line that it speeds up is
+`causal_attention` in kernels/reference.py.
+
+With c = 1 / sqrt(D), a query i and the keys j <= i:
+
+    s_ij = c q_i.k_j        p_ij = exp(s_ij) / sum_j exp(s_ij)        o_i = sum_j p_ij v_j
+
+The T x T matrices s and p are never there: a block of queries looks at one tile of keys at a
+time and keeps the largest score m so far, the sum l of exp(s - m) and the sum a of exp(s - m) v.
+When a tile raises m to m', what was added up is worth exp(m - m') of the new scale:
+
+    l <- l exp(m - m') + sum_j exp(s_j - m')        a <- a exp(m - m') + sum_j exp(s_j - m') v_j
+
+and at the end o = a / l (the online softmax: Milakov and Gimelshein 2018; as attention: Dao et
+al. 2022). Of each query only o_i and L_i = m + log l are kept; p_ij = exp(s_ij - L_i) then comes
+back from q and k. With do the gradient of o, the chain rule gives
+
+    dv_j = sum_i p_ij do_i       dp_ij = do_i.v_j       ds_ij = p_ij (dp_ij - sum_j p_ij dp_ij)
+    dq_i = c sum_j ds_ij k_j     dk_j = c sum_i ds_ij q_i       sum_j p_ij dp_ij = do_i.o_i
+
+Everything is computed to base 2: with scores s log2(e), exp(s) is 2 to their power.
+"""
+import math
+import os
+
+import torch
+import torch.nn.functional as F
+
+from kernels.choice import accumulator, triton_kernels
+
+LOG2E = math.log2(math.e)  # exp(x) = 2^(x LOG2E), and PyTorch's exp2 takes a quarter of exp's time
+NEVER = -1e30  # a score that is never looked at; finite, because inf - inf is NaN
+
+QUERIES = 64  # a block; more waste work on the future, fewer make small matrix products
+KEYS = 1024  # a tile, a multiple of QUERIES
+SCORES = 2**18  # held at a time: 1 MiB in float32 stays in a core's cache
+
+
+def _pieces(B, H, T):
+    """Indices that cut [B, H, T, D] into pieces whose tiles of scores stay in the cache."""
+    n = max(1, SCORES // (min(T, QUERIES) * min(T, KEYS)))
+    rows, heads = max(1, n // H), min(n, H)
+    return [(slice(b, b + rows), slice(h, h + heads))
+            for b in range(0, B, rows) for h in range(0, H, heads)]
+
+
+def _contiguous(x, dtype):
+    """A piece [b, h, T, D] as [b * h, T, D] without gaps between its rows: products are quicker."""
+    x = x.to(dtype, memory_format=torch.contiguous_format)  # both by one copy, if it changes type
+    return x.contiguous().view(-1, *x.shape[2:])
+
+
+def _tiles(T):
+    """(first query, last + 1, first key, last + 1) of the tiles on and below the diagonal."""
+    for i in range(0, T, QUERIES):
+        end = min(i + QUERIES, T)
+        for j in range(0, end, KEYS):
+            yield i, end, j, min(j + KEYS, end)
+
+
+def _future(x):
+    """What to add to the scores of a block of queries with its own keys: [QUERIES, QUERIES]."""
+    return x.new_full((QUERIES, QUERIES), NEVER, dtype=accumulator(x)).triu(1)
+
+
+def _scores(q, k, i, end, j, stop, future):
+    """A tile of scores [n, queries, keys]; keys in a query's future get NEVER."""
+    s = torch.bmm(q[:, i:end], k[:, j:stop].mT)
+    if stop > i:  # the diagonal runs through the tile's last columns
+        s[:, :, i - j :].add_(future[: end - i, : end - i])  # a tenth of masked_fill_'s time
+    return s
+
+
+def _sums(to, dtype):
+    """Where to add up what goes to a piece [b, h, T, D] of an output, [b * h, T, D]: there, if
+    memory has no gaps there."""
+    if to.is_contiguous() and to.dtype == dtype:
+        return to.view(-1, *to.shape[2:])
+    return to.new_empty(to.size(0) * to.size(1), *to.shape[2:], dtype=dtype)
+
+
+def _finish(to, sums):
+    """Copy sums to their place, unless they were added up there."""
+    if to.data_ptr() != sums.data_ptr():
+        to.copy_(sums.view_as(to))
+
+
+def tiled_attention(q, k, v):
+    """The forward pass above. q, k, v: [B, H, T, D] -> o [B, H, T, D], base-2 L [B, H, T]."""
+    B, H, T, D = q.shape
+    dtype, future = accumulator(q), _future(q)
+    out = torch.empty_like(q)  # laid out like q: if packed by token, joining heads costs no copy
+    lse = q.new_empty(B, H, T, dtype=dtype)
+    for at in _pieces(B, H, T):
+        qs, ks, vs = (_contiguous(x[at], dtype) for x in (q, k, v))
+        qs = qs * (D**-0.5 * LOG2E)
+        o, L = _sums(out[at], dtype), qs.new_empty(*qs.shape[:2], 1)
+        for i, end, j, stop in _tiles(T):
+            s = _scores(qs, ks, i, end, j, stop, future)
+            top = s.amax(-1, keepdim=True)
+            if j > 0:
+                top = torch.maximum(m, top)
+            p = s.sub_(top).exp2_()
+            if j == 0:
+                l, a = p.sum(-1, keepdim=True), torch.bmm(p, vs[:, j:stop])
+            else:
+                worth = (m - top).exp2_()
+                l, a = l * worth + p.sum(-1, keepdim=True), (a * worth).baddbmm_(p, vs[:, j:stop])
+            m = top
+            if stop == end:
+                o[:, i:end], L[:, i:end] = a.div_(l), m + l.log2()
+        _finish(out[at], o)
+        lse[at] = L.view_as(lse[at])
+    return out, lse
+
+
+def _put(sums, first, a, b):
+    """Add a b to a part of some sums, or write it there if it is the first. PyTorch multiplies a
+    batch of matrices at once only into memory without gaps; into other memory one by one, each on
+    its own, for which two threads take as long as one."""
+    if first and sums.is_contiguous():
+        torch.bmm(a, b, out=sums)
+    elif first:
+        sums.copy_(torch.bmm(a, b))
+    else:
+        sums.add_(torch.bmm(a, b))
+
+
+def tiled_attention_backward(grad, q, k, v, out, lse):
+    """The gradients above: dq, dk, dv, each [B, H, T, D] like q, from the gradient of o."""
+    B, H, T, D = q.shape
+    dtype, future = accumulator(q), _future(q)
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    for at in _pieces(B, H, T):
+        qs, ks, vs, do = (_contiguous(x[at], dtype) for x in (q, k, v, grad))
+        qs = qs * (D**-0.5 * LOG2E)
+        L = lse[at].reshape(-1, T, 1)
+        expected = (do.view_as(out[at]) * out[at]).sum(-1).view(-1, T, 1)  # sum_j p_ij dp_ij
+        aq, ak, av = (_sums(x[at], dtype) for x in (dq, dk, dv))
+        for i, end, j, stop in reversed(list(_tiles(T))):  # the last queries see all keys: first
+            p = _scores(qs, ks, i, end, j, stop, future).sub_(L[:, i:end]).exp2_()
+            _put(av[:, j:stop], end == T, p.mT, do[:, i:end])
+            ds = torch.bmm(do[:, i:end], vs[:, j:stop].mT).sub_(expected[:, i:end]).mul_(p)
+            _put(aq[:, i:end], stop == end, ds, ks[:, j:stop])
+            _put(ak[:, j:stop], end == T, ds.mT, qs[:, i:end])
+        aq.mul_(D**-0.5), ak.mul_(1 / LOG2E)  # qs held c log2(e) q
+        for to, sums in ((dq, aq), (dk, ak), (dv, av)):
+            _finish(to[at], sums)
+    return dq, dk, dv
+
+
+@torch.library.custom_op("nanoinstructgpt::attention", mutates_args=())
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
+        torch.Tensor, torch.Tensor]:
+    triton = triton_kernels(q, q.size(-1))
+    return triton.attention(q, k, v) if triton else tiled_attention(q, k, v)
+
+
+@torch.library.custom_op("nanoinstructgpt::attention_backward", mutates_args=())
+def _attention_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+                        out: torch.Tensor, lse: torch.Tensor) -> tuple[
+                            torch.Tensor, torch.Tensor, torch.Tensor]:
+    triton = triton_kernels(q, q.size(-1))
+    backward = triton.attention_backward if triton else tiled_attention_backward
+    return backward(grad, q, k, v, out, lse)
+
+
+@_attention.register_fake
+def _(q, k, v):
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=accumulator(q))
+
+
+@_attention_backward.register_fake
+def _(grad, q, k, v, out, lse):
+    return tuple(torch.empty_like(x) for x in (q, k, v))
+
+
+_attention.register_autograd(
+    lambda ctx, grad, _: _attention_backward(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, *output))
+
+
+def causal_attention(q, k, v):
+    """Attention, softmax(q k^T / sqrt(D)) v, each query seeing itself and what is before it.
+
+    q, k, v: [B, H, T, D], any D (on a GPU, above 128 without the Triton kernels). Returns
+    [B, H, T, D]. Sequences are padded on the right, so that no real token ever sees a pad and no
+    padding mask is needed. To compare, ATTENTION=sdpa in the environment takes PyTorch's own
+    scaled_dot_product_attention.
+    """
+    if os.environ.get("ATTENTION") == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return _attention(q, k, v)[0]

@@ -1,0 +1,41 @@
+"""Which kernels run: the plain page, tiled PyTorch, or Triton. Chosen once, when this is imported.
+
+    KERNELS=reference    kernels/reference.py, everywhere: slow, and short enough to read
+    KERNELS=tiled        the tiled PyTorch of the files beside it, on a GPU too
+    KERNELS=triton       kernels/gpu.py, for CUDA alone
+
+Without the variable a CUDA tensor gets Triton where it is installed, and all else is tiled.
+"""
+import functools
+import importlib
+import importlib.util
+import os
+
+import torch
+
+NAMES = ("reference", "tiled", "triton")
+CHOSEN = os.environ.get("KERNELS", "")
+if CHOSEN and CHOSEN not in NAMES:
+    raise SystemExit(f"error: KERNELS={CHOSEN}: expected one of {', '.join(NAMES)}")
+REFERENCE = CHOSEN == "reference"
+
+
+@functools.cache
+def _has_triton():
+    return importlib.util.find_spec("triton") is not None
+
+
+def triton_kernels(x, head_size=0):
+    """The module of Triton kernels where it takes x (and heads of that size), else None."""
+    if CHOSEN in ("reference", "tiled"):
+        return None
+    if CHOSEN == "triton" and not (x.is_cuda and _has_triton()):
+        raise SystemExit("error: KERNELS=triton needs a CUDA GPU and triton: leave KERNELS out")
+    if not (x.is_cuda and x.dtype != torch.float64 and head_size <= 128 and _has_triton()):
+        return None  # larger heads: a block of queries and its sums would not fit the registers
+    return importlib.import_module("kernels.gpu")  # it imports triton: a CPU does not need it
+
+
+def accumulator(x):
+    """The type to add up in: float32 for bfloat16 and float16, else x's own."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,36 @@
+"""Noise that belongs to a row or an episode: it is the same alone, in any batch and on any rank.
+
+A counter-based generator: a number is a function of (seed, whose it is, the how manieth), without
+a state that the order of calls would change.
+"""
+import torch
+
+
+def uniform(seed, owners, step):
+    """Uniform numbers in [0, 1), one an owner, that depend on (seed, owner, step) only.
+
+    The finaliser of splitmix64, applied once to each of the three. owners: [B] int64; step: an int
+    or a tensor that broadcasts with them. Returns float64, [B] or what they broadcast to.
+    """
+    def mix(x):  # int64 wraps around; a right shift must not drag the sign along
+        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+            x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+        return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+    x = mix(mix(mix(torch.full_like(owners, seed) + 0x1E3779B97F4A7C15) ^ owners) + step)
+    return ((x >> 11) & ((1 << 53) - 1)).double() / (1 << 53)
+
+
+def dropout(x, p, site, owners):
+    """x with a share p of its numbers zeroed, and the others scaled up by 1 / (1 - p).
+
+    What is zeroed depends on the row's owner, the site (which of a model's dropouts this is) and
+    the place in the row. x: [B, ...]; owners: [B] int64. Returns x's shape.
+    """
+    places = torch.arange(x[0].numel(), device=x.device)
+    bits = lambda seed, n: ((uniform(seed, n, 0) - 0.5) * 2**32).int()
+    noise = bits(-1, places) ^ bits(site, owners)[:, None]  # [B, places]; and mixed, so that
+    for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39)):  # no two rows are alike
+        noise.bitwise_xor_(noise >> shift).mul_(factor)
+    dropped = (noise < int((p - 0.5) * 2**32)).view_as(x)
+    return x.masked_fill(dropped, 0.0) * (1 / (1 - p))

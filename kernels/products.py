@@ -1,0 +1,143 @@
+"""Products of matrices: what a layer is made of.
+
+    y = x W^T + b        dx = g W        dW = g^T x        db = sum of g
+
+kernels/reference.py: `linear` says the first of them plainly; here are the library calls that do it
+fastest, and the backward pass written out, so that one rounding rule holds everywhere.
+"""
+import contextlib
+
+import torch
+import torch.nn.functional as F
+
+
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+FAST = (torch.float32,) + (torch.bfloat16,) * (
+    ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # types of its products
+
+PRODUCTS = torch.float32  # what `multiply_in` has set
+
+
+def multiply_in(dtype):
+    """Let float32 matrices be rounded to dtype before they are multiplied: bfloat16 with
+    --dtype=bf16 (runtime/machine.py: precision), which has float32's range and 8 of its 24 bits.
+
+    Sums are in float32 and rounded once, a layer's gradients for one forward pass too. All else
+    stays float32: weights as the optimiser sees them, their gradients' sums over passes, the
+    residual stream, norms, softmax, logits and log-probs.
+    """
+    global PRODUCTS
+    PRODUCTS = dtype
+
+
+# oneDNN writes a program for each shape of a product that it has not met lately: 0.3 to 1 ms, as
+# much as such a product takes on a small model. Who is free to choose a number of rows takes a
+# multiple of this, so that there are few shapes.
+ROWS = 16
+
+
+def rounded(rows, to=ROWS):
+    """The least multiple of `to` that is not less."""
+    return -(-rows // to) * to
+
+
+def filled(x):
+    """x [n, ...] and rows of zeros, up to a multiple of ROWS."""
+    more = rounded(len(x)) - len(x)
+    return torch.cat([x, x.new_zeros(more, *x.shape[1:])]) if more else x
+
+
+def lowered(x):
+    """x in the type of products, if it is float32; other types stay what they are."""
+    return x.to(PRODUCTS) if x.dtype == torch.float32 else x
+
+
+def gemm(x, weight, bias=None, gelu=False):
+    """x W^T + b, or gelu of it, without a gradient, in x's type. x: [..., I]; weight: [O, I]; bias:
+    [O]. Any strides.
+
+    On a CPU through oneDNN, which uses the widest vector units of any maker's chip; the default
+    library keeps to half their width on some (2.3 times slower on a Zen 5). Both are exact float32.
+    It also applies gelu while the sums are still in registers, which spares a second pass; not to
+    bfloat16, where training rounds before gelu, and log-probs of samples are to be the same.
+    """
+    weight = weight if weight.dtype == x.dtype else weight.to(x.dtype)
+    if ONEDNN and x.device.type == "cpu" and x.dtype in FAST and x.numel():
+        fused = gelu and x.dtype == torch.float32
+        after = ("gelu", [], "tanh") if fused else ("none", [], "")
+        y, gelu = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after), gelu and not fused
+    else:
+        y = F.linear(x, weight, bias if bias is None else bias.to(x.dtype))
+    return F.gelu(y, approximate="tanh") if gelu else y
+
+
+def sum_of_products(a, b):
+    """a^T b, the sum of the outer products of their rows, without a gradient. a: [N, I] and b:
+    [N, J], of one type. Returns [I, J].
+
+    oneDNN's product for layers wants the rows of its first operand in one piece, and to transpose
+    a matrix costs up to a third of its product: so the smaller of the two goes there. What returns
+    is then transposed, which costs its reader more than that where there are few rows to sum. The
+    second may be transposed, but it may have no gaps: those take the slowest of its programs. Its
+    general product, which PyTorch takes for bfloat16, reads both as they lie.
+    """
+    if a.dtype != torch.float32 or a.is_cuda:
+        return a.T @ b
+    if a.size(1) <= b.size(1) or len(a) < 2 * b.size(1) or not a.is_contiguous():
+        return gemm(a.T, b.contiguous().T)
+    return gemm(b.T, a.T).T
+
+
+def packed(weight):
+    """A copy of a weight that gemm takes in its place, a tenth faster on few rows of x; None where
+    there is no such thing. It has no gradient and does not follow the weight."""
+    low = lowered(weight.detach())
+    if ONEDNN and low.device.type == "cpu" and low.dtype in FAST:
+        return torch.ops.mkldnn._reorder_linear_weight(low, 64)  # x of about 64 rows
+    return None if low.dtype == weight.dtype else low  # rounded once, not at each step
+
+
+@contextlib.contextmanager
+def packing(weights):
+    """Within this context `linear` and `logits` take packed copies of these weights, if no gradient
+    is asked for."""
+    weights = list(weights)
+    for weight in weights:
+        weight.packed = packed(weight)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            del weight.packed
+
+
+def quick(weight):
+    """The packed copy of a weight where there is one, else the weight."""
+    copy = getattr(weight, "packed", None)
+    return weight if copy is None else copy
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b, and for an upstream gradient g:  dx = g W,  dW = g^T x,  db = sum of g."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.dtype, x = x.dtype, lowered(x)
+        ctx.save_for_backward(x, weight)
+        return gemm(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors
+        dx = gemm(g, weight.T).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        g, x = g.flatten(0, -2), x.flatten(0, -2)
+        return dx, sum_of_products(g, x).to(weight.dtype), g.sum(0).to(weight.dtype)
+
+
+def linear(x, weight, bias, gelu=False):
+    """x W^T + b, differentiable, or gelu of it, which costs next to nothing if no gradient is asked
+    for. x: [..., I]; weight: [O, I]; bias: [O]. Returns [..., O]."""
+    if not torch.is_grad_enabled():
+        return gemm(lowered(x), quick(weight), bias, gelu)
+    y = _Linear.apply(x, weight, bias)
+    return F.gelu(y, approximate="tanh") if gelu else y

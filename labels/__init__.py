@@ -1,0 +1,1 @@
+"""Between the steps: completions to rank, and who ranks them."""

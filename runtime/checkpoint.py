@@ -1,0 +1,156 @@
+"""Checkpoints: folders of plain files, never half-visible.
+
+A file is written under another name, synced, and then renamed to one that holds its checksum:
+model-5f3a9c01.pt. So it is whole or not there, and damage is seen. checkpoint.json names the files
+that belong together; its own renaming is the moment from which a new checkpoint counts.
+"""
+import dataclasses
+import json
+import os
+import re
+import shutil
+import zlib
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data import records
+from data.tokenizer import load_tokenizer
+from runtime import huggingface
+from runtime.sharding import full, kind
+from settings import stop
+
+LOADED = {}  # folder -> weights, of the checkpoints that this program began with
+OURS = re.compile(r"(model|tokenizer|state)(-\d+)?(-[0-9a-f]{8})?\.(pt|tiktoken)(\.writing)?"
+                  r"|state-\d+")  # a folder of shards
+
+
+def checksum(path):
+    """CRC-32 of a file, as eight hexadecimal digits."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(2**24):
+            crc = zlib.crc32(piece, crc)
+    return f"{crc:08x}"
+
+
+def whole(path, crc=None):
+    """Whether a file is there and has this checksum, or the one that its name says."""
+    return path.exists() and checksum(path) == (crc or path.stem.rpartition("-")[2])
+
+
+def write(path, content):
+    """content(file) writes a file, which then appears at once, whole and on the disk."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        with open(temporary, "wb") as file:
+            content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.suffix != ".json":
+            path = path.with_stem(f"{path.stem}-{checksum(temporary)}")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk even a part of a file is in the way
+        raise
+    sync_names(path.parent)
+    return path.name
+
+
+def sync_names(folder):
+    """Let the names in a folder be on the disk, too."""
+    file = os.open(folder, os.O_RDONLY)
+    os.fsync(file)
+    os.close(file)
+
+
+def save(path, model, tokenizer, settings, **facts):
+    """Write a checkpoint folder: the weights, the tokenizer and checkpoint.json.
+
+    At any moment there is one whole checkpoint in it, the old one or the new one. The states of the
+    run that ends with it are no longer needed and go, like the old one's files. All ranks call it,
+    as each may have a part of the weights; rank 0 writes.
+    """
+    path, weights = Path(path), full(model.state_dict())
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return
+    refuse_others(path)
+    path.mkdir(parents=True, exist_ok=True)
+    names = {"weights": write(path / "model.pt", lambda f: torch.save(weights, f)),
+             "tokenizer": tokenizer.name}
+    if tokenizer.source is not None:
+        names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
+    meta = {"kind": kind(model).__name__, "config": dataclasses.asdict(model.config), **names,
+            "fingerprint": tokenizer.fingerprint, "template": tokenizer.template,
+            "settings": dataclasses.asdict(settings), **facts}
+    write(path / "checkpoint.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
+    tidy(path, names.values())
+
+
+def tidy(path, keep):
+    """Remove what runs have left in a checkpoint's folder: all files of ours but those to keep."""
+    for file in Path(path).iterdir():
+        if OURS.fullmatch(file.name) and file.name not in keep:
+            remove(file)
+
+
+def remove(path):
+    """Remove a file or a folder."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def refuse_others(path):
+    """Stop where a folder holds anything that no stage wrote, as with --out=out."""
+    for file in sorted(Path(path).glob("*")):
+        if not OURS.fullmatch(file.name) and not re.fullmatch(
+                r"(checkpoint\.json|log\.jsonl)(\.writing)?", file.name):
+            stop(f"{path} holds {file.name}, which is no part of a checkpoint: choose another "
+                 "--out")
+
+
+def load(path, classes, hint):
+    """Read a checkpoint written by `save`, or a GPT-2 in Hugging Face's format (huggingface.py).
+
+    Returns (model, tokenizer, its checkpoint.json).
+    classes: {"GPT": GPT, ...}, the kinds that the caller can use; hint: the command to run first.
+    """
+    path = Path(path)
+    if not (path / "checkpoint.json").exists():
+        if huggingface.known(path):
+            return huggingface.load(path, classes)
+        stop(f"{path} has no checkpoint: run `{hint}` first")
+    meta = records.read_json(path / "checkpoint.json", hint)
+    for key in ("kind", "config", "weights", "tokenizer"):
+        if key not in meta:
+            stop(f"{path}/checkpoint.json has no {key!r}: run `{hint}` again")
+    if meta["kind"] not in classes:
+        stop(f"{path} holds a {meta['kind']}, expected {' or '.join(classes)}")
+    LOADED[str(path)] = meta["weights"]
+    for name in (meta["weights"], meta["tokenizer"]):
+        if name != "gpt2" and not whole(path / name):
+            stop(f"{path}/{name} is damaged (its checksum differs): run `{hint}` again")
+    cls = classes[meta["kind"]]
+    try:
+        model = cls(cls.config_class(**meta["config"]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        stop(f"{path}/checkpoint.json asks for a model that is not ours: {error}")
+    huggingface.fill(model, huggingface.read_weights(path / meta["weights"]),
+                     path / meta["weights"])
+    tokenizer = load_tokenizer(meta["tokenizer"], path)
+    huggingface.match(tokenizer, model.config, path)
+    if meta.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
+        stop(f"{path}/{meta['tokenizer']} is not the tokenizer that the model was trained with: "
+             f"run `{hint}` again")
+    tokenizer.template = meta.get("template", tokenizer.template)
+    return model, tokenizer, meta
+
+
+def load_for(tokenizer, path, classes, hint):
+    """The model of `load` that is to read another model's ids: stops where its tokenizer is not
+    this one."""
+    model, own, _ = load(path, classes, hint)
+    if own.fingerprint != tokenizer.fingerprint:
+        stop(f"{path} has another tokenizer, {own.name}, than the model whose text it is to read, "
+             f"{tokenizer.name}: both must begin with the same --init")
+    return model

@@ -1,0 +1,136 @@
+"""Models in parts, and models in wrappers.
+
+With --shard a rank holds a part of every weight (a DTensor), of its gradient, its moments and its
+average. A checkpoint is whole all the same: it is what other programs read.
+"""
+import contextlib
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from kernels.products import lowered
+
+
+def sync(model, last):
+    """Within this context backward passes exchange gradients only if `last`: once a step."""
+    if sharded(model):
+        model.set_requires_gradient_sync(last)
+        model.set_is_last_backward(last)
+    if last or not isinstance(model, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return model.no_sync()
+
+
+def accumulate(model, groups, more=False):
+    """Each group in turn. Ranks exchange gradients once a step: in the backward pass of the last
+    group, unless there are `more` to come in another loop."""
+    for i, group in enumerate(groups):
+        with sync(model, last=i == len(groups) - 1 and not more):
+            yield group
+
+
+def bare(model):
+    """The model itself, without the wrapper that torchrun's ranks need."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def frozen(model):
+    """A model that is only read: no dropout, no gradients, matrices kept in the type of products.
+    Norms, biases and the scalar head, next to nothing in memory, stay float32."""
+    model.eval().requires_grad_(False)
+    for p in model.transformer.parameters():
+        if p.dim() == 2:
+            p.data = lowered(p.data)
+    return model
+
+
+def sharded(x):
+    """Whether a model, or a tensor, is in parts on all ranks. Asked without the imports that only
+    --shard needs: a model can be unsharded, a part made full."""
+    return hasattr(x, "unshard") or hasattr(x, "full_tensor")
+
+
+def kind(model):
+    """Its class. fully_shard makes a class of its own of (FSDPModule, class)."""
+    return type(model).__bases__[-1] if sharded(model) else type(model)
+
+
+@contextlib.contextmanager
+def gathered(model, device=None):
+    """The model with all its weights, for work without gradients: samples, scores, evaluations.
+
+    Each block is gathered once, on entry, not at each of its calls: sampling calls it for every
+    token, and a rank may have more to do than others. What is lent is a plain model on the same
+    memory, as FSDP would take each call of its own for the first half of a training step. On
+    `device`, where it is given: a copy of weights that lie elsewhere, which then is forgotten.
+    """
+    if not sharded(model):
+        away = device is not None and any(p.device != device for p in model.parameters())
+        yield plain(model, device) if away else bare(model)
+        return
+    parts = [part for part in model.modules() if sharded(part)]
+    try:
+        for part in parts:
+            part.unshard()
+        yield plain(model)
+    finally:
+        for part in parts:
+            part.reshard()
+
+
+def plain(model, device=None):
+    """A model on the same memory, or on a copy of it on a device, without what wraps it."""
+    with torch.device("meta"):
+        other = kind(model)(model.config).eval()
+    weights = {k: p.detach().to(device or p.device) for k, p in model.named_parameters()}
+    other.load_state_dict(weights, assign=True)
+    return other
+
+
+def full(tensors):
+    """Tensors by name, with the parts of each put together on rank 0, one after another; the other
+    ranks must take part, and get None in their place."""
+    out = {}
+    for name, x in tensors.items():
+        if sharded(x):
+            x = x.full_tensor()
+            x = x.cpu() if dist.get_rank() == 0 else None
+        out[name] = x
+    return out
+
+
+def like(x, other):
+    """A tensor as `other` is: on its device, and this rank's part of it if it is in parts. A
+    stand-in (see below) becomes memory that its shards are read into."""
+    if other is None or sharded(x) or x.shape != other.shape:
+        return x
+    if x.is_meta:
+        return torch.empty_like(other)
+    x = x.to(other.device)
+    if not sharded(other):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(x, other.device_mesh, other.placements,
+                             src_data_rank=None)  # all ranks have read the same x
+
+
+def put(part, state):
+    """load_state_dict of a model or an optimiser, in parts or not, with tensors that are whole,
+    stand-ins, or in parts like it."""
+    if isinstance(part, torch.optim.Optimizer):
+        params = [p for group in part.param_groups for p in group["params"]]
+        moments = {i: {k: like(v, params[i]).clone() if torch.is_tensor(v) else v  # it keeps them
+                       for k, v in own.items()} for i, own in state["state"].items()}
+        part.load_state_dict({**state, "state": moments})
+    else:
+        own = part.state_dict()
+        part.load_state_dict({k: like(v, own[k]) for k, v in state.items()})
+
+
+def like_weights(saved, weights):
+    """Nested dicts, with each tensor in parts as the weight is whose name and shape it has.
+    weights: {(name, shape): weight}."""
+    return {k: like_weights(v, weights) if isinstance(v, dict) else
+            like(v, weights.get((k, v.shape))).clone() if torch.is_tensor(v) else v
+            for k, v in saved.items()}

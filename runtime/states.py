@@ -1,0 +1,104 @@
+"""States in parts, and the state of the random generators.
+
+No rank has room for the whole state of a large model. Where models are in parts, each rank writes
+its own to a file of a folder, with torch.distributed.checkpoint (DCP). In the state itself a
+stand-in keeps the place of such a tensor: one of its shape on the meta device, without memory. A
+reader may have other parts, or the whole, of each tensor, and reads just that.
+"""
+import contextlib
+import enum
+import pickle
+import shutil
+import warnings
+
+import torch
+
+from runtime.checkpoint import checksum, sync_names
+from runtime.sharding import sharded
+from settings import stop
+
+
+def leaves(tree, path=()):
+    """What nested dicts hold, by path: {"model/score.weight": ..., ...}."""
+    if not isinstance(tree, dict):
+        return {"/".join(map(str, path)): tree}
+    return {k: v for key, x in tree.items() for k, v in leaves(x, (*path, key)).items()}
+
+
+def stand_ins(tree):
+    """Nested dicts with a stand-in for each tensor that is in parts."""
+    if isinstance(tree, dict):
+        return {k: stand_ins(v) for k, v in tree.items()}
+    return torch.empty(tree.shape, dtype=tree.dtype, device="meta") if sharded(tree) else tree
+
+
+def write_shards(folder, tree, world):
+    """Write the parts in nested dicts of tensors to a folder, of which nothing stays if that fails.
+    Returns the checksums of its files, {} where nothing is in parts. All ranks call it."""
+    shards = {name: x for name, x in leaves(tree).items() if sharded(x)}
+    if world.main:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote
+    if not shards:
+        return {}
+    import torch.distributed.checkpoint as dcp
+    world.barrier()
+    try:
+        with telling():
+            dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder))
+    except BaseException:
+        if world.main:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    sync_names(folder)
+    mine = [*folder.glob(f"__{world.rank}_*"), *[folder / ".metadata"] * world.main]
+    sums = world.gather([{file.name: checksum(file) for file in mine}])
+    files = {name: crc for some in sums for name, crc in some.items()}
+    if world.main and not all((folder / name).exists() for name in files):
+        stop(f"{folder.parent} is not the same folder on all machines: choose one that they share")
+    return files
+
+
+def read_shards(folder, tensors):
+    """Fill tensors, {name: tensor, in parts or whole}, from a folder of `write_shards`. All ranks
+    call it, with the same names."""
+    import torch.distributed.checkpoint as dcp
+    with open(folder / ".metadata", "rb") as file:
+        try:
+            Known(file).load()
+        except pickle.UnpicklingError as error:
+            stop(f"{folder}/.metadata is refused: {error}, and such a pickle can run any code")
+    with telling(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is ")  # one process may read, too
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder))
+
+
+@contextlib.contextmanager
+def telling():
+    """All ranks fail with what happened to any of them, such as a full disk, and not with DCP's
+    list of it."""
+    from torch.distributed.checkpoint import CheckpointException
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
+
+
+class Known(pickle.Unpickler):
+    """Refuses what DCP does not write, and would load without a question."""
+    NAMES = {"Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
+             "MetadataIndex", "StorageMeta", "_StorageInfo", "_MEM_FORMAT_ENCODING", "_get_layout",
+             "Size", "float32", "PosixPath", "WindowsPath"}
+
+    def find_class(self, module, name):
+        if module.split(".")[0] in ("torch", "pathlib") and name in self.NAMES:
+            return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return self.member
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    @staticmethod
+    def member(cls, name):
+        """getattr, as far as Python 3.11.0 to 3.11.3 need it: for a member of an enumeration."""
+        if isinstance(cls, enum.EnumMeta) and name in cls.__members__:
+            return cls[name]
+        raise pickle.UnpicklingError("it asks for builtins.getattr")

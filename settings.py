@@ -1,0 +1,245 @@
+"""Settings from the command line, and what every program does first. Import it before torch.
+
+    parse        one dataclass a script, overridden by presets and --name=value
+    Run          the settings that the three scripts of the steps share
+    stop         the end of a program in one clear line
+
+Errors of the machine become one line, and on a machine that is shared the threads of this program
+sleep where they would wait for one another in a loop.
+"""
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+
+
+def stop(message):
+    """End the program with one clear line for its user."""
+    raise SystemExit(f"error: {message}")
+
+
+# ------------------------------------------------------------------------- what scripts share
+
+@dataclass
+class Computing:
+    # the machine
+    device: str = "auto"  # cpu, cuda or auto
+    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (docs/memory.md)
+
+
+@dataclass
+class Run(Computing):
+    # the run
+    too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
+    micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
+    clip: float = 1.0  # bound on the gradient's norm, 0 is none; not in the paper
+    explode: float = 1e5  # gradient norm beyond which a step is skipped, as it is for NaN
+    max_skips: int = 5  # skipped steps in a row after which the run stops
+    save_every: int = 100  # steps between the states that --resume goes on from
+    resume: bool = False  # go on where a run of these settings was interrupted
+    timeout: int = 600  # seconds that a process waits for another before the job stops
+    activation_checkpointing: bool = False  # less memory: backward computes each block again
+    shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
+
+
+# What a value may be, for all scripts: a name means the same in each. A script whose setting is
+# narrower says so in BOUNDS of its own.
+BOUNDS = {
+    "[1, inf)": "batch minibatch micro_batch epochs iterations inner_epochs max_new_tokens ptx_rows"
+                " k_min k_max save_every max_skips timeout block_size n_layer n_head n_embd votes"
+                " num documents vocab demonstrations heldout cap longest prefix chunk workers"
+                " max_bytes max_line document shard_tokens",
+    "[0, inf)": "micro_batch_tokens warmup weight_decay clip lr value_lr ptx beta temperature show"
+                " prompts",
+    "(0, inf)": "clip_ratio clip_value",
+    "(0, inf]": "explode",
+    "[0, 1]": "floor pretrain_mix gae_lambda discount agreement share",
+    "[0, 1)": "dropout ema split_valid split_test",
+    "(-inf, inf)": "unfinished",
+    "[0, 9223372036854775808)": "seed",  # 63 bits
+}
+CHOICES = {"device": "auto cpu cuda", "dtype": "auto float32 bf16", "split": "train valid test",
+           "too_long": "drop keep_end keep_beginning"}
+
+
+def interval_of(settings, field):
+    """The interval that a field's number lies in, as text; "" for what is no number."""
+    if isinstance(field.default, (bool, str)):
+        return ""
+    table = {n: interval for interval, names in BOUNDS.items() for n in names.split()}
+    return {**table, **getattr(settings, "BOUNDS", {})}[field.name]
+
+
+def within(value, interval):
+    """Whether a number lies in an interval like "[0, 1)"; NaN lies in none."""
+    low, high = map(float, interval[1:-1].split(","))
+    return ((low <= value if interval[0] == "[" else low < value)
+            and (value <= high if interval[-1] == "]" else value < high))
+
+
+def check(s):
+    """Stop where a value is out of its bounds, before anything is read or computed. A settings
+    class with a method `problem` checks what hangs on several of them: it returns a line or None.
+    """
+    for field in dataclasses.fields(s):
+        name, value = field.name, getattr(s, field.name)
+        choices = {**CHOICES, **getattr(s, "CHOICES", {})}.get(name, "")
+        if choices and value not in choices.split():
+            stop(f"--{name}={value}: expected one of {', '.join(choices.split())}")
+        interval = interval_of(s, field)
+        if interval and not within(value, interval):
+            stop(f"--{name}={value}: expected a number {in_words(interval)}".rstrip())
+    problem = s.problem() if hasattr(s, "problem") else None
+    if problem:
+        stop(problem)
+    return s
+
+
+# ------------------------------------------------------------------------- the command line
+
+def parse(settings, presets=None, argv=None, plan=None):
+    """Settings from the command line: `--name=value` for any field of the dataclass `settings`.
+
+    `--preset=NAME` first applies presets[NAME]. Values take the type of the field's default. An
+    unknown flag stops with the closest name, a value out of its bounds with what they are. --help
+    prints every field. With --plan, plan(preset, settings, machine) prints what the run would cost
+    (runtime/plan.py).
+    """
+    argv, presets = sys.argv[1:] if argv is None else argv, presets or {}
+    if {"-h", "--help"} & set(argv):
+        print(usage(settings, presets, plan is not None))
+        raise SystemExit(0)
+    fields = {f.name: f for f in dataclasses.fields(settings)}
+    flags, given = [*fields, "preset", *["plan"] * bool(plan)], {}
+    for arg in argv:
+        name, equals, value = arg.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not arg.startswith("--") or name not in flags:
+            close = difflib.get_close_matches(name, flags, 1, 0.4)
+            stop(f"unknown argument {arg!r}" + (f": did you mean --{close[0]}?" if close else "")
+                 + "; --help lists them all")
+        given[name] = value if equals else "true"
+    preset, machine = given.pop("preset", None), given.pop("plan", None)
+    if preset is not None and preset not in presets:
+        stop(f"no preset {preset!r}; there are {', '.join(presets) or 'none'}")
+    values = dict(presets.get(preset, {}))
+    values.update({name: convert(name, value, fields[name].default)
+                   for name, value in given.items()})
+    s = check(settings(**values))
+    if machine:
+        plan(preset, s, machine)
+        raise SystemExit(0)
+    return s
+
+
+def convert(name, text, default):
+    """The flag's text as a value of its default's type; stops where it is none."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return type(default)(text)
+    except (KeyError, ValueError):
+        stop(f"--{name}={text}: expected {type(default).__name__}, like {default!r}")
+
+
+WIDTHS = 32, 8  # of the columns of --help: a flag, its bounds; then words
+
+
+def usage(settings, presets, plan=False):
+    """The help text: each field in its group, its default, the comment that follows it in the
+    source, and its bounds."""
+    lines = [inspect.cleandoc(settings.__doc__ or "")]
+    for title, fields in groups_of(settings):
+        lines += ["", title]
+        for field, comment in fields:
+            lines += described(f"--{field.name}={field.default}",
+                               in_words(interval_of(settings, field)), comment)
+    if plan:
+        lines += described("--plan[=MACHINE]", "", "print what this run would cost, and stop")
+    if presets:
+        lines += ["", "--preset=NAME sets several at once"]
+    for name, values in presets.items():
+        lines += described(name, "", ", ".join(f"{k}={v}" for k, v in values.items()))
+    return "\n".join(lines)
+
+
+def groups_of(settings):
+    """[(title, [(field, comment)])]: a comment alone on a line of the class is the title of what
+    follows; what scripts share comes after a script's own."""
+    fields, groups = {f.name: f for f in dataclasses.fields(settings)}, {}
+    for cls in filter(dataclasses.is_dataclass, settings.__mro__):
+        title = "settings"
+        for heading, name, comment in re.findall(r"^    (?:# (.+)|(\w+): [^#\n]*(?:#\s*(.*))?)$",
+                                                 inspect.getsource(cls), re.M):
+            title = heading or title
+            if name in fields:
+                groups.setdefault(title, []).append((fields.pop(name), comment))
+    return list(groups.items())
+
+
+def in_words(interval):
+    """An interval as --help has it: "[1, inf)" is ">= 1"."""
+    low, high = interval[1:-1].split(", ") if interval else ("-inf", "inf")
+    if float(high) > 1:
+        return "" if low == "-inf" else f"{'>=' if interval[0] == '[' else '>'} {low}"
+    return f"{low} to {'' if interval[-1] == ']' else '<'}{high}"
+
+
+def described(flag, bounds, words):
+    """A flag, its bounds and what is said of it, in columns of 100 characters together."""
+    first, *rows = textwrap.wrap(words, 100 - WIDTHS[0] - WIDTHS[1]) or [""]
+    flag, gap = f"  {flag}", " " * (WIDTHS[0] + WIDTHS[1])
+    head = [] if len(flag) < WIDTHS[0] else [flag]
+    first = f"{'' if head else flag:{WIDTHS[0]}}{bounds:{WIDTHS[1]}}{first}".rstrip()
+    return [*head, first, *(gap + row for row in rows)]
+
+
+# ------------------------------------------------------------------------- before torch
+#
+# A parallel step of PyTorch ends when its last thread is done. GNU's OpenMP lets the others look
+# for it in a loop, for milliseconds. On idle cores that is the quickest way. But where another
+# program keeps a core busy, they use up the time in which the missing thread could have run, and a
+# training step that has hundreds of such ends takes twenty times as long (docs/kernels.md). There
+# they look for some 50 microseconds and then sleep.
+SPINS = "3000"  # looks; it is 300,000 by itself. Other OpenMPs do not know the variable
+BUSY = 0.5  # cores' worth of other programs from which it is taken
+OWN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # with one of these set, their user has chosen
+
+
+def busy(seconds=0.1):
+    """How many cores other programs keep busy, looked at for so long; 0.0 where Linux does not
+    tell."""
+    def ticks():
+        with open("/proc/stat") as file:
+            return sum(map(int, file.readline().split()[1:4]))  # user, nice, system; of all cores
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+    except (OSError, ValueError):
+        return 0.0
+
+
+def report(kind, error, trace):
+    """sys.excepthook of our programs: Ctrl-C, a full disk or a folder that cannot be written is one
+    line, as the import of torch takes seconds, and the download of a model longer. What has more
+    to say catches them itself (training.py, chat.py). The exit code of Ctrl-C stays the signal's.
+    """
+    if issubclass(kind, KeyboardInterrupt):
+        print("error: interrupted", file=sys.stderr)
+    elif issubclass(kind, OSError) and error.errno:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if os.environ.get("OMP_NUM_THREADS") != "1" and not OWN & set(os.environ) and busy() >= BUSY:
+    os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch loads OpenMP
+sys.excepthook = report
