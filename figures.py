@@ -9,14 +9,9 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # to a file: no window is needed
-import matplotlib.pyplot as plt  # noqa: E402, after the choice of where to draw
-
-from data import records  # noqa: E402
-from evaluate import FLAGS  # noqa: E402
-from runtime import parse  # noqa: E402
+from data import records
+from evaluate import FLAGS
+from runtime import extra, parse
 
 
 @dataclass
@@ -94,6 +89,8 @@ def ppo_training(ax, folders):
 
 def main():
     s = parse(Settings)
+    extra("matplotlib", "figures.py").use("Agg")  # to a file: no window is needed
+    plt = extra("matplotlib.pyplot", "figures.py")
     results = records.read_json(f"{s.demo}/results.json", "make demo")
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
     preferences(axes[0, 0], results)

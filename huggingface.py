@@ -1,12 +1,14 @@
 """Models in Hugging Face's GPT-2 format, in and out.
 
-    load      --init=gpt2, or a folder or file in that format -> model and tokenizer
+    load      --init=gpt2, a repository of the hub, or a folder or file in that format
+              -> model and tokenizer
     export    a folder that transformers' AutoModel and AutoTokenizer load as it is
 
 Names and shapes are ours but for the linear layers, which their `Conv1D` keeps as [in, out].
 """
 import json
 import pickle
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -18,6 +20,8 @@ from data.tokenizer import EOS, PATTERN, load_tokenizer
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
            "pytorch_model.bin.index.json")  # the first that is there is read
+OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # 0.5, 1.5, 3.2 and 6.4 GB
+VOCABULARIES = ("tokenizer.tiktoken", "vocab.json", "tokenizer.json")  # see `find_tokenizer`
 CONV1D = tuple(f"{layer}.weight" for layer in ("c_attn", "c_proj", "c_fc"))
 # What a configuration may say about the things that our architecture does in one way only; the
 # first is also what it means where it says nothing.
@@ -34,34 +38,70 @@ def refuse(path, why):
     raise SystemExit(f"error: {path} {why}")
 
 
-def safetensors_torch():
-    """The package's functions for torch, an extra of ours."""
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise SystemExit("error: .safetensors files need a package: pip install "
-                         "safetensors==0.8.0, the extra `hf` in pyproject.toml") from None
-    return safetensors.torch
+def safetensors_torch(what):
+    """The functions of safetensors (an extra) for torch; `what` needs them."""
+    from runtime import extra
+    return extra("safetensors.torch", what)
 
 
 # ------------------------------------------------------------------------------------------- in
 
+def repository(name):
+    """The repository of the hub that `name` means, or None: gpt2 .. gpt2-xl are OpenAI's, and so is
+    org/name where there is no folder org. Our own checkpoints lie in `out`."""
+    name = Path(name).as_posix()
+    if name in OPENAI:
+        return f"openai-community/{name}"
+    org = name.partition("/")[0]
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and org != "out" and not Path(org).exists():
+        return name
+
+
 def known(name):
-    """Whether `name` is a GPT-2 of the hub, or a folder or file in its format."""
+    """Whether `name` is a repository of the hub, or a folder or file in Hugging Face's format."""
     path = Path(name)
     if not path.exists():
-        return str(name) in hub.MODELS
+        return repository(name) is not None
     return path.is_file() or any((path / file).exists() for file in ("config.json", *WEIGHTS))
 
 
+def download(name):
+    """The folder in huggingface_hub's cache with the model that `name` means. Stops where the hub
+    has none that is ours, before the weights are fetched, and with what to put where without a
+    network."""
+    repo = repository(name)
+    openai = repo.startswith("openai-community/")
+    safetensors_torch(name)
+    try:
+        config = hub.fetch(repo, ["config.json"])
+        if config is None:
+            refuse(name, f"is no model in this format: there is no config.json in {hub.page(repo)}")
+        read_config(config)
+        fetch = lambda *names: hub.fetch(repo, names, commit=config.parent.name)
+        weights = fetch(*WEIGHTS)
+        if weights is None:
+            refuse(name, f"has none of {', '.join(WEIGHTS)} in {hub.page(repo)}")
+        for file in parts(weights) if weights.suffix == ".json" else []:
+            fetch(file)
+        if not openai:
+            fetch(*VOCABULARIES)
+    except hub.Unavailable as error:
+        files = ["config.json", "model.safetensors"] + ["vocab.json"] * (not openai)
+        refuse(name, f"is no folder here, not in the cache, and could not be downloaded ({error}): "
+                     f"on a machine with a network `hf download {repo} {' '.join(files)}` fills a "
+                     f"folder to be copied to {hub.cache(repo)}; or put these files of "
+                     f"{hub.page(repo)} into any folder, and give that in place of {name}")
+    return config.parent
+
+
 def load(name, classes):
-    """A hub name, a folder or a file of weights with its config.json beside it -> (model,
-    tokenizer, facts), as `runtime.load`. classes: {"GPT": GPT, ...}, the kinds the caller can use.
+    """A repository of the hub, a folder, or a file of weights with its config.json beside it ->
+    (model, tokenizer, facts), as `runtime.load`. classes: {"GPT": GPT, ...}, the kinds that the
+    caller can use.
     """
     path = Path(name)
     if not path.exists():
-        safetensors_torch()  # if it is missing, say so before the download
-        path = hub.folder(str(name))
+        path = download(path.as_posix())
     folder, file = path.parent, path
     if path.is_dir():
         folder, file = path, next((path / f for f in WEIGHTS if (path / f).exists()),
@@ -108,17 +148,21 @@ def read_config(path):
     return sizes
 
 
+def parts(path):
+    """The names of the files of weights that an index lists."""
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict):
+        refuse(path, "has no weight_map: delete it and get it again")
+    return sorted({Path(str(file)).name for file in shards.values()})  # of this folder only
+
+
 def read_weights(path):
     """A file of tensors, or the index of several -> {name: tensor}. Runs no code of a pickle."""
     if path.name.endswith(".index.json"):
-        shards = read_json(path).get("weight_map")
-        if not isinstance(shards, dict):
-            refuse(path, "has no weight_map: delete it and get it again")
-        names = sorted({Path(str(file)).name for file in shards.values()})  # of this folder only
-        return {k: v for name in names for k, v in read_weights(path.parent / name).items()}
+        return {k: v for name in parts(path) for k, v in read_weights(path.parent / name).items()}
     if not path.exists():
         refuse(path, "is missing")
-    safe = safetensors_torch() if path.suffix == ".safetensors" else None
+    safe = safetensors_torch(path) if path.suffix == ".safetensors" else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickles: what is wrong is said below
@@ -199,7 +243,7 @@ def export(model, tokenizer, folder, max_new_tokens=None):
     folder, temporary = Path(folder), Path(f"{folder}.writing")
     if folder.is_file() or any(folder.glob("*")):
         refuse(folder, "is there already: choose another folder")
-    save_file, scalar = safetensors_torch().save_file, hasattr(model, "score")
+    save_file, scalar = safetensors_torch("export").save_file, hasattr(model, "score")
     from safetensors import SafetensorError
     weights = {name: (x.T if name.endswith(CONV1D) else x).cpu().contiguous()
                for name, x in model.state_dict().items()}

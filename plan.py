@@ -248,6 +248,7 @@ def architecture(preset, init, s):
     """The GPTConfig that a run would have: of the preset's size, from scratch, of a checkpoint or
     a Hugging Face folder that is there; the toy's if none is."""
     name, path = (preset or "").removesuffix("-init"), Path(init)
+    init = init.removeprefix("openai-community/")
     if name in SIZES or init in SIZES:
         return SIZES.get(name) or SIZES[init]
     if init == "scratch":

@@ -1,6 +1,7 @@
 """What the three scripts share and a student may skip at first reading.
 
     parse        settings: one dataclass a script, overridden by presets and --name=value
+    extra        a module of an optional package, or the line that says how to install it
     World        one process, or the ranks that torchrun started
     cosine       the learning-rate schedule
     micro_batches, scoring_groups: ragged rows in pieces that fit
@@ -13,6 +14,7 @@ import dataclasses
 import datetime
 import difflib
 import enum
+import importlib
 import inspect
 import json
 import math
@@ -42,6 +44,26 @@ from data.tokenizer import load_tokenizer
 def stop(message):
     """End the program with one clear line for its user."""
     raise SystemExit(f"error: {message}")
+
+
+# Packages that only some commands need, as in pyproject.toml: {extra: what pip is to install}.
+EXTRAS = {"figures": ["matplotlib==3.10.8"],
+          "hf": ["huggingface_hub==2.4.0", "safetensors==0.8.0"]}
+
+
+def extra(module, what):
+    """Import and return a module of an optional package; stops with the command that installs it.
+
+    what: names for the user what needs the package, as "figures.py".
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0] == package
+        why = "" if missing else f", and its import fails ({str(error).splitlines()[0]})"
+        pins = next(pins for pins in EXTRAS.values() if any(p.startswith(package) for p in pins))
+        stop(f"{what} needs {package}{why}: pip install {' '.join(pins)}")
 
 
 def parse(settings, presets=None, argv=None, plan=None):

@@ -21,6 +21,7 @@ from data import records, tokenizer
 from data.batches import demonstration_rows, encode_prompt
 from helpers import close, same, tiny, tiny_scalar
 from model import GPT, GPTConfig, ScalarGPT, generate, last_score
+from test_hub import home_of, library
 from test_scripts import stops
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: "
@@ -338,15 +339,23 @@ def test_gpt2_itself_brings_its_tokenizer(tmp_path, gpt2):
 
 
 def test_init_by_name_goes_through_the_cache(tmp_path, gpt2, monkeypatch):
-    monkeypatch.setenv("NANOINSTRUCTGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    """OpenAI's models by both of their names, and anybody's, whose vocabulary must be GPT-2's."""
     monkeypatch.chdir(tmp_path)
-    other = theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1)
-    pretrained(tmp_path / "cache" / "gpt2", other)
-    model, vocabulary, _ = runtime.load("gpt2", KINDS, "")
-    assert vocabulary.name == "gpt2" and model.config.block_size == 40
-    with pytest.raises(SystemExit, match="gpt2-large could not be downloaded"):
-        runtime.load("gpt2-large", KINDS, "")
+    other = pretrained(tmp_path / "x", theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1))
+    files = {path.name: path.read_bytes() for path in other.iterdir()}
+    vocabulary = {**huggingface.spelled(gpt2), "<|endoftext|>": 50256}
+    home_of(tmp_path, "openai-community/gpt2", files)
+    for repo, words in (("someone/theirs", vocabulary), ("a/b", {**vocabulary, "Ġthe": 4})):
+        home_of(tmp_path, repo, {**files, "vocab.json": json.dumps(words).encode()})
+    with library(tmp_path):
+        for name in ("gpt2", "openai-community/gpt2", Path("someone/theirs")):
+            model, own, _ = runtime.load(name, KINDS, "")
+            assert own.name == "gpt2" and model.config.block_size == 40
+        for name, complaint in (("gpt2-large", "gpt2-large .* could not be downloaded"),
+                                ("a/b", "vocab.json is not GPT-2's vocabulary"),
+                                ("out/a", "out/a has no checkpoint: run `this` first")):
+            with pytest.raises(SystemExit, match=complaint):
+                runtime.load(name, KINDS, "this")
 
 
 @dataclass
@@ -526,7 +535,7 @@ def test_without_safetensors_it_says_what_to_install(monkeypatch, tmp_path, word
     monkeypatch.setitem(sys.modules, "safetensors", None)
     for act in (lambda: huggingface.export(tiny(vocab_size=300), words, tmp_path / "a"),
                 lambda: runtime.load("gpt2", KINDS, "")):
-        with pytest.raises(SystemExit, match="pip install safetensors"):
+        with pytest.raises(SystemExit, match="needs safetensors: pip install .*safetensors=="):
             act()
     assert not list(tmp_path.iterdir())
 
@@ -535,7 +544,7 @@ def test_an_export_is_whole_or_not_there(tmp_path, words, monkeypatch):
     def full(*_, **__):
         raise OSError("No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr(huggingface.safetensors_torch(), "save_file", full)
+        patch.setattr(huggingface.safetensors_torch("export"), "save_file", full)
         with pytest.raises(OSError):
             huggingface.export(tiny(vocab_size=300), words, tmp_path / "a")
     assert not list(tmp_path.iterdir())
