@@ -70,8 +70,6 @@ class Speaker:
     """A model with its settings, and what was said to it."""
 
     def __init__(self, checkpoint, s):
-        if s.num < 1 or s.max_new_tokens < 1 or s.temperature < 0:
-            stop("--num and --max_new_tokens are at least 1, --temperature at least 0")
         self.s, self.history, self.turn = s, [], 0
         device = World(s.seed, s.device).device
         self.model, self.tokenizer, _ = load(checkpoint, {"GPT": GPT}, "python sft.py")

@@ -3,12 +3,14 @@
     parse        one dataclass a script, overridden by presets and --name=value
     Run          the settings that the three scripts of the steps share
     stop         the end of a program in one clear line
+    extra        a module of an optional package, or the line that says how to install it
 
 Errors of the machine become one line, and on a machine that is shared the threads of this program
 sleep where they would wait for one another in a loop.
 """
 import dataclasses
 import difflib
+import importlib
 import inspect
 import os
 import re
@@ -21,6 +23,26 @@ from dataclasses import dataclass
 def stop(message):
     """End the program with one clear line for its user."""
     raise SystemExit(f"error: {message}")
+
+
+# Packages that only some commands need, as in pyproject.toml: {extra: what pip is to install}.
+EXTRAS = {"figures": ["matplotlib==3.10.8"],
+          "hf": ["huggingface_hub==2.4.0", "safetensors==0.8.0"]}
+
+
+def extra(module, what):
+    """Import and return a module of an optional package; stops with the command that installs it.
+
+    what: names for the user what needs the package, as "python -m evals.figures".
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0] == package
+        why = "" if missing else f", and its import fails ({str(error).splitlines()[0]})"
+        pins = next(pins for pins in EXTRAS.values() if any(p.startswith(package) for p in pins))
+        stop(f"{what} needs {package}{why}: pip install {' '.join(pins)}")
 
 
 # ------------------------------------------------------------------------- what scripts share
@@ -50,16 +72,16 @@ class Run(Computing):
 # What a value may be, for all scripts: a name means the same in each. A script whose setting is
 # narrower says so in BOUNDS of its own.
 BOUNDS = {
-    "[1, inf)": "batch minibatch micro_batch epochs iterations inner_epochs max_new_tokens ptx_rows"
+    "[1, inf)": "batch minibatch micro_batch iterations inner_epochs max_new_tokens ptx_rows"
                 " k_min k_max save_every max_skips timeout block_size n_layer n_head n_embd votes"
                 " num documents vocab demonstrations heldout cap longest prefix chunk workers"
                 " max_bytes max_line document shard_tokens",
-    "[0, inf)": "micro_batch_tokens warmup weight_decay clip lr value_lr ptx beta temperature show"
+    "[0, inf)": "epochs micro_batch_tokens warmup weight_decay clip lr value_lr ptx beta temperature show"
                 " prompts",
     "(0, inf)": "clip_ratio clip_value",
     "(0, inf]": "explode",
-    "[0, 1]": "floor pretrain_mix gae_lambda discount agreement share",
-    "[0, 1)": "dropout ema split_valid split_test",
+    "[0, 1]": "ema floor pretrain_mix gae_lambda discount agreement share",
+    "[0, 1)": "dropout split_valid split_test",
     "(-inf, inf)": "unfinished",
     "[0, 9223372036854775808)": "seed",  # 63 bits
 }
@@ -72,7 +94,7 @@ def interval_of(settings, field):
     if isinstance(field.default, (bool, str)):
         return ""
     table = {n: interval for interval, names in BOUNDS.items() for n in names.split()}
-    return {**table, **getattr(settings, "BOUNDS", {})}[field.name]
+    return {**table, **getattr(settings, "BOUNDS", {})}.get(field.name, "")
 
 
 def within(value, interval):

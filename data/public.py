@@ -1,7 +1,7 @@
 """Public datasets in, records out: `python -m data.public --name=hh-rlhf --out=out/hh`.
 
-Downloads the dataset from where it is published, into a cache (hub.py), or reads --file=PATH in the
-original format, .gz or not; and writes those of
+Downloads the dataset from where it is published into huggingface_hub's cache, or reads --file=PATH
+in the original format, .gz or not; and writes those of
 
     text_{train,valid,test}.jsonl               documents, long files cut at blank lines
     demonstrations_{train,valid,test}.jsonl     of rankings: each prompt with its best completion
@@ -336,47 +336,68 @@ def summarize(row):
                   [1 + (i != choice) for i in range(len(summaries))], labeler=row.get("worker"))
 
 
-RAW, HF = "https://raw.githubusercontent.com", f"{hub.HUB}/datasets"
-OPENAI = "https://openaipublic.blob.core.windows.net"
-DATASETS = {  # name: (what it holds, its loader, its URLs, or what it is where there are none)
-    "text": ("text", text, "any .txt files, or JSON lines {\"text\"}"),
-    "prompts": ("prompts", prompts, "JSON lines: strings, or {\"prompt\"}"),
-    "alpaca": ("demonstrations", alpaca, [
-        f"{RAW}/tatsu-lab/stanford_alpaca/main/alpaca_data.json"]),
-    "dolly": ("demonstrations", dolly, [
-        f"{HF}/databricks/databricks-dolly-15k/resolve/main/databricks-dolly-15k.jsonl"]),
-    "self-instruct": ("demonstrations", self_instruct, [
-        f"{RAW}/yizhongw/self-instruct/main/data/seed_tasks.jsonl"]),
-    "t0": ("demonstrations", t0, "github yizhongw/self-instruct, data/finetuning, many files"),
-    "openassistant": ("rankings", openassistant, [
-        f"{HF}/OpenAssistant/oasst1/resolve/main/2023-04-12_oasst_ready.trees.jsonl.gz"]),
-    "hh-rlhf": ("rankings", hh_rlhf, [
-        f"{HF}/Anthropic/hh-rlhf/resolve/main/{part}-base/train.jsonl.gz"
-        for part in ("helpful", "harmless")]),
-    "alpaca-preference": ("rankings", alpaca_preference, [
-        f"{RAW}/rasbt/LLMs-from-scratch/main/ch07/04_preference-tuning-with-dpo/"
-        "instruction-data-with-preference.json"]),
-    "finegrained-qa": ("rankings", finegrained_qa, [
-        f"{RAW}/allenai/FineGrainedRLHF/main/tasks/qa_feedback/data/{part}_feedback.json"
-        for part in ("train", "dev")]),
-    "webgpt": ("rankings", webgpt, [f"{OPENAI}/webgpt-answer-viewer/comparisons.jsonl"]),
-    "summarize": ("rankings", summarize, [
-        f"{OPENAI}/summarize-from-feedback/dataset/comparisons/batch{i}.json"
-        for i in (*range(3, 21), 22)]),
+# Where there is a URL, the hub has no files in the original format: none at all, a script that
+# fetches them from this URL, or Parquet.
+RAW, OPENAI = "https://raw.githubusercontent.com", "https://openaipublic.blob.core.windows.net"
+DATASETS = {  # name: (what it holds, its loader, a repository of the hub or a URL, files in it)
+    "text": ("text", text, "any .txt files, or JSON lines {\"text\"}", []),
+    "prompts": ("prompts", prompts, "JSON lines: strings, or {\"prompt\"}", []),
+    "alpaca": ("demonstrations", alpaca, f"{RAW}/tatsu-lab/stanford_alpaca/main",
+               ["alpaca_data.json"]),
+    "dolly": ("demonstrations", dolly, "databricks/databricks-dolly-15k",
+              ["databricks-dolly-15k.jsonl"]),
+    "self-instruct": ("demonstrations", self_instruct, "HuggingFaceH4/self-instruct-seed",
+                      ["tasks.jsonl"]),
+    "t0": ("demonstrations", t0, "github yizhongw/self-instruct, data/finetuning, many files", []),
+    "openassistant": ("rankings", openassistant, "OpenAssistant/oasst1",
+                      ["2023-04-12_oasst_ready.trees.jsonl.gz"]),
+    "hh-rlhf": ("rankings", hh_rlhf, "Anthropic/hh-rlhf",
+                ["helpful-base/train.jsonl.gz", "harmless-base/train.jsonl.gz"]),
+    "alpaca-preference": ("rankings", alpaca_preference, f"{RAW}/rasbt/LLMs-from-scratch/main/ch07/"
+                          "04_preference-tuning-with-dpo",
+                          ["instruction-data-with-preference.json"]),
+    "finegrained-qa": ("rankings", finegrained_qa,
+                       f"{RAW}/allenai/FineGrainedRLHF/main/tasks/qa_feedback/data",
+                       ["train_feedback.json", "dev_feedback.json"]),
+    "webgpt": ("rankings", webgpt, f"{OPENAI}/webgpt-answer-viewer", ["comparisons.jsonl"]),
+    "summarize": ("rankings", summarize, f"{OPENAI}/summarize-from-feedback/dataset/comparisons",
+                  [f"batch{i}.json" for i in (*range(3, 21), 22)]),
 }
 
 
 def listed(name):
     """A line on a dataset for whoever asks which there are."""
-    kind, _, source = DATASETS[name]
-    if not isinstance(source, str):
-        source = source[0] + (f" and {len(source) - 1} more" if len(source) > 1 else "")
-    return f"  --name={name:18} {kind:15} {source}"
+    kind, _, where, files = DATASETS[name]
+    if files:
+        where += ("/" if "://" in where else ": ") + files[0]
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return f"  --name={name:18} {kind:15} {where}{more}"
+
+
+def download(name):
+    """The paths of a dataset's files in the cache. Stops with what to get where they cannot be
+    downloaded."""
+    _, _, where, files = DATASETS[name]
+    paths, commit = [], None
+    try:
+        for file in files:
+            if "://" in where:
+                paths.append(hub.fetch_url(f"{where}/{file}", name))
+            else:
+                paths.append(hub.fetch(where, [file], "dataset", commit))
+                if paths[-1] is None:
+                    raise hub.Unavailable(f"there is no {file}")
+                commit = paths[-1].parents[file.count("/")].name
+    except hub.Unavailable as error:
+        page = where if "://" in where else hub.page(where, "dataset")
+        stop(f"{name} could not be downloaded ({error}): try again, or get {', '.join(files)} of "
+             f"{page} on a machine with a network, and give them here as --file=PATH,PATH")
+    return paths
 
 
 def convert(name, rows):
     """(place, row) of dataset `name` -> (kind, record or reason) of all that the rows hold."""
-    kind, loader, _ = DATASETS[name]
+    kind, loader, *_ = DATASETS[name]
     for where, row in rows:
         try:
             for item in loader(row):
@@ -505,9 +526,9 @@ def build(settings):
     """Read, split, write. Returns the counts: {"rows": n, "kept": {kind: {split: n}},
     "dropped": {kind: {reason: n}}, "replaced": [kind]}, those of which there were files."""
     s, rows = settings, 0
-    if s.name not in DATASETS or not s.file and isinstance(DATASETS[s.name][2], str):
-        stop("give one of these names, and --file=PATH where there is no URL or you have the "
-             "file\n" + "\n".join(map(listed, DATASETS)))
+    if s.name not in DATASETS or not s.file and not DATASETS[s.name][3]:
+        stop("give one of these names, and --file=PATH where no file is named or you have it\n"
+              + "\n".join(map(listed, DATASETS)))
     if min(s.split_valid, s.split_test) < 0 or s.split_valid + s.split_test >= 1:
         stop("--split_valid and --split_test: expected shares of less than 1 together")
     if not 0 < s.share <= 1:
@@ -517,8 +538,7 @@ def build(settings):
 
     def read():
         nonlocal rows
-        urls = DATASETS[s.name][2]
-        for path in find_files(s.file) if s.file else hub.dataset(s.name, urls):
+        for path in find_files(s.file) if s.file else download(s.name):
             for row in read_rows(path, s.max_bytes, s.max_line):
                 rows += 1
                 yield row
@@ -559,8 +579,7 @@ def main():
     try:
         print(report(build(settings), settings.out))
     except KeyboardInterrupt:
-        print("error: interrupted: nothing is written, a download goes on where it stopped",
-              file=sys.stderr)
+        print("error: interrupted: nothing is written", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -64,7 +64,7 @@ FIELDS = {
                 "completions": (is_completions, "a list of at least two {\"text\": string}, "
                                                 "\"ended\" true or false where given"),
                 "ranks": (is_ranks, "a list of whole numbers from 1 (best)")},
-    # of the toy alone: what labels/sample.py writes for labels/simulated.py, and what evaluate.py asks
+    # of the toy alone: what labels/sample.py writes for simulated.py, and what evaluate.py asks
     "sampled prompt": {"prompt": (is_filled, "a string that is not empty"),
                        "task": (is_task, "an object with \"type\", as the toy town alone has"),
                        "completions": (is_sampled, "a list of at least two {\"text\", \"model\", "

@@ -1,22 +1,15 @@
-"""Pictures of a finished demo: `make figures`, or `python figures.py` with matplotlib installed.
+"""Pictures of a finished demo: `make figures`, or `python -m evals.figures` with matplotlib.
 
 Six panels from the JSON that the other scripts wrote; nothing is computed here but a running mean.
 """
-import startup  # noqa: F401  before torch: Ctrl-C is one line from here on
-
 import json
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # to a file: no window is needed
-import matplotlib.pyplot as plt  # noqa: E402, after the choice of where to draw
-
-from data import records  # noqa: E402
-from evaluate import FLAGS  # noqa: E402
-from runtime import parse  # noqa: E402
+from data import records
+from evals.town import FLAGS
+from settings import extra, parse
 
 
 @dataclass
@@ -94,6 +87,8 @@ def ppo_training(ax, folders):
 
 def main():
     s = parse(Settings)
+    extra("matplotlib", "python -m evals.figures").use("Agg")  # to a file: no window is needed
+    plt = extra("matplotlib.pyplot", "python -m evals.figures")
     results = records.read_json(f"{s.demo}/results.json", "make demo")
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
     preferences(axes[0, 0], results)

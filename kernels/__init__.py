@@ -9,15 +9,18 @@ kernels/reference.py says each of them in a few plain lines. The other files com
 less time and memory; kernels/choice.py says which of them runs. Each fast kernel has a custom
 operator with a fake version (shapes without numbers), so that torch.compile works around it.
 """
-from kernels import decode, losses, reference
-from kernels.choice import REFERENCE
-from kernels.decode import Slots, cache_type, can_capture, capture, write_prompt, write_token
+from kernels import choice, decode, products, reference
 
-if REFERENCE:
+if choice.REFERENCE:
     from kernels.reference import causal_attention, linear, token_losses
     decode_attention, logits = decode.reference_decode_attention, reference.linear
 else:
     from kernels.attention import causal_attention
-    from kernels.products import linear
+    from kernels.decode import decode_attention
     from kernels.losses import logits, token_losses
-    decode_attention = decode.decode_attention
+    from kernels.products import linear
+from kernels.decode import Slots, cache_type, can_capture, capture, write_prompt, write_token
+
+__all__ = ["Slots", "cache_type", "can_capture", "capture", "causal_attention", "choice",
+           "decode_attention", "linear", "logits", "products", "token_losses", "write_prompt",
+           "write_token"]

@@ -1,8 +1,8 @@
 """Between the steps: sample K completions of each prompt, for labelers (or you) to rank.
 
     python -m labels.sample                                   K = 4..9 from the SFT models
-    python -m data.labelers                            simulated labelers rank them -> reward.py
-    python -m labels.sample --models=out/sft --k_min=1 --k_max=1 --split=test    one response a prompt
+    python -m labels.simulated                              labelers rank them -> reward.py
+    python -m labels.sample --models=out/sft --k_min=1 --k_max=1    one response a prompt
 
 Each line that it writes is a prompt record with `completions`: text, the model it came from, and
 whether it ended by itself.
@@ -10,7 +10,7 @@ whether it ended by itself.
 import random
 from dataclasses import dataclass
 
-from settings import parse, stop  # before torch
+from settings import Computing, parse, stop  # before torch
 
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from sampler import generate
 
 
 @dataclass
-class Settings:
+class Settings(Computing):
     """Samples for labelers. Every setting is --name=value."""
     models: str = "out/sft,out/init,out/base"  # checkpoints, with commas; they take turns
     weights: str = "3,2,1"  # how often each model is used, relative to the others
@@ -38,8 +38,10 @@ class Settings:
     temperature: float = 1.0  # 0 is greedy
     batch: int = 256  # rows sampled at once
     seed: int = 1  # of the sampling noise and of each prompt's K
-    device: str = "auto"  # cpu, cuda or auto
-    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (docs/memory.md)
+
+    def problem(self):
+        if self.k_min > self.k_max:
+            return f"--k_min={self.k_min} is more than --k_max={self.k_max}"
 
 
 def sample_rows(model, tokenizer, rows, s, device, note=""):

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from data import records
 from data.tokenizer import load_tokenizer
-from runtime import huggingface
+from runtime import pretrained
 from runtime.sharding import full, kind
 from settings import stop
 
@@ -110,15 +110,15 @@ def refuse_others(path):
 
 
 def load(path, classes, hint):
-    """Read a checkpoint written by `save`, or a GPT-2 in Hugging Face's format (huggingface.py).
+    """Read a checkpoint written by `save`, or a GPT-2 in Hugging Face's format (pretrained.py).
 
     Returns (model, tokenizer, its checkpoint.json).
     classes: {"GPT": GPT, ...}, the kinds that the caller can use; hint: the command to run first.
     """
     path = Path(path)
     if not (path / "checkpoint.json").exists():
-        if huggingface.known(path):
-            return huggingface.load(path, classes)
+        if pretrained.known(path):
+            return pretrained.load(path, classes)
         stop(f"{path} has no checkpoint: run `{hint}` first")
     meta = records.read_json(path / "checkpoint.json", hint)
     for key in ("kind", "config", "weights", "tokenizer"):
@@ -135,10 +135,10 @@ def load(path, classes, hint):
         model = cls(cls.config_class(**meta["config"]))
     except (TypeError, ValueError, RuntimeError) as error:
         stop(f"{path}/checkpoint.json asks for a model that is not ours: {error}")
-    huggingface.fill(model, huggingface.read_weights(path / meta["weights"]),
+    pretrained.fill(model, pretrained.read_weights(path / meta["weights"]),
                      path / meta["weights"])
     tokenizer = load_tokenizer(meta["tokenizer"], path)
-    huggingface.match(tokenizer, model.config, path)
+    pretrained.match(tokenizer, model.config, path)
     if meta.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
         stop(f"{path}/{meta['tokenizer']} is not the tokenizer that the model was trained with: "
              f"run `{hint}` again")

@@ -1,197 +1,25 @@
-"""Models in Hugging Face's GPT-2 format, in and out.
+"""Models in Hugging Face's GPT-2 format, out:
 
-    load      --init=gpt2, or a folder or file in that format -> model and tokenizer
-    export    a folder that transformers' AutoModel and AutoTokenizer load as it is
+    python -m runtime.huggingface export CHECKPOINT FOLDER
 
-Names and shapes are ours but for the linear layers, which their `Conv1D` keeps as [in, out].
+writes a folder that transformers' AutoModel and AutoTokenizer load as it is. In: pretrained.py.
 """
 import json
-import pickle
 import shutil
 import sys
-import warnings
 from pathlib import Path
 
 from settings import stop  # before torch
 
 import torch
 
-from data import hub
-from data.tokenizer import EOS, PATTERN, load_tokenizer
+from data.tokenizer import EOS, PATTERN
+from model import GPT, ScalarGPT
+from runtime.checkpoint import load
+from runtime.pretrained import CONV1D, ONLY, SIZES, refuse, safetensors_torch, spelled
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-           "pytorch_model.bin.index.json")  # the first that is there is read
-CONV1D = tuple(f"{layer}.weight" for layer in ("c_attn", "c_proj", "c_fc"))
-# What a configuration may say about the things that our architecture does in one way only; the
-# first is also what it means where it says nothing.
-ONLY = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
-        "tie_word_embeddings": (True,), "quantization_config": (None,)}
-SIZES = {"vocab_size": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer",
-         "n_head": "n_head", "n_embd": "n_embd"}
 PAD = "<|pad|>"
 
-
-def refuse(path, why):
-    raise SystemExit(f"error: {path} {why}")
-
-
-def safetensors_torch():
-    """The package's functions for torch, an extra of ours."""
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise SystemExit("error: .safetensors files need a package: pip install "
-                         "safetensors==0.8.0, the extra `hf` in pyproject.toml") from None
-    return safetensors.torch
-
-
-# ------------------------------------------------------------------------------------------- in
-
-def known(name):
-    """Whether `name` is a GPT-2 of the hub, or a folder or file in its format."""
-    path = Path(name)
-    if not path.exists():
-        return str(name) in hub.MODELS
-    return path.is_file() or any((path / file).exists() for file in ("config.json", *WEIGHTS))
-
-
-def load(name, classes):
-    """A hub name, a folder or a file of weights with its config.json beside it -> (model,
-    tokenizer, facts), as `runtime.load`. classes: {"GPT": GPT, ...}, the kinds the caller can use.
-    """
-    path = Path(name)
-    if not path.exists():
-        safetensors_torch()  # if it is missing, say so before the download
-        path = hub.folder(str(name))
-    folder, file = path.parent, path
-    if path.is_dir():
-        folder, file = path, next((path / f for f in WEIGHTS if (path / f).exists()),
-                                  path / WEIGHTS[0])
-    sizes = read_config(folder / "config.json")
-    weights = our_layout(read_weights(file), file)
-    kind = "ScalarGPT" if "score.weight" in weights else "GPT"
-    if kind not in classes:
-        refuse(path, f"holds a {kind}, expected {' or '.join(classes)}")
-    with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
-        model = classes[kind](classes[kind].config_class(**sizes))
-    fill(model, weights, file, assign=True)
-    tokenizer = find_tokenizer(folder, sizes["vocab_size"])
-    match(tokenizer, model.config, folder)
-    return model, tokenizer, {"kind": kind, "settings": {}}
-
-
-def read_json(path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        refuse(path, "is missing: it belongs beside the weights")
-    except ValueError:  # no JSON, or no UTF-8
-        content = None
-    if not isinstance(content, dict):
-        refuse(path, "is no JSON object: delete it and get it again")
-    return content
-
-
-def read_config(path):
-    """config.json -> the fields of our GPTConfig. Stops where it asks for anything else."""
-    config = read_json(path)
-    for name, allowed in ONLY.items():
-        if config.get(name, allowed[0]) not in allowed:
-            refuse(path, f"has {name} = {config[name]!r}: only {allowed[0]!r} can be used")
-    sizes = {ours: config.get(theirs) for ours, theirs in SIZES.items()}
-    for name, size in sizes.items():
-        if type(size) is not int or size < 1:
-            refuse(path, f"has {SIZES[name]} = {size!r}: expected a number of at least 1")
-    if sizes["n_embd"] % sizes["n_head"]:
-        refuse(path, f"has n_embd = {sizes['n_embd']}, no multiple of its {sizes['n_head']} heads")
-    if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
-        refuse(path, f"has n_inner = {config['n_inner']!r}: only 4 * n_embd can be used")
-    return sizes
-
-
-def read_weights(path):
-    """A file of tensors, or the index of several -> {name: tensor}. Runs no code of a pickle."""
-    if path.name.endswith(".index.json"):
-        shards = read_json(path).get("weight_map")
-        if not isinstance(shards, dict):
-            refuse(path, "has no weight_map: delete it and get it again")
-        names = sorted({Path(str(file)).name for file in shards.values()})  # of this folder only
-        return {k: v for name in names for k, v in read_weights(path.parent / name).items()}
-    if not path.exists():
-        refuse(path, "is missing")
-    safe = safetensors_torch() if path.suffix == ".safetensors" else None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickles: what is wrong is said below
-            weights = safe.load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        refuse(path, "is refused: it holds more than tensors, and such a pickle can run any code")
-    except Exception as error:  # a file that was cut off raises this here and that there
-        refuse(path, f"is damaged or not complete ({type(error).__name__}): get it again")
-    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
-        refuse(path, "is no table of named tensors")
-    return weights
-
-
-def our_layout(weights, path):
-    """Their names and layouts -> those of our state_dict, in float32."""
-    out = {}
-    for name, x in weights.items():
-        name = name.removeprefix("transformer.")
-        if not name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, in old files
-            x = x.T if name.endswith(CONV1D) and x.dim() == 2 else x
-            heads = name.startswith(("score.", "lm_head."))
-            out[name if heads else f"transformer.{name}"] = x.float().contiguous()
-    head, embedding = out.pop("lm_head.weight", None), out.get("transformer.wte.weight")
-    if None not in (head, embedding) and not torch.equal(head, embedding):
-        refuse(path, "has an output embedding of its own: only one tied to wte can be used")
-    if "score.weight" in out:
-        out.setdefault("score.bias", torch.zeros(1))
-    return out
-
-
-def fill(model, weights, path, assign=False):
-    """Put weights into a model: all that it has, nothing else, each of its shape."""
-    wanted = model.state_dict()
-    for name in dict.fromkeys([*wanted, *weights]):
-        if name not in weights:
-            refuse(path, f"does not hold {name}, which its configuration asks for")
-        if name not in wanted:
-            refuse(path, f"holds {name}, of which its configuration knows nothing")
-        if weights[name].shape != wanted[name].shape:
-            refuse(path, f"holds {name} of shape {list(weights[name].shape)}, its configuration "
-                         f"asks for {list(wanted[name].shape)}")
-    model.load_state_dict(weights, assign=assign)
-
-
-def match(tokenizer, config, path):
-    """Stop where a tokenizer is not the model's. Some round their vocabulary up to a multiple of
-    128, or add a token for pads: ids that no text has."""
-    if not tokenizer.size <= config.vocab_size < tokenizer.size + 128:
-        refuse(path, f"knows {config.vocab_size} tokens, its tokenizer {tokenizer.size}: they do "
-                     "not belong together")
-
-
-def find_tokenizer(folder, vocab_size):
-    """Our own tokenizer where an exported model carries it, else gpt2's, checked against theirs."""
-    if (folder / "tokenizer.tiktoken").exists():
-        return load_tokenizer("tokenizer.tiktoken", folder)
-    if vocab_size < 50257:
-        refuse(folder, f"knows {vocab_size} tokens and GPT-2's tokenizer 50257: they do not belong "
-                       "together, and no other can be used")
-    tokenizer = load_tokenizer("gpt2")
-    for file in ("vocab.json", "tokenizer.json"):
-        if (folder / file).exists():
-            theirs = read_json(folder / file)
-            theirs = theirs if file == "vocab.json" else theirs.get("model", {}).get("vocab", {})
-            if not spelled(tokenizer).items() <= theirs.items():
-                refuse(folder / file, "is not GPT-2's vocabulary: no other can be used")
-    return tokenizer
-
-
-# ------------------------------------------------------------------------------------------ out
 
 def export(model, tokenizer, folder, max_new_tokens=None):
     """Write a folder for AutoTokenizer and AutoModelForCausalLM, or of a scalar head for
@@ -202,7 +30,7 @@ def export(model, tokenizer, folder, max_new_tokens=None):
     folder, temporary = Path(folder), Path(f"{folder}.writing")
     if folder.is_file() or any(folder.glob("*")):
         refuse(folder, "is there already: choose another folder")
-    save_file, scalar = safetensors_torch().save_file, hasattr(model, "score")
+    save_file, scalar = safetensors_torch("export").save_file, hasattr(model, "score")
     from safetensors import SafetensorError
     weights = {name: (x.T if name.endswith(CONV1D) else x).cpu().contiguous()
                for name, x in model.state_dict().items()}
@@ -265,17 +93,6 @@ def fold_bias(weights, path):
         weights["transformer.ln_f.bias"] = (norm.double() + b * w / w.dot(w)).to(norm.dtype)
 
 
-def spelled(tokenizer):
-    """{token: id} without EOS, in GPT-2's spelling of bytes: the printable ones as in Latin-1, the
-    others, in order, from U+0100 on, so that a space is "Ġ"."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = dict(zip(plain, map(chr, plain)))
-    for byte in range(256):
-        letters.setdefault(byte, chr(256 + len(letters) - len(plain)))
-    decode = tokenizer.encoding.decode_single_token_bytes
-    return {"".join(letters[byte] for byte in decode(i)): i for i in range(tokenizer.eos)}
-
-
 def merges(vocab):
     """The pair of which each token of a BPE was made: what merging its letters by rank, without
     the token itself, ends in."""
@@ -328,13 +145,10 @@ def tokenizer_json(tokenizer, special):
 
 def main(argv=None):
     """python -m runtime.huggingface export CHECKPOINT FOLDER"""
-    from model import GPT, ScalarGPT
-    from runtime.checkpoint import load as load_checkpoint
     words = sys.argv[1:] if argv is None else argv
     if len(words) != 3 or words[0] != "export":
         stop("expected: python -m runtime.huggingface export CHECKPOINT FOLDER")
-    model, tokenizer, facts = load_checkpoint(words[1], {"GPT": GPT, "ScalarGPT": ScalarGPT},
-                                              "python sft.py")
+    model, tokenizer, facts = load(words[1], {"GPT": GPT, "ScalarGPT": ScalarGPT}, "python sft.py")
     export(model, tokenizer, words[2], facts["settings"].get("max_new_tokens"))
     auto = "CausalLM" if isinstance(model, GPT) else "SequenceClassification"
     print(f"{words[2]}: transformers.AutoModelFor{auto}.from_pretrained({words[2]!r}) loads it")

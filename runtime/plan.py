@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from model import GPTConfig
-from runtime import huggingface
+from runtime import pretrained
 from runtime.machine import bf16_pays
 
 DAY = 1e15 * 86400  # a petaflop/s-day in FLOPs, the paper's unit (section 5.1)
@@ -248,6 +248,7 @@ def architecture(preset, init, s):
     """The GPTConfig that a run would have: of the preset's size, from scratch, of a checkpoint or
     a Hugging Face folder that is there; the toy's if none is."""
     name, path = (preset or "").removesuffix("-init"), Path(init)
+    init = init.removeprefix("openai-community/")
     if name in SIZES or init in SIZES:
         return SIZES.get(name) or SIZES[init]
     if init == "scratch":
@@ -256,7 +257,7 @@ def architecture(preset, init, s):
     if (path / "checkpoint.json").exists():
         return GPTConfig(**json.loads((path / "checkpoint.json").read_text())["config"])
     path = (path.parent if path.is_file() else path) / "config.json"  # a file of weights, a folder
-    return GPTConfig(**huggingface.read_config(path)) if path.exists() else TOY
+    return GPTConfig(**pretrained.read_config(path)) if path.exists() else TOY
 
 
 def judge(preset, init, s):

@@ -122,10 +122,11 @@ HARM = dict(kill_at_operation=kill_at_operation, disk_full=disk_full, slow=slow,
 def come_to(harm, script, flags):
     """Run a script in this process with what is to happen to it: [(name, *arguments), ...]."""
     torch.set_num_threads(1)
-    sys.argv = [script, *flags]
+    module, *flags = flags if script == "-m" else (script.removesuffix(".py"), *flags)
+    sys.argv = [module, *flags]
     for name, *arguments in harm:
         HARM[name](*arguments)
-    importlib.import_module(script.removesuffix(".py")).main()
+    importlib.import_module(module).main()
 
 
 def child(folder, output, harm, script, flags, environment):

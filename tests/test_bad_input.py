@@ -33,11 +33,11 @@ STAGES = {  # what is run, and the checkpoint that is spoiled for it
     "ppo --reward": (["ppo.py", "--iterations=1", "--batch=8", "--minibatch=8",
                       "--max_new_tokens=8", "--out=out/new"], "rm"),
     "sample": (["-m", "labels.sample", "--max_new_tokens=8"], "init"),
-    "labelers": (["labels.simulated.py"], None),
+    "labelers": (["-m", "labels.simulated"], None),
     "evaluate": (["evaluate.py", "--max_new_tokens=8", "--models=sft=out/sft,ppo=out/ppo",
                   "--versus=ppo/sft", "--out=out/new"], "ppo"),
     "terminal": (["chat.py", "out/ppo", "Hello?", "--max_new_tokens=4"], "ppo"),
-    "export": (["chat.py", "export", "out/rm", "exported"], "rm"),
+    "export": (["-m", "runtime.huggingface", "export", "out/rm", "exported"], "rm"),
 }
 
 

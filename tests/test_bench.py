@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
-import model
-from runtime import plan
 import ppo
+import sampler
 import sft
 from model import GPT
+from runtime import plan
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import bench  # noqa: E402
@@ -101,11 +101,11 @@ def shifted(function, by):
 
 
 WRONG = {
-    "attention": (kernels, "attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v)),
-    "ce": (kernels, "token_objective", shifted(kernels.losses.token_objective, 0.005)),
+    "attention": (kernels, "causal_attention", F.scaled_dot_product_attention),
+    "ce": (kernels.losses, "token_objective", shifted(kernels.losses.token_objective, 0.005)),
     "step": (sft, "sft_loss", lambda logprob, mask, tokens: -logprob.sum() / (tokens + 4)),
-    "decode": (model, "choose", lambda logits, t, noise: (noise.mul(300).long(),
-                                                         torch.full_like(noise, -5.7).float())),
+    "decode": (sampler, "choose", lambda logits, t, noise: (
+        noise.mul(300).long(), torch.full_like(noise, -5.7).float())),
     "ppo": (ppo, "in_groups", lambda *a, in_groups=ppo.in_groups, **o:
             in_groups(*a, **{k: 1.5 for k in o})),  # a temperature of its own
 }
@@ -159,7 +159,7 @@ def test_after_a_failure_comes_the_next_case(tmp_path, monkeypatch):
             raise torch.OutOfMemoryError("no room\nand more lines")
         return attention(*x)
 
-    monkeypatch.setattr(kernels, "attention", once)
+    monkeypatch.setattr(kernels, "causal_attention", once)
     failed, facts = run(tmp_path, "--rows=attention")
     first, *rest = facts["rows"]["attention"]
     assert failed and first["failed"] == "OutOfMemoryError: no room"
@@ -335,7 +335,7 @@ def test_a_run_of_attention_begins_without_what_the_last_one_left(side, monkeypa
     """Else its peak would hold outputs and gradients twice, and both sides look alike."""
     left = []
     row = bench.attention_row(4, 1, 1, 2)
-    for module, name in ((kernels, "_attention"), (F, "scaled_dot_product_attention")):
+    for module, name in ((kernels.attention, "_attention"), (F, "scaled_dot_product_attention")):
         inner = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, inner=inner, **k: left.append(
             len(row[2]())) or inner(*a, **k))

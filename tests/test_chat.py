@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import chat
-from runtime import checkpoint
+import kernels
+from runtime import checkpoint, huggingface
 from data import public, tokenizer
 from data.batches import encode_prompt
 from helpers import tiny, tiny_scalar
@@ -41,7 +42,8 @@ def made(words, tmp_path_factory):
     """A folder with a policy, `m`, a reward model, `rm`, and one of another tokenizer."""
     folder = tmp_path_factory.mktemp("chat")
     checkpoint.save(folder / "m", tiny(vocab_size=words.size, block_size=64), words, Example())
-    checkpoint.save(folder / "rm", tiny_scalar(vocab_size=words.size, block_size=64), words, Example())
+    judge = tiny_scalar(vocab_size=words.size, block_size=64)
+    checkpoint.save(folder / "rm", judge, words, Example())
     other = tokenizer.Tokenizer("other", words.encoding, words.source + b"\n")
     checkpoint.save(folder / "other", tiny_scalar(vocab_size=words.size), other, Example())
     return folder
@@ -182,16 +184,13 @@ def test_a_long_prompt_leaves_less_room(made, policy, words, monkeypatch, capsys
 
 @pytest.mark.parametrize("arguments, complaint", [
     ([], "expected: python chat.py CHECKPOINT"), (["m", "a", "b"], "the prompt in quotes"),
-    (["m", "a", "--num=0"], "--num and --max_new_tokens are at least 1"),
-    (["m", "a", "--temperature=-1"], "--temperature at least 0"),
+    (["m", "a", "--num=0"], "--num=0: expected a number >= 1"),
+    (["m", "a", "--temperature=-1"], "--temperature=-1.0: expected a number >= 0"),
     (["m", "a", "--temprature=1"], "did you mean --temperature"),
     (["nothing", "a"], "nothing has no checkpoint: run `python sft.py` first"),
     (["rm", "a"], "rm holds a ScalarGPT, expected GPT"),
     (["m", "a", "--reward=m"], "m holds a GPT, expected ScalarGPT"),
     (["m", "a", "--reward=other"], "other has another tokenizer, other/tokenizer-"),
-    (["export", "m"], "expected: python -m runtime.huggingface export CHECKPOINT FOLDER"),
-    (["export", "nothing", "x"], "nothing has no checkpoint"),
-    (["export", "m", "rm"], "rm is there already"),
 ])
 def test_wrong_arguments(made, monkeypatch, capsys, arguments, complaint):
     with pytest.raises(SystemExit, match=re.escape(complaint)):
@@ -238,18 +237,18 @@ def test_a_conversation_keeps_its_turns(made, policy, words, monkeypatch, capsys
 
 def test_ctrl_c_drops_the_line_or_the_answer(made, policy, words, monkeypatch, capsys):
     """At the prompt, and in the middle of an answer: neither ends the program, nor stays."""
-    step, calls = chat.GPT.logits, []
+    step, calls = kernels.logits, []
 
-    def interrupted(self, hidden):
+    def interrupted(hidden, weight):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return step(self, hidden)
+        return step(hidden, weight)
 
-    monkeypatch.setattr(chat.GPT, "logits", interrupted)
+    monkeypatch.setattr(kernels, "logits", interrupted)
     out = run(made, monkeypatch, capsys, "m", "--max_new_tokens=8",
               typed=[KeyboardInterrupt(), "Who?", "Why?"])
-    monkeypatch.setattr(chat.GPT, "logits", step)
+    monkeypatch.setattr(kernels, "logits", step)
     (answer,), _ = expected(policy, words, "Why?", new=8)
     assert out.endswith(f"\n{answer}\n\n")
 
@@ -302,3 +301,14 @@ def test_a_real_terminal(made):
     finally:
         process.kill()
         os.close(parent)
+
+
+@pytest.mark.parametrize("arguments, complaint", [
+    (["export", "m"], "expected: python -m runtime.huggingface export CHECKPOINT FOLDER"),
+    (["export", "nothing", "x"], "nothing has no checkpoint"),
+    (["export", "m", "rm"], "rm is there already"),
+])
+def test_wrong_arguments_of_an_export(made, monkeypatch, arguments, complaint):
+    monkeypatch.chdir(made)
+    with pytest.raises(SystemExit, match=re.escape(complaint)):
+        huggingface.main(arguments)

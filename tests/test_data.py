@@ -176,7 +176,8 @@ def test_a_word_is_the_same_token_wherever_it_stands(small):
     assert small.encode("cat cat") == [cat, cat] and small.decode([cat, cat]) == "cat cat"
 
 
-STRINGS = ["", " ", "\n\n", "\t\r\n ", "Hello, world!  12345", "naïve café", "Зоя", "猫が座る", "🐈‍⬛",
+STRINGS = ["", " ", "\n\n", "\t\r\n ", "Hello, world!  12345", "naïve café",
+           "Зоя", "猫が座る", "🐈‍⬛",
            "a\u0000b", "\u200f\ufeff", "<|endoftext|>", "x" * 1000, " \u00a0\u2003 "]
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
+from runtime import plan
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ("sft", "reward", "ppo", "evaluate", "chat", "data.public", "data.shards",
@@ -85,8 +87,7 @@ def flag_problems(module, flags):
             if value not in getattr(module, "PRESETS", {}):
                 yield f"{module.__name__} has no preset {value!r}"
         elif name == "plan":
-            plan = getattr(module, "plan", None)
-            if plan is None or value not in ("", *plan.MACHINES):
+            if module.__name__ not in plan.WORK or value not in ("", *plan.MACHINES):
                 yield f"{module.__name__} does not know {flag}"
         elif name not in fields:
             yield f"{module.__name__} has no setting {name!r}"

@@ -15,7 +15,7 @@ import torch
 import kernels
 from runtime import machine
 from demo import python
-from helpers import EOS, one_process, same, tiny, tiny_scalar
+from helpers import one_process, same, tiny, tiny_scalar
 from kernels import linear
 from kernels.losses import token_objective
 from kernels.products import gemm

@@ -1,181 +1,343 @@
-"""Downloads of models and datasets, tried against a server of our own on this machine."""
+"""Models and datasets of the hub, through huggingface_hub: against a server of our own on this
+machine that speaks as much of the hub as a download needs, and without any server."""
 import contextlib
+import ctypes
 import gzip
 import hashlib
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from data import hub
+from data import hub, public
+from runtime import pretrained
 
-CONTENT = bytes(range(256)) * 40_000  # 10 MB
+pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: "
+                    "pip install -r requirements-dev.txt")
+
+ROOT = Path(hub.__file__).parents[1]
+WEIGHTS = bytes(range(256)) * 40_000  # 10 MB
+CONFIG = json.dumps({"model_type": "gpt2", "vocab_size": 50257, "n_positions": 8, "n_layer": 1,
+                     "n_head": 1, "n_embd": 8}).encode()
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NOBODY = "http://127.0.0.1:1"  # a port where nobody listens
+GPT2 = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """The hub and its store: the hub redirects to the store, which sends a file or a part of it."""
+    """/[datasets/]ORG/NAME/resolve/REVISION/FILE: HEAD tells size, ETag and commit; GET sends the
+    file or its end, and breaks off where it is told to. /plain/FILE is a page of another kind."""
+
+    def do_HEAD(self):
+        self.do_GET()
 
     def do_GET(self):
         s = self.server
-        s.requests.append((self.path, self.headers["Range"]))
-        if "/resolve/" in self.path and self.path.endswith("model.safetensors"):
-            self.send_response(302)
-            for name, value in (("X-Linked-Size", s.size), ("X-Linked-Etag", f'"{s.tag}"'),
-                                ("Location", "/store"), ("Content-Length", 0)):
-                self.send_header(name, str(value))
-            return self.end_headers()
-        content = s.content if self.path == "/store" else s.files.get(
-            self.path, b'{"model_type": "gpt2"}')
-        start = int(self.headers["Range"][6:-1]) if s.ranges else 0
-        if s.ranges and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        self.send_response(206 if s.ranges else 200)
-        if s.ranges:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
+        if self.path.startswith("/api/"):  # no file: the library's own questions
+            return self.answer(404, {})
+        s.requests.append((self.command, self.path, self.headers["Range"]))
+        s.tokens.add(self.headers["Authorization"])
+        repo, _, rest = self.path[1:].partition("/resolve/")
+        file = rest.partition("/")[2] or repo
+        content = s.repos.get(repo, {}).get(file) if rest else s.plain.get(file)
+        if s.busy:
+            return self.answer(503, {})
+        if repo in s.errors or content is None:
+            code, error = s.errors.get(repo, (404, "EntryNotFound" if repo in s.repos
+                                              else "RepoNotFound"))
+            return self.answer(code, {"X-Error-Code": error, "X-Repo-Commit": COMMIT})
+        start = int((self.headers["Range"] or "bytes=0-")[6:-1])
         rest = content[start:]
-        if (self.path == "/store" or self.path in s.files) and s.breaks:
-            rest = rest[: s.breaks.pop(0)]  # and the connection ends
-        self.wfile.write(rest)
+        self.answer(206 if start else 200, {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT,
+            "Content-Length": len(rest), **s.also,
+            **({"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+               if start else {})})
+        if self.command == "GET":
+            self.wfile.write(rest[: s.breaks.pop(0)] if s.breaks else rest)
+
+    def answer(self, code, headers):
+        self.send_response(code)
+        for name, value in {"Content-Length": 0, **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
 
     def log_message(self, *_):
         pass
 
 
+def forget():
+    """Forget the library, which reads its variables once: when it is imported."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]
+
+
+@contextlib.contextmanager
+def library(home, **variables):
+    """The library with an empty home and nobody to ask, unless variables say otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        kept = {k: v for k, v in sys.modules.items() if k.split(".")[0] == "huggingface_hub"}
+        for name in [k for k in os.environ if k.startswith("HF_")] + ["XDG_CACHE_HOME"]:
+            patch.delenv(name, raising=False)
+        for name, value in {"HF_HOME": str(home), "HF_ENDPOINT": NOBODY, "no_proxy": "127.0.0.1",
+                            **variables}.items():
+            patch.setenv(name, value)
+        forget()
+        yield patch
+        forget()
+    sys.modules.update(kept)
+
+
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def offline(tmp_path):
+    with library(tmp_path) as patch:
+        yield patch
+
+
+@pytest.fixture
+def server(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.content, server.requests, server.breaks, server.ranges = CONTENT, [], [], True
-    server.files = {}  # path -> bytes, of datasets
-    server.size, server.tag = len(CONTENT), hashlib.sha256(CONTENT).hexdigest()
+    server.repos = {"openai-community/gpt2": dict(GPT2)}
+    server.requests, server.tokens, server.breaks, server.also = [], set(), [], {}
+    server.errors, server.busy, server.plain = {}, False, {}
+    server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("NANOINSTRUCTGPT_CACHE", str(tmp_path))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with contextlib.closing(server.socket):
+    with contextlib.closing(server.socket), library(tmp_path, HF_ENDPOINT=server.url) as patch:
+        patch.setattr(time, "sleep", lambda seconds: None)  # between the library's attempts
         yield server
         server.shutdown()
         thread.join()
 
 
-def store_requests(server):
-    return [asked for path, asked in server.requests if path == "/store"]
+def asked(server, method="GET"):
+    """[(file, range)] of the requests of one method."""
+    return [(path.rpartition("/")[2], part) for m, path, part in server.requests if m == method]
 
 
-def whole(folder):
-    return {p.name for p in folder.iterdir() if not p.name.endswith(".lock")} == set(hub.FILES)
+def home_of(tmp_path, repo, files, kind="models", commit=COMMIT):
+    """A cache as the library leaves it, made by hand."""
+    folder = tmp_path / "hub" / f"{kind}--{repo.replace('/', '--')}"
+    for name, content in files.items():
+        path = folder / "snapshots" / commit / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    return folder / "snapshots" / commit
 
 
-def test_a_model_is_downloaded_once(server):
-    folder = hub.folder("gpt2-medium")
-    assert server.requests[0][0] == "/openai-community/gpt2-medium/resolve/main/config.json"
-    assert whole(folder) and (folder / "model.safetensors").read_bytes() == CONTENT
-    asked = len(server.requests)
-    assert hub.folder("gpt2-medium") == folder and len(server.requests) == asked
+def stopped(name):
+    """The one line with which the download of a model stops."""
+    with pytest.raises(SystemExit) as stop:
+        pretrained.download(name)
+    assert "\n" not in stop.value.code
+    return stop.value.code
+
+
+# --------------------------------------------------------------------------------------- models
+
+@pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
+def test_a_model_is_downloaded_once(server, tmp_path, name):
+    """Into the cache of all users of the library."""
+    folder = pretrained.download(name)
+    assert folder == tmp_path / "hub" / "models--openai-community--gpt2" / "snapshots" / COMMIT
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == GPT2
+    assert asked(server) == [("config.json", None), ("model.safetensors", None)]
+    assert server.requests[-1][1].endswith(f"/{COMMIT}/model.safetensors"), "of one commit"
+    count = len(server.requests)
+    assert pretrained.download(name) == folder and len(server.requests) == count
+    assert server.tokens == {None}
+
+
+def test_the_token_is_sent(server):
+    with library(os.environ["HF_HOME"], HF_ENDPOINT=server.url, HF_TOKEN="hf_secret"):
+        pretrained.download("gpt2")
+    assert server.tokens == {"Bearer hf_secret"}
 
 
 def test_a_broken_connection_goes_on_where_it_broke(server):
-    server.breaks = [1000, 2_000_000]
-    folder = hub.folder("gpt2")
-    assert (folder / "model.safetensors").read_bytes() == CONTENT
-    assert store_requests(server) == ["bytes=0-", "bytes=1000-", "bytes=2001000-"]
+    """What is lost is the last block, of 10 MiB."""
+    content = server.repos["openai-community/gpt2"]["model.safetensors"] = WEIGHTS * 3
+    server.breaks = [len(CONFIG), 11 * 2**20, 12 * 2**20]
+    folder = pretrained.download("gpt2")
+    assert (folder / "model.safetensors").read_bytes() == content
+    assert [part for _, part in asked(server)] == [
+        None, None, f"bytes={10 * 2**20}-", f"bytes={20 * 2**20}-"]
 
 
-def test_an_interrupted_download_goes_on_at_the_next_run(server):
-    """The second attempt brings nothing: one clear line, and what has come is kept."""
-    server.breaks = [3_000_000, 0]
-    with pytest.raises(SystemExit, match="gpt2 could not be downloaded .*broke.*try again"):
-        hub.folder("gpt2")
-    folder = hub.Path(hub.os.environ["NANOINSTRUCTGPT_CACHE"], "gpt2")
-    assert not (folder / "model.safetensors").exists()
-    assert (folder / "model.safetensors.part").read_bytes() == CONTENT[:3_000_000]
-    hub.folder("gpt2")
-    assert whole(folder) and (folder / "model.safetensors").read_bytes() == CONTENT
-    assert store_requests(server)[-1] == "bytes=3000000-"
+def test_a_connection_that_stays_broken_leaves_no_half_file(server, tmp_path):
+    server.breaks = [len(CONFIG), 3_000_000] + [0] * 20
+    assert "gpt2 is no folder here" in stopped("gpt2")
+    assert not list(tmp_path.rglob("model.safetensors")) and len(asked(server)) < 20
+    server.breaks = []
+    folder = pretrained.download("gpt2")
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_a_server_without_ranges_begins_again(server):
-    server.ranges, server.breaks = False, [3_000_000]
-    folder = hub.folder("gpt2")
-    assert (folder / "model.safetensors").read_bytes() == CONTENT
+def test_a_file_of_another_size_than_the_hubs_is_refused(server, tmp_path):
+    server.also = {"X-Linked-Size": len(CONFIG) + 1}
+    assert f"should be of size {len(CONFIG) + 1}" in stopped("gpt2")
+    assert not list(tmp_path.rglob("config.json"))
 
 
-def test_a_download_that_ended_before_its_check_is_only_checked(server, tmp_path):
-    (tmp_path / "gpt2").mkdir()
-    (tmp_path / "gpt2" / "model.safetensors.part").write_bytes(CONTENT)
-    folder = hub.folder("gpt2")
-    assert whole(folder) and store_requests(server) == [f"bytes={len(CONTENT)}-"]
+@pytest.mark.parametrize("name, files", [
+    ("gpt2-xl", ["config.json", "model.safetensors"]),
+    ("someone/theirs", ["config.json", "model.safetensors", "vocab.json"])])
+def test_without_a_network_one_line_says_what_to_put_where(offline, tmp_path, name, files):
+    """At once: the library would try for 20 seconds."""
+    offline.setattr(time, "sleep", None)
+    repo = name if "/" in name else f"openai-community/{name}"
+    line = stopped(name)
+    for piece in (f"error: {name} is no folder here", "Connection refused",
+                  f"hf download {repo} {' '.join(files)}", f"{NOBODY}/{repo}",
+                  str(tmp_path / "hub" / f"models--{repo.replace('/', '--')}")):
+        assert piece in line
 
 
-@pytest.mark.parametrize("wrong", ["hash", "size", "size, no hash", "beginning",
-                                   "length of the beginning"])
-def test_what_is_not_the_hubs_file_is_deleted(server, tmp_path, wrong):
-    """Another content, another size, or the beginning of something else to go on from."""
-    (tmp_path / "gpt2").mkdir()
-    part = tmp_path / "gpt2" / "model.safetensors.part"
-    if wrong == "hash":
-        server.content = CONTENT[:-1] + b"x"
-    elif wrong.startswith("size"):
-        server.content = CONTENT + b"x"
-        server.tag = "0" * 40 if wrong == "size, no hash" else server.tag
-    elif wrong == "beginning":
-        part.write_bytes(b"something else")
-    else:
-        part.write_bytes(CONTENT + b"and more")
-    with pytest.raises(SystemExit, match="model.safetensors has another size or sha256"):
-        hub.folder("gpt2")
-    assert [p.name for p in part.parent.glob("model*") if p.suffix != ".lock"] == []
-    server.content = CONTENT
-    assert (hub.folder("gpt2") / "model.safetensors").read_bytes() == CONTENT
+def test_offline_mode_is_respected(server):
+    """Nobody is asked, though there is a server."""
+    with library(os.environ["HF_HOME"], HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1"):
+        assert "HF_HUB_OFFLINE` environment variable)" in stopped("gpt2")
+    assert server.requests == []
 
 
-def test_without_a_network_it_says_what_to_put_where(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # a port where nobody listens
-    with pytest.raises(SystemExit) as stop:
-        hub.folder("gpt2-xl")
-    for piece in ("gpt2-xl could not be downloaded", "config.json and model.safetensors",
-                  "http://127.0.0.1:1/openai-community/gpt2-xl", str(tmp_path / "gpt2-xl")):
-        assert piece in stop.value.code
-    assert "\n" not in stop.value.code
+@pytest.mark.parametrize("variables", [{"HF_HUB_OFFLINE": "1"}, {}])
+@pytest.mark.parametrize("commit", [COMMIT, "copied"])
+def test_what_is_in_the_cache_needs_no_network(tmp_path, variables, commit):
+    folder = home_of(tmp_path, "openai-community/gpt2", GPT2, commit=commit)
+    with library(tmp_path, **variables):
+        assert pretrained.download("gpt2") == folder
 
 
-def test_what_was_put_there_by_hand_needs_no_network(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("NANOINSTRUCTGPT_CACHE", str(tmp_path))
-    (tmp_path / "gpt2").mkdir()
-    for name in hub.FILES:
-        (tmp_path / "gpt2" / name).write_text("{}")
-    assert hub.folder("gpt2") == tmp_path / "gpt2"
+def bound_by_permissions():
+    """Let the permissions of files bind this process's program, even if root runs it."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
 
 
-def test_an_error_of_the_server_is_told(server, monkeypatch):
-    monkeypatch.setattr(Server, "do_GET", lambda self: self.send_error(503, "Busy"))
-    with pytest.raises(SystemExit, match=r"could not be downloaded \(.*Busy"):
-        hub.folder("gpt2")
+def in_readonly(tmp_path, code):
+    """Run code in a process that may write nothing into tmp_path; (exit code, output, errors)."""
+    folders = [tmp_path, *(p for p in tmp_path.rglob("*") if p.is_dir())]
+    for path in folders:
+        path.chmod(0o555)
+    try:
+        run = lambda code: subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, preexec_fn=bound_by_permissions)
+        if run(f"open({str(tmp_path / 'x')!r}, 'w')").returncode == 0:
+            pytest.skip("this process may write into read-only folders, and cannot give that up")
+        done = run(code)
+        return done.returncode, done.stdout, done.stderr
+    finally:
+        for path in folders:
+            path.chmod(0o755)
+
+
+LOAD = "from runtime import pretrained; print(pretrained.download('gpt2'))"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+def test_a_complete_cache_may_be_read_only(tmp_path):
+    """As one that a whole machine shares; locks cannot be written beside its files."""
+    folder = home_of(tmp_path, "openai-community/gpt2", GPT2)
+    with library(tmp_path):
+        code, output, errors = in_readonly(tmp_path, LOAD)
+    assert (code, output) == (0, f"{folder}\n"), errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+def test_a_read_only_cache_without_the_model_is_one_line(server, tmp_path):
+    code, _, errors = in_readonly(tmp_path, LOAD)
+    assert code == 1 and len(errors.splitlines()) == 1
+    assert "Permission denied" in errors and "HF_HOME names another cache" in errors
+
+
+def test_an_error_of_the_server_is_told(server):
+    server.busy = True
+    assert "503" in stopped("gpt2")
 
 
 def test_several_processes_download_once(server):
     """As torchrun's ranks do; here threads, whose locks are as separate as those of processes."""
-    threads = [threading.Thread(target=hub.folder, args=("gpt2",)) for _ in range(3)]
+    hub.library("a model")  # is imported by one of them
+    folders = []
+    threads = [threading.Thread(target=lambda: folders.append(pretrained.download("gpt2")))
+               for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(store_requests(server)) == 1
+    assert len(folders) == 3 and len(set(folders)) == 1
+    assert [file for file, _ in asked(server)].count("model.safetensors") == 1
+
+
+# ------------------------------------------------------------------------- other repositories
+
+OTHER = "someone/theirs"
+INDEX = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors",
+                                   "c": "model-1-of-2.safetensors"}}).encode()
+
+
+@pytest.mark.parametrize("files, taken", [
+    ({"model.safetensors": b"w", "vocab.json": b"{}", "pytorch_model.bin": b"p", "README.md": b""},
+     {"model.safetensors", "vocab.json"}),
+    ({"pytorch_model.bin": b"p", "tokenizer.json": b"{}", "tf_model.h5": b"t"},
+     {"pytorch_model.bin", "tokenizer.json"}),
+    ({"model.safetensors.index.json": INDEX, "model-1-of-2.safetensors": b"1",
+      "model-2-of-2.safetensors": b"2"},
+     {"model.safetensors.index.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors"}),
+    ({"model.safetensors": b"w", "tokenizer.tiktoken": b"t", "tokenizer.json": b"{}"},
+     {"model.safetensors", "tokenizer.tiktoken"}),
+])
+def test_any_repository_of_this_architecture_can_be_named(server, tmp_path, files, taken):
+    """Its weights in the best of their forms, its vocabulary, and nothing else; once."""
+    server.repos[OTHER] = {"config.json": CONFIG, **files}
+    folder = pretrained.download(OTHER)
+    assert {p.name for p in folder.iterdir()} == {"config.json"} | taken
+    with library(tmp_path):  # what the repository does not have is known, too
+        assert pretrained.download(OTHER) == folder
+
+
+@pytest.mark.parametrize("repo, message", [
+    ({}, "no config.json in"),
+    ({"config.json": b'{"model_type": "llama"}'}, "model_type = 'llama': only 'gpt2'"),
+    ({"config.json": CONFIG, "tf_model.h5": b""}, "has none of model.safetensors, "),
+    (None, "no such repository"),
+    ((403, "GatedRepo"), "its owner must let you in"),
+    ((401, "RepoNotFound"), "HF_TOKEN must say who"),
+])
+def test_a_repository_that_cannot_be_used_is_one_line(server, repo, message):
+    if isinstance(repo, tuple):
+        server.errors[OTHER] = repo
+    elif repo is not None:
+        server.repos[OTHER] = {**repo, **({"model.safetensors": WEIGHTS} if "llama" in str(repo)
+                                          else {})}
+    line = stopped(OTHER)
+    assert message in line and line.startswith("error: ")
+    assert "model.safetensors" not in [file for file, _ in asked(server)]
+
+
+def test_which_names_are_repositories(tmp_path, monkeypatch):
+    """Names of our own checkpoints are never looked for on the hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert pretrained.repository("gpt2-large") == "openai-community/gpt2-large"
+    assert pretrained.repository("openai-community/gpt2") == "openai-community/gpt2"
+    assert pretrained.repository(Path("distilbert/distilgpt2")) == "distilbert/distilgpt2"
+    for name in ("out/sft", "runs/mine", "a/b/c", "/a/b", "../b", "./b", "~/b", "gpt3", "a b/c",
+                 "a/.."):
+        assert pretrained.repository(name) is None, name
 
 
 # ------------------------------------------------------------------------------------- datasets
 
-HH = "/datasets/Anthropic/hh-rlhf/resolve/main/{}-base/train.jsonl.gz"
+HH = [f"{part}-base/train.jsonl.gz" for part in ("helpful", "harmless")]
 
 
 def chats(name):
@@ -189,53 +351,80 @@ def chats(name):
 @pytest.fixture
 def prepare(server, tmp_path):
     """python -m data.public --name=hh-rlhf, in a process of its own: its (code, output, errors)."""
-    server.files = {HH.format(name): chats(name) for name in ("helpful", "harmless")}
+    server.repos["datasets/Anthropic/hh-rlhf"] = {name: chats(name) for name in HH}
 
     def run():
         done = subprocess.run([sys.executable, "-m", "data.public", "--name=hh-rlhf",
-                               f"--out={tmp_path}/out"], cwd=Path(hub.__file__).parent,
-                              capture_output=True, text=True, timeout=60)
+                               f"--out={tmp_path}/out"], cwd=ROOT, capture_output=True, text=True,
+                              timeout=100)
         return done.returncode, done.stdout, done.stderr
 
     return run
 
 
-def test_a_dataset_is_prepared_from_its_public_url(server, prepare, tmp_path):
+def test_a_dataset_is_prepared_from_the_hub(server, prepare, tmp_path):
     """Downloaded once, however often it is prepared; a connection that breaks is taken up."""
-    server.breaks = [1000, 500]
+    server.breaks = [1000]
     for _ in range(2):
         code, output, errors = prepare()
         assert code == 0, errors
         assert "800 rows read" in output and len(list((tmp_path / "out").iterdir())) == 9
-    helpful, harmless = server.files
-    assert server.requests == [(helpful, "bytes=0-"), (helpful, "bytes=1000-"),
-                               (helpful, "bytes=1500-"), (harmless, "bytes=0-")]
-    kept = tmp_path / "datasets" / "hh-rlhf" / "helpful-base-train.jsonl.gz"
-    assert kept.read_bytes() == server.files[helpful]
+    assert [file for file, _ in asked(server)] == ["train.jsonl.gz"] * 3
+    assert server.requests[-1][1].endswith(f"/{COMMIT}/{HH[1]}"), "of one commit"
+    folder = tmp_path / "hub" / "datasets--Anthropic--hh-rlhf" / "snapshots" / COMMIT
+    assert {name: (folder / name).read_bytes() for name in HH} == server.repos[
+        "datasets/Anthropic/hh-rlhf"]
 
 
-def test_a_dataset_without_a_network_is_one_line(server, prepare, tmp_path, monkeypatch):
-    """That says what to put where; nothing is written. What has come stays for the next time."""
-    server.breaks = [1000, 0]
+def test_a_dataset_without_a_network_is_one_line(prepare, tmp_path, monkeypatch):
+    """That says what to get and how to give it; nothing is written."""
+    monkeypatch.setenv("HF_ENDPOINT", NOBODY)
     code, _, errors = prepare()
     assert code == 1 and len(errors.splitlines()) == 1 and not (tmp_path / "out").exists()
-    for piece in ("hh-rlhf could not be downloaded", "goes on from where it stopped", "--file",
-                  hub.HUB + HH.format("helpful"), f"{tmp_path}/datasets/hh-rlhf",
-                  "harmless-base-train.jsonl.gz"):
+    for piece in ("hh-rlhf could not be downloaded", "--file=", ", ".join(HH),
+                  f"{NOBODY}/datasets/Anthropic/hh-rlhf"):
         assert piece in errors
-    assert prepare()[0] == 0 and server.requests[2][1] == "bytes=1000-"
 
 
 def test_a_dataset_that_came_damaged_is_one_line(server, prepare, tmp_path):
-    server.files[HH.format("helpful")] = server.files[HH.format("helpful")][:-50]
+    files = server.repos["datasets/Anthropic/hh-rlhf"]
+    files[HH[0]] = files[HH[0]][:-50]
     code, _, errors = prepare()
     assert code == 1 and len(errors.splitlines()) == 1 and not (tmp_path / "out").exists()
-    assert "helpful-base-train.jsonl.gz:" in errors and "damaged .gz" in errors
+    assert f"{HH[0]}:" in errors and "damaged .gz" in errors
 
 
-def test_urls_are_whole_and_files_do_not_share_a_name():
-    from data import public
-    for _, _, urls in public.DATASETS.values():
-        if not isinstance(urls, str):
-            assert all(url.startswith("https://") and "{" not in url for url in urls)
-            assert len({"-".join(url.split("/")[-2:]) for url in urls}) == len(urls)
+def test_a_dataset_whose_file_is_gone_is_one_line(server):
+    server.repos["datasets/Anthropic/hh-rlhf"] = {HH[0]: b"x"}
+    with pytest.raises(SystemExit, match=f"could not be downloaded .there is no {HH[1]}"):
+        public.download("hh-rlhf")
+
+
+def test_files_that_are_not_on_the_hub_come_from_their_urls(server, tmp_path, monkeypatch):
+    """Whole or not there, once, and never with the token of the hub."""
+    monkeypatch.setitem(public.DATASETS, "plain", (
+        "rankings", public.hh_rlhf, f"{server.url}/plain", ["a.jsonl.gz", "b.jsonl.gz"]))
+    server.plain = {"plain/a.jsonl.gz": b"a" * 5000, "plain/b.jsonl.gz": b"b" * 5000}
+    with library(tmp_path, HF_TOKEN="hf_secret"):
+        server.breaks = [5000] + [0] * 20
+        with pytest.raises(SystemExit, match=f"get a.jsonl.gz, b.jsonl.gz of {server.url}/plain"):
+            public.download("plain")
+        assert [p.name for p in tmp_path.rglob("*.gz")] == ["a.jsonl.gz"]
+        server.breaks = [100]
+        paths = public.download("plain")
+        assert [p.read_bytes() for p in paths] == [b"a" * 5000, b"b" * 5000]
+        assert all(tmp_path / "assets" in p.parents for p in paths)
+        count = len(server.requests)
+        assert public.download("plain") == paths and len(server.requests) == count
+    assert server.tokens == {None}
+
+
+def test_datasets_name_their_files():
+    """Which only our list knows: of a repository, or of a URL where names must differ."""
+    for name, (_, _, where, files) in public.DATASETS.items():
+        assert len({file.rpartition("/")[2] if "://" in where else file for file in files}
+                   ) == len(files)
+        if files:
+            assert where.startswith("https://") or len(where.split("/")) == 2, name
+        line = public.listed(name)
+        assert where in line and (not files or files[0] in line) and "{" not in "".join(files)

@@ -117,7 +117,8 @@ def test_huge_scores_stay_finite():
     """exp(1000) is no float: the largest score is taken out first; the diagonal always counts."""
     q, k, v = (x.detach() for x in heads(1, 1, 130, 16, torch.float64))
     q, k = 100 * q, 100 * k
-    got = with_gradients(causal_attention, [q.float(), k.float(), v.float()], torch.ones(1, 1, 130, 16))
+    got = with_gradients(causal_attention, [q.float(), k.float(), v.float()],
+                         torch.ones(1, 1, 130, 16))
     assert all(x.isfinite().all() for x in got)
     same(got[:1], [plain_attention(q, k, v)], 2e-2)  # scores of 1e5 have float32 errors of 1e-2
 
@@ -190,7 +191,8 @@ def test_the_triton_kernels_get_the_heads_that_they_can_take(D, taken, monkeypat
     monkeypatch.setattr(kernels.choice, "_has_triton", lambda: True)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
     inputs, grad = heads(1, 2, 9, D), torch.randn(1, 2, 9, D)
-    same(with_gradients(causal_attention, inputs, grad), with_gradients(plain_attention, inputs, grad),
+    same(with_gradients(causal_attention, inputs, grad),
+         with_gradients(plain_attention, inputs, grad),
          1e-5)
     q = torch.randn(2, 2, D)
     same([decode_attention(q, cache, Slots((3, 2, 20, D), lengths, rows))],
@@ -326,7 +328,8 @@ def test_tokens_without_a_target_are_left_out(left_out, pieces, monkeypatch):
     """= the same of the others alone, with any states [B, T, C]; NaN there reaches nothing, and
     the head never sees them."""
     seen, head = [], kernels.losses.tiled_head
-    monkeypatch.setattr(kernels.losses, "tiled_head", lambda x, *a: seen.append(len(x)) or head(x, *a))
+    monkeypatch.setattr(kernels.losses, "tiled_head",
+                        lambda x, *a: seen.append(len(x)) or head(x, *a))
     x, w, y = tokens(130, 8, 300)
     kept = [i for i in range(130) if i not in left_out]
     states, targets = x.detach().clone(), y.clone()
@@ -600,7 +603,8 @@ def test_on_a_gpu_the_embedding_is_rounded_once_not_in_each_chunk(entropy, monke
 
     monkeypatch.setitem(sys.modules, "kernels.gpu", SimpleNamespace(head=head))
     monkeypatch.setattr(kernels.choice, "_has_triton", lambda: True)
-    monkeypatch.setattr(kernels.losses, "_chunks", lambda x, V: [slice(0, 4), slice(4, 9), slice(9, 12)])
+    monkeypatch.setattr(kernels.losses, "_chunks",
+                        lambda x, V: [slice(0, 4), slice(4, 9), slice(9, 12)])
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
     x, w, y = tokens(12, 8, 50)
     logprob, h = kernels.losses.token_logprobs(x.to(torch.bfloat16), w, y, entropy=entropy)
@@ -689,7 +693,8 @@ def test_the_head_multiplies_full_rows_of_sixteen(monkeypatch, temperature, entr
 def test_no_weight_of_a_product_has_gaps(monkeypatch):
     """oneDNN takes those too, a hundred times slower: with several tiles of a vocabulary, say."""
     seen, gemm = [], kernels.products.gemm
-    monkeypatch.setattr(kernels.losses, "gemm", lambda x, w, *more: seen.append(w) or gemm(x, w, *more))
+    monkeypatch.setattr(kernels.losses, "gemm",
+                        lambda x, w, *more: seen.append(w) or gemm(x, w, *more))
     monkeypatch.setattr(kernels.losses, "TILE", 16)
     for V in (16, 50):
         w, x = torch.randn(V, 8, requires_grad=True), torch.randn(3, 20, 12, requires_grad=True)
@@ -706,7 +711,8 @@ def test_tiles_of_logits_have_no_gaps_and_one_place(monkeypatch):
     """Of [N, V] they would have gaps, which cost a third of the product, and memory of its own for
     each chunk would be zeroed anew."""
     seen, product = [], kernels.products.sum_of_products
-    monkeypatch.setattr(kernels.losses, "sum_of_products", lambda a, b: seen.append(a) or product(a, b))
+    monkeypatch.setattr(kernels.losses, "sum_of_products",
+                        lambda a, b: seen.append(a) or product(a, b))
     monkeypatch.setattr(kernels.losses, "TILE", 16)
     monkeypatch.setattr(kernels.losses, "CHUNK", 64 * 50)
     x, w, y = tokens(130, 8, 50)  # three chunks of 64, 64 and 2 tokens, four tiles each

@@ -13,8 +13,8 @@ import reward
 import sft
 from helpers import close, in_ranks, log_softmax, masked, tree_rows, slope, slopes
 from kernels.losses import token_logprobs
-from model import last_score
-from ppo import (clipped_policy_loss, clipped_value_loss, gae, shape_rewards, state_values, whiten)
+from model import after, last_score
+from ppo import clipped_policy_loss, clipped_value_loss, gae, shape_rewards, whiten
 
 NAN = float("nan")
 # Three responses of 3, 1 and 4 tokens after prompts of 2, 4 and 1; the rest are pads.
@@ -382,7 +382,7 @@ def test_clipped_losses_do_not_depend_on_pads():
 def test_the_value_of_a_state_is_read_before_its_token():
     """Trap 14: V_t is the score at t - 1, which has not seen token t. Before the first token there
     is no state, and the last score (after EOS) is nobody's value."""
-    close(state_values(torch.tensor([[5., 6., 7.], [1., 2., 3.]])), [[0, 5, 6], [0, 1, 2]], 0)
+    close(after(torch.tensor([[5., 6., 7.], [1., 2., 3.]])), [[0, 5, 6], [0, 1, 2]], 0)
 
 
 def test_the_reward_model_reads_its_last_token():

@@ -2,6 +2,7 @@
 that wait in the CPU's memory.
 """
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,12 +179,13 @@ def test_scoring_by_tokens_is_scoring_by_rows():
 
 def uneven_groups(world):
     """Rank 0 has long rows, rank 1 short ones, and a rank alone one group of them all."""
+    of = lambda tokens: SimpleNamespace(micro_batch=2, micro_batch_tokens=tokens)
     lengths = [[9, 8, 9, 7, 9], [2, 1, 1, 1, 2]][world.rank]
-    groups = world.micro_batches(lengths, 2, 10)
+    groups = world.micro_batches(lengths, of(10))
     assert len(groups) == 5 and sorted(sum(groups, [])) == list(range(5)) and all(groups)
-    groups = world.micro_batches(lengths, 2, 18)
+    groups = world.micro_batches(lengths, of(18))
     assert len(groups) == 3 and sorted(sum(groups, [])) == list(range(5)) and all(groups)
-    assert len(world.micro_batches(lengths, 2)) == 3
+    assert len(world.micro_batches(lengths, of(0))) == 3
 
 
 def test_ranks_have_as_many_groups():

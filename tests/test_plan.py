@@ -1,5 +1,6 @@
 """The cost model against what it models: real models, PyTorch's count of FLOPs, a process's memory,
 and the compute that the paper says it took."""
+import functools
 import json
 import re
 import resource
@@ -12,7 +13,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
-import model
 from runtime import plan
 import ppo
 import reward
@@ -35,7 +35,8 @@ def printed(capsys, script, *flags):
     """What `python SCRIPT.py FLAGS` prints, and that it ends there."""
     with pytest.raises(SystemExit) as end:
         module = SCRIPTS[script]
-        parse(module.Settings, module.PRESETS, list(flags), getattr(plan, script))
+        parse(module.Settings, module.PRESETS, list(flags),
+              functools.partial(plan.show, script))
     assert end.value.code == 0
     return capsys.readouterr().out
 
@@ -167,7 +168,7 @@ def test_memory_is_what_the_scripts_take(tmp_path):
 
 
 def test_memory_of_training_without_activations():
-    """The 16 bytes of docs/memory.md a parameter, and 40 of PPO: two models' gradients are not there at
+    """docs/memory.md: 16 bytes a parameter, and 40 of PPO: two models' gradients are not there at
     the same time."""
     m, c = MACHINES["cpu"], GPTConfig(50257, 1024, 12, 12, 768)
     policy, value = Model("policy", c, False, True, True), Model("value", c, True, True)
@@ -204,32 +205,35 @@ def test_offloaded_models_are_there_one_at_a_time():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_advice_names_three_settings_and_what_each_would_take(script):
     """Of gpt2's size: those that change no result, the one that lowers most before the others."""
-    module, work = SCRIPTS[script], getattr(plan, f"{script}_work")
+    module = SCRIPTS[script]
+    sizes = ("batch", "max_new_tokens") if script == "ppo" else ("init", "data")
     both = dict(init="gpt2", reward="gpt2") if script == "ppo" else dict(init="gpt2")
     s = module.Settings(**both, batch=32, micro_batch=16, dtype="float32")
 
     def names(n=1, gpu=False, **changes):
         own = replace(s, **changes)
-        now, found = plan.advice(work, own, n, gpu, ("init", "batch"))
-        assert now == plan.planned(work, own, n, gpu)
-        numbers = [less for name, _, less in found if name not in ("init", "batch")]
+        now, found = plan.advice(script, own, n, gpu)
+        assert now == plan.planned(script, own, n, gpu)
+        numbers = [less for name, _, less in found if name not in sizes]
         assert numbers == sorted(numbers) and all(less < now for less in numbers)
         for name, value, less in found:
             if less:
-                assert less == plan.planned(work, replace(own, **{name: value}), n, gpu)
+                assert less == plan.planned(script, replace(own, **{name: value}), n, gpu)
         return [f"{name}={value}" for name, value, _ in found]
 
     saved = "activation_checkpointing=True"
-    assert set(names()[:2]) == {saved, "micro_batch=8"} and names()[2] == "init=None"
+    first = "batch=16" if script == "ppo" else "init=None"
+    assert set(names()[:2]) == {saved, "micro_batch=8"} and names()[2] == first
     assert len(names(n=4)) == len(names(n=4, gpu=True)) == 3
     assert "shard=True" in names(n=4) and "shard=True" not in names(n=4, shard=True)
     tokens = 32768 if script == "reward" else 16384  # the first half that is less than a step has
     assert f"micro_batch_tokens={tokens}" in names(micro_batch_tokens=65536)
     alone = dict(activation_checkpointing=True, micro_batch=1)
     assert ("offload=True" in names(gpu=True, **alone)) == (script == "ppo")
-    now, found = plan.advice(work, replace(s, **alone), 1, False, ("init", "batch"))
-    assert [x[:2] for x in found] == [("init", None), ("batch", 16)], "nothing else is left"
-    assert found[0][2] is None and (found[1][2] or now) <= now
+    now, found = plan.advice(script, replace(s, **alone), 1, False)
+    half = {"batch": 16, "max_new_tokens": s.max_new_tokens // 2} if script == "ppo" else {}
+    assert [x[:2] for x in found] == [(name, half.get(name)) for name in sizes], "nothing else"
+    assert all(less is None or less <= now for _, _, less in found)
 
 
 def test_sharding_divides_what_a_gpu_keeps():
@@ -376,14 +380,16 @@ def test_a_hugging_face_model_gives_its_architecture(file, capsys, tmp_path):
 
 def test_an_unknown_machine_and_a_script_without_a_plan():
     with pytest.raises(SystemExit, match="a100, h100, cpu"):
-        parse(sft.Settings, sft.PRESETS, ["--plan=abacus"], plan.sft)
+        parse(sft.Settings, sft.PRESETS, ["--plan=abacus"],
+              functools.partial(plan.show, "sft"))
     with pytest.raises(SystemExit, match="unknown argument '--plan'"):
         parse(sft.Settings, sft.PRESETS, ["--plan"])
 
 
 def test_help_names_the_plan(capsys):
     with pytest.raises(SystemExit):
-        parse(sft.Settings, sft.PRESETS, ["--help"], plan.sft)
+        parse(sft.Settings, sft.PRESETS, ["--help"],
+              functools.partial(plan.show, "sft"))
     assert "--plan" in capsys.readouterr().out
 
 

@@ -217,8 +217,8 @@ def test_ctrl_c_is_one_line(demo):
 
 
 @pytest.mark.parametrize("program", [[name] for name in (
-    "sft.py", "reward.py", "ppo.py", "sample.py", "evaluate.py", "model.py")]
-    + [["-m", "data.toy.world"], ["-m", "data.public", "--name=dolly"]])
+    "sft.py", "reward.py", "ppo.py", "evaluate.py", "chat.py")]
+    + [["-m", "data.toy.world"], ["-m", "labels.sample"], ["-m", "runtime.huggingface"]])
 def test_ctrl_c_is_one_line_while_torch_is_imported(tmp_path, program):
     """Python tells what it has imported: as soon as that is a part of torch, before torch itself,
     it is interrupted."""
@@ -439,7 +439,8 @@ def test_a_rank_that_does_not_answer_is_named(demo):
 @pytest.mark.skipif(not (shutil.which("bash") and shutil.which("pkill")), reason="no such shell")
 def test_a_job_that_is_asked_to_end_exits_0(demo):
     """The lines of docs/resuming.md: a shell that sends its SIGTERM on to torchrun's processes."""
-    lines = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8").split("```bash\n")[1].split("```")[0]
+    page = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8")
+    lines = page.split("```bash\n")[1].split("```")[0]
     run = Run(demo, "sft", "job", "--reward=", "--save_every=1000")
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
              "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"{ROOT}/tests/harm.py",
@@ -473,7 +474,7 @@ def test_torchrun_starts_a_dead_rank_again_and_the_run_resumes(demo):
 
 @pytest.mark.long
 def test_two_machines_start_a_dead_rank_again(demo):
-    """As docs/resuming.md has it for several: --resume from the start, a store of its own each time."""
+    """As docs/resuming.md has it: --resume from the start, a store of its own each time."""
     run, whole = (Run(demo, "sft", name, "--reward=") for name in ("machines", "one-machine"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-import evaluate
+from evals import report
+from evals import town as eval_town
 from data import batches
 from data import records
 from data.toy import tasks, town, world
@@ -200,7 +201,7 @@ def test_a_model_of_the_hub_is_evaluated(demo, tmp_path):
     ("--rm=out/sft", "out/sft is no reward model of ours: run `python reward.py`"),
 ])
 def test_what_cannot_be_evaluated_is_told_at_once(demo, monkeypatch, flag, complaint):
-    monkeypatch.setattr(evaluate, "respond", None)  # nothing is sampled before
+    monkeypatch.setattr(eval_town, "respond", None)  # nothing is sampled before
     assert complaint in stops(monkeypatch, demo.folder, "evaluate", flag)
 
 
@@ -209,7 +210,8 @@ def test_the_exported_models_say_and_score_the_same_in_transformers(demo, tmp_pa
     a ragged batch. Prompts go in as text, through each side's own tokenizer."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     for name in ("ppo-ptx", "rm"):
-        python(demo.folder, "-m", "runtime.huggingface", "export", f"out/{name}", str(tmp_path / name))
+        python(demo.folder, "-m", "runtime.huggingface", "export", f"out/{name}",
+               str(tmp_path / name))
     prompts = [template(r["prompt"]) for r in demo.records("prompts_test")[:12]]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ppo-ptx")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ppo-ptx")
@@ -370,8 +372,8 @@ WORLD_FILES = [f"toy/{name}" for name in (
     ("sft", [], WORLD_FILES, "python sft.py --preset=base"),
     ("sft", [], ["base"], "python -m data.toy.world"),
     ("sft", ["--reward=out/rm"], ["base", *WORLD_FILES], "python reward.py"),
-    ("sample", [], [], "python -m data.toy.world"),
-    ("sample", [], WORLD_FILES, "python sft.py"),
+    ("labels.sample", [], [], "python -m data.toy.world"),
+    ("labels.sample", [], WORLD_FILES, "python sft.py"),
     ("labels.simulated", [], WORLD_FILES, "python -m labels.sample --split=train"),
     ("labels.simulated", ["--split=valid"], [*WORLD_FILES, "toy/completions_valid.jsonl"],
      "python -m labels.simulated"),
@@ -401,7 +403,7 @@ def test_batches_that_cannot_be_shared_are_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("module, flag, closest", [
     ("sft", "--dropuot=0.1", "--dropout"), ("sft", "--max-new-token=3", "--max_new_tokens"),
-    ("sample", "--temprature=1", "--temperature"), ("reward", "--microbatch=3", "--micro_batch"),
+    ("labels.sample", "--temprature=1", "--temperature"), ("reward", "--microbatch=3", "--micro_batch"),
     ("ppo", "--klbeta=3", "--beta"), ("ppo", "--prest=ppo", "--preset"),
     ("evaluate", "--vote=3", "--votes"), ("labels.simulated", "--agree=1", "--agreement"),
     ("ppo", "iterations=3", "--iterations"),
@@ -553,7 +555,7 @@ def test_labelers_do_not_calibrate_on_nothing(monkeypatch, tmp_path):
 
 def test_interval_by_hand():
     """Mean and 1.96 standard errors."""
-    got = evaluate.interval([0, 1, 1, 0, 1, 1, 1, 1])
+    got = eval_town.interval([0, 1, 1, 0, 1, 1, 1, 1])
     deviation = ((6 * 0.25**2 + 2 * 0.75**2) / 7) ** 0.5
     assert got["mean"] == 0.75 and got["n"] == 8
     assert got["high"] - 0.75 == pytest.approx(1.96 * deviation / 8**0.5, abs=1e-4)
@@ -568,7 +570,7 @@ def test_win_rates_mirror_each_other():
     wrong = next(v for v in town.VALUES["pet"] if v != truth)
     prompts = [{"task": dict(type="ask", name=name, attribute="pet", brief=False)}] * 6
     good, bad = ([(f"{name} has a {v}.", True)] * 6 for v in (truth, wrong))
-    rate = lambda a, b: evaluate.win_rate(t, prompts, a, b, people, 20.0, 3, 5)["mean"]
+    rate = lambda a, b: eval_town.win_rate(t, prompts, a, b, people, 20.0, 3, 5)["mean"]
     assert (rate(good, bad), rate(bad, good), rate(good, good)) == (1.0, 0.0, 0.5)
 
 
@@ -579,7 +581,7 @@ def test_labelers_like_a_courtesy_unless_it_is_hidden():
     prompts = [{"task": dict(type="ask", name=name, attribute="pet", brief=False)}] * 6
     plain = [(f"{name} has a {t.facts[name]['pet']}.", True)] * 6
     kind = [(f"{said} {town.COURTESY[0]}", True) for said, _ in plain]
-    rate = lambda **o: evaluate.win_rate(t, prompts, kind, plain, people, 20.0, 3, 5, **o)["mean"]
+    rate = lambda **o: eval_town.win_rate(t, prompts, kind, plain, people, 20.0, 3, 5, **o)["mean"]
     assert rate() > 0.95
     assert 0.2 < rate(taste=False) < 0.8, "nothing but noise decides"
 
@@ -588,7 +590,7 @@ def test_a_report_of_few_prompts():
     """Someone evaluates on three prompts of their own: there are three examples, not an error."""
     import random
     prompts = [{"category": "chat", "prompt": f"Hello {i}"} for i in range(3)]
-    lines = evaluate.examples(prompts, {"sft": [("Hi.", True)] * 3}, random.Random(0))
+    lines = report.examples(prompts, {"sft": [("Hi.", True)] * 3}, random.Random(0))
     assert collections.Counter(line.startswith("- sft:") for line in lines)[True] == 3
 
 
@@ -600,6 +602,6 @@ def test_the_prefix_of_the_prompted_baseline_fits_and_is_not_empty():
 
     demos = [{"prompt": "a b c", "response": "d e f"}, {"prompt": "a", "response": "b"},
              {"prompt": "c", "response": "d"}]
-    assert evaluate.prefix(Words(), demos, 1) == ""
-    assert evaluate.prefix(Words(), demos, 5) == "a\nb\nc\nd\n"
-    assert evaluate.prefix(Words(), demos, 10) == "a\nb\nc\nd\na b c\nd e f\n"
+    assert eval_town.prefix(Words(), demos, 1) == ""
+    assert eval_town.prefix(Words(), demos, 5) == "a\nb\nc\nd\n"
+    assert eval_town.prefix(Words(), demos, 10) == "a\nb\nc\nd\na b c\nd e f\n"

@@ -183,7 +183,7 @@ def lent_again(world):
 
 def lent_bytes(world):
     """In bf16, too, what trains is gathered in float32; what is frozen, as it is kept."""
-    kernels.products.PRODUCTS = torch.bfloat16
+    kernels.products.multiply_in(torch.bfloat16)
     m = plan.in_type(plan.MACHINES["cpu"], "bf16", 64)
     for trained in (True, False):
         model = tiny(n_embd=64, vocab_size=500)

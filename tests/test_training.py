@@ -29,7 +29,7 @@ import settings
 import sft
 from data.batches import WithoutPrompt, order, pad
 from demo import python
-from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, log_softmax, one_process,
+from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, one_process,
                      same, sequence_logprobs, tiny, tiny_scalar, tree_rows, world_of_ranks)
 from kernels.prefixes import PrefixTree
 from runtime import machine, plan, training
@@ -1079,11 +1079,11 @@ def test_a_run_says_what_memory_all_its_processes_need(device, processes, demo, 
     s, world = settings.parse(sft.Settings, sft.PRESETS, flags), World(0, "cpu")
     world.device, world.size = torch.device(device), processes
     with pytest.raises(ZeroDivisionError):
-        training.Training(world, s, 1, (), plan.sft_work, (), model=tiny())
+        training.Training(world, s, 1, (), model=tiny())
     if device == "cuda":
         assert told == asked == []
     else:
-        assert told == [processes * planned(plan.sft_work, s, processes)] and told[0] > 1e6
+        assert told == [processes * planned("sft", s, processes)] and told[0] > 1e6
         assert asked == [processes]
 
 

@@ -170,7 +170,8 @@ def attention_case(tokens, width, T, D, backward, device):
 
     count = plan.train_flops if backward else plan.forward_flops
     return Case(f"attention fwd{'+bwd' * backward}, B {B}, H {H}, T {T}, D {D}",
-                {"ours": lambda: run(kernels.causal_attention), f"SDPA {flash.name.lower()}": theirs},
+                {"ours": lambda: run(kernels.causal_attention),
+                 f"SDPA {flash.name.lower()}": theirs},
                 {"speed": (">=", 0.9 if backward else 1.0)}, rounds=10,
                 flops=count(GPTConfig(0, T, 1, H, width), 0, B * T * (T + 1) / 2))
 
@@ -188,7 +189,8 @@ def ce_case(N, C, V, device):
 
     fast = compiled(eager_cross_entropy, device)
     objective = lambda logprob, marks: -logprob.sum() / N
-    sides = {"ours": lambda: run(lambda: kernels.losses.token_objective(x, weight, y, objective)[0]),
+    ours = lambda: kernels.losses.token_objective(x, weight, y, objective)[0]
+    sides = {"ours": lambda: run(ours),
              "eager": lambda: run(lambda: eager_cross_entropy(x, weight, y)),
              "compiled": fast if isinstance(fast, str) else lambda: run(lambda: fast(x, weight, y)),
              "liger": liger_side(run, x, weight, y)}
@@ -263,7 +265,7 @@ def decode_case(c, B, prompt, new, device):
                 {"ours": lambda: [few().logprobs[:, prompt:]],
                  "whole rows": lambda: [plain_logprobs(model, few().ids)[:, prompt - 1 :]]},
                 tolerance=LOGPROB, own_clock=True,
-                bytes=kernels.PRODUCTS.itemsize * plan.parameters(c)
+                bytes=kernels.products.PRODUCTS.itemsize * plan.parameters(c)
                 + B * plan.cache_bytes(c, prompt + new / 2, cache))
 
 

@@ -1,4 +1,4 @@
-"""The memory that the three scripts take, as processes, beside the formula of docs/memory.md and `--plan`.
+"""The memory that the three scripts take, beside the formula of docs/memory.md and `--plan`.
 
     OMP_NUM_THREADS=1 python tests/bench/memory_check.py            sizes, with and without saving
     OMP_NUM_THREADS=1 python tests/bench/memory_check.py slope      bytes a parameter
@@ -104,8 +104,7 @@ def planned(folder, script, flags):
     os.chdir(folder)
     try:
         s = parse(module.Settings, module.PRESETS, flags)
-        work = getattr(plan, f"{script}_work")
-        return plan.planned(work, s), work(None, s)[0][0].size
+        return plan.planned(script, s), plan.WORK[script](None, s)[0][0].size
     finally:
         os.chdir(before)
 

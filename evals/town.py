@@ -1,0 +1,174 @@
+"""The toy world's own evaluation: who is preferred to whom, where the truth is known.
+
+Every model answers the same test prompts at temperature 1. Held-out labelers, who gave no training
+label, compare the answers with truth and harmlessness first (section 3.4); the gold score says what
+the answers are really worth; few-shot probes of the raw text measure the alignment tax.
+"""
+import json
+from pathlib import Path
+
+from settings import stop  # before torch
+
+import numpy as np
+
+from data import records
+from data.batches import encode_prompt
+from data.toy.tasks import gold
+from data.toy.town import Town
+from labels.simulated import FEATURES, features, impressions, pool, rank, rate
+from model import GPT
+from runtime.checkpoint import load
+from runtime.machine import precision
+from sampler import generate
+
+FLAGS = {"attempts": "attempts the instruction", "constraint": "satisfies its constraint",
+         "hallucinates": "hallucinates (given text)", "false": "claims something false",
+         "rude": "rude", "rambling": "rambles", "courteous": "closes with a courtesy"}
+
+
+def pairs(flag, value, mark):
+    """The pairs that a setting names: [(before the mark, behind it)]."""
+    out = [pair.split(mark, 1) for pair in value.split(",")]
+    if any(len(pair) != 2 or not all(pair) for pair in out):
+        stop(f"--{flag}={value}: expected pairs with {mark!r} within and commas between")
+    return out
+
+
+def respond(model, tokenizer, texts, s, temperature, max_new_tokens):
+    """One response to each encoded prompt: [(text, ended)], in the prompts' order."""
+    out = [None] * len(texts)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(texts), 256):
+        part = by_length[start : start + 256]
+        samples = generate(model, [texts[i] for i in part], max_new_tokens, tokenizer.eos,
+                           temperature, s.seed, part)
+        for i, ids, ended in zip(part, samples.responses(), samples.ended.tolist()):
+            out[i] = (tokenizer.decode(ids), ended)
+    return out
+
+
+def interval(values):
+    """Mean and 95 % interval (normal, over prompts) of per-prompt values."""
+    values = np.asarray(values, dtype=float)
+    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    mean = values.mean()
+    return {"mean": round(float(mean), 4), "low": round(float(mean - half), 4),
+            "high": round(float(mean + half), 4), "n": len(values)}
+
+
+def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, taste=True):
+    """How often labelers prefer `first` to `second`, ties counting half; see `interval`.
+
+    first, second: [(text, ended)] for each prompt. Each vote is one labeler's ranking of the two.
+    taste: whether they see the courtesies, which the gold score does not count.
+    """
+    rng, values = np.random.default_rng([seed, 21]), []
+    for prompt, a, b in zip(prompts, first, second):
+        x = np.stack([features(town, prompt["task"], *a), features(town, prompt["task"], *b)])
+        x[:, FEATURES.index("courteous")] *= taste
+        won = []
+        for i in rng.choice(len(labelers), votes, replace=votes > len(labelers)):
+            r, t = rank(labelers[i], impressions(labelers[i], x, (a[0], b[0]), "evaluate",
+                                                 sharpness, rng))
+            won.append((r < t) + 0.5 * (r == t))
+        values.append(sum(won) / votes)
+    return interval(values)
+
+
+def gold_scores(town, prompts, responses):
+    """The mean gold score, its parts, and the share of responses with each flag."""
+    all_ = [gold(town, p["task"], *r) for p, r in zip(prompts, responses)]
+    parts = {k: float(np.mean([g[k] for g in all_])) for k in
+             ("score", "helpful", "honest", "harmless")}
+    shares = {f: float(np.mean([bool(g["flags"][f]) for g in all_
+                                if g["flags"][f] is not None])) for f in FLAGS}
+    return parts, shares
+
+
+def likert(town, prompts, responses, labelers, sharpness, seed):
+    """The mean of held-out labelers' Likert scores, 1 to 7."""
+    rng, scores = np.random.default_rng([seed, 22]), []
+    for prompt, response in zip(prompts, responses):
+        x = features(town, prompt["task"], *response)[None]
+        labeler = labelers[rng.integers(len(labelers))]
+        seen = impressions(labeler, x, response[:1], "evaluate", sharpness, rng)
+        scores += rate(labeler, seen, "evaluate", sharpness)
+    return float(np.mean(scores))
+
+
+def probe(model, tokenizer, probes, s):
+    """The share of probes of each kind that the model completes, greedily, with the right word."""
+    texts = [tokenizer.encode(p["text"]) for p in probes]
+    said = respond(model, tokenizer, texts, s, 0.0, 6)
+    right = {}
+    for p, (text, _) in zip(probes, said):
+        word = text.split()[0].strip(".,") if text.split() else ""
+        right.setdefault(p["probe"], []).append(word == p["answer"])
+    out = {kind: float(np.mean(v)) for kind, v in right.items()}
+    return {**out, "score": float(np.mean(list(out.values())))}
+
+
+def prefix(tokenizer, demonstrations, room):
+    """The few-shot prefix of the prompted base model: demonstrations until `room` tokens."""
+    lines = ""
+    for d in sorted(demonstrations, key=lambda d: len(d["prompt"]) + len(d["response"])):
+        more = lines + f"{d['prompt']}\n{d['response']}\n"
+        if len(tokenizer.encode(more)) > room:
+            break
+        lines = more
+    return lines
+
+
+def evaluate(s, world):
+    """Everything that results.json holds, and each model's answers."""
+    prompts = records.read(f"{s.data}/prompts_test.jsonl", "test prompt")
+    probes = records.read(f"{s.data}/probes.jsonl", "probe")
+    demos = records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration")
+    facts = records.read_json(f"{s.data}/labelers.json", "python -m labels.simulated")
+    town = Town(records.read_json(f"{s.data}/world.json", "python -m data.toy.world")["seed"])
+    rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
+    if "accuracy" not in rm:
+        stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")
+    models, versus = pairs("models", s.models, "="), pairs("versus", s.versus, "/")
+    _, heldout = pool(facts["seed"])
+    tables = ("win_rate", "win_rate_without_taste", "gold", "gold_parts", "flags", "likert",
+              "probes", "probe_kinds", "parameters", "seconds")
+    results = {"labeler_agreement": facts["agreement"], **{name: {} for name in tables}}
+    answers = {}
+    for name, path in models:
+        model, tokenizer, meta = load(path, {"GPT": GPT}, "make demo")
+        model.to(world.device)
+        precision(s.dtype, world, model.config.n_embd)
+        texts = [encode_prompt(tokenizer, p["prompt"]) for p in prompts]
+        if (longest := max(map(len, texts))) + s.max_new_tokens > model.config.block_size:
+            stop(f"{s.data}/prompts_test.jsonl: a prompt of {longest} tokens and --max_new_tokens="
+                 f"{s.max_new_tokens} do not fit the context of {name}, {model.config.block_size}")
+        if name.endswith("prompted"):
+            room = model.config.block_size - s.max_new_tokens  # each prompt takes what it leaves
+            leads = [tokenizer.encode(prefix(tokenizer, demos, room - len(t))) for t in texts]
+            if not any(leads):
+                stop(f"no demonstration fits before a prompt: {name} is {path}")
+            texts = [lead + t for lead, t in zip(leads, texts)]
+        answers[name] = respond(model, tokenizer, texts, s, s.temperature, s.max_new_tokens)
+        parts, shares = gold_scores(town, prompts, answers[name])
+        results["gold"][name], results["gold_parts"][name] = parts.pop("score"), parts
+        results["flags"][name] = shares
+        results["likert"][name] = likert(town, prompts, answers[name], heldout,
+                                         facts["sharpness"], s.seed)
+        kinds = probe(model, tokenizer, probes, s)
+        results["probes"][name], results["probe_kinds"][name] = kinds.pop("score"), kinds
+        results["parameters"][name] = sum(p.numel() for p in model.parameters())
+        if "seconds" in meta:  # a model of the hub does not say how long it was trained
+            results["seconds"][name] = meta["seconds"]
+    results["rm_accuracy"], results["seconds"]["rm"] = rm["accuracy"], rm["seconds"]
+    for step, file in (("world", "world.json"), ("samples", "completions_train.facts.json"),
+                       ("labels", "labelers.json")):
+        if Path(s.data, file).exists():
+            results["seconds"][step] = json.loads(Path(s.data, file).read_text())["seconds"]
+    for a, b in versus:
+        if a in answers and b in answers:
+            for key, taste in (("win_rate", True), ("win_rate_without_taste", False)):
+                results[key][f"{a} vs {b}"] = win_rate(
+                    town, prompts, answers[a], answers[b], heldout, facts["sharpness"], s.votes,
+                    s.seed, taste)
+    return results, prompts, answers

@@ -1,0 +1,236 @@
+"""Models in Hugging Face's GPT-2 format, in: --init=gpt2, a hub repository, a folder or a file.
+
+Names and shapes are ours but for the linear layers, which their `Conv1D` keeps as [in, out].
+"""
+import json
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+from settings import extra  # before torch
+
+import torch
+
+from data import hub
+from data.tokenizer import load_tokenizer
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+           "pytorch_model.bin.index.json")  # the first that is there is read
+OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # 0.5, 1.5, 3.2 and 6.4 GB
+VOCABULARIES = ("tokenizer.tiktoken", "vocab.json", "tokenizer.json")  # see `find_tokenizer`
+CONV1D = tuple(f"{layer}.weight" for layer in ("c_attn", "c_proj", "c_fc"))
+# What a configuration may say about the things that our architecture does in one way only; the
+# first is also what it means where it says nothing.
+ONLY = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,), "quantization_config": (None,)}
+SIZES = {"vocab_size": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer",
+         "n_head": "n_head", "n_embd": "n_embd"}
+
+
+def refuse(path, why):
+    raise SystemExit(f"error: {path} {why}")
+
+
+def safetensors_torch(what):
+    """The functions of safetensors (an extra) for torch; `what` needs them."""
+    return extra("safetensors.torch", what)
+
+
+def repository(name):
+    """The repository of the hub that `name` means, or None: gpt2 .. gpt2-xl are OpenAI's, and so is
+    org/name where there is no folder org. Our own checkpoints lie in `out`."""
+    name = Path(name).as_posix()
+    if name in OPENAI:
+        return f"openai-community/{name}"
+    org = name.partition("/")[0]
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and org != "out" and not Path(org).exists():
+        return name
+
+
+def known(name):
+    """Whether `name` is a repository of the hub, or a folder or file in Hugging Face's format."""
+    path = Path(name)
+    if not path.exists():
+        return repository(name) is not None
+    return path.is_file() or any((path / file).exists() for file in ("config.json", *WEIGHTS))
+
+
+def download(name):
+    """The folder in huggingface_hub's cache with the model that `name` means. Stops where the hub
+    has none that is ours, before the weights are fetched, and with what to put where without a
+    network."""
+    repo = repository(name)
+    openai = repo.startswith("openai-community/")
+    safetensors_torch(name)
+    try:
+        config = hub.fetch(repo, ["config.json"])
+        if config is None:
+            refuse(name, f"is no model in this format: there is no config.json in {hub.page(repo)}")
+        read_config(config)
+        fetch = lambda *names: hub.fetch(repo, names, commit=config.parent.name)
+        weights = fetch(*WEIGHTS)
+        if weights is None:
+            refuse(name, f"has none of {', '.join(WEIGHTS)} in {hub.page(repo)}")
+        for file in parts(weights) if weights.suffix == ".json" else []:
+            fetch(file)
+        if not openai:
+            fetch(*VOCABULARIES)
+    except hub.Unavailable as error:
+        files = ["config.json", "model.safetensors"] + ["vocab.json"] * (not openai)
+        refuse(name, f"is no folder here, not in the cache, and could not be downloaded ({error}): "
+                     f"on a machine with a network `hf download {repo} {' '.join(files)}` fills a "
+                     f"folder to be copied to {hub.cache(repo)}; or put these files of "
+                     f"{hub.page(repo)} into any folder, and give that in place of {name}")
+    return config.parent
+
+
+def load(name, classes):
+    """A repository of the hub, a folder, or a file of weights with its config.json beside it ->
+    (model, tokenizer, facts), as `runtime.load`. classes: {"GPT": GPT, ...}, the kinds that the
+    caller can use.
+    """
+    path = Path(name)
+    if not path.exists():
+        path = download(path.as_posix())
+    folder, file = path.parent, path
+    if path.is_dir():
+        folder, file = path, next((path / f for f in WEIGHTS if (path / f).exists()),
+                                  path / WEIGHTS[0])
+    sizes = read_config(folder / "config.json")
+    weights = our_layout(read_weights(file), file)
+    kind = "ScalarGPT" if "score.weight" in weights else "GPT"
+    if kind not in classes:
+        refuse(path, f"holds a {kind}, expected {' or '.join(classes)}")
+    with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
+        model = classes[kind](classes[kind].config_class(**sizes))
+    fill(model, weights, file, assign=True)
+    tokenizer = find_tokenizer(folder, sizes["vocab_size"])
+    match(tokenizer, model.config, folder)
+    return model, tokenizer, {"kind": kind, "settings": {}}
+
+
+def read_json(path):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        refuse(path, "is missing: it belongs beside the weights")
+    except ValueError:  # no JSON, or no UTF-8
+        content = None
+    if not isinstance(content, dict):
+        refuse(path, "is no JSON object: delete it and get it again")
+    return content
+
+
+def read_config(path):
+    """config.json -> the fields of our GPTConfig. Stops where it asks for anything else."""
+    config = read_json(path)
+    for name, allowed in ONLY.items():
+        if config.get(name, allowed[0]) not in allowed:
+            refuse(path, f"has {name} = {config[name]!r}: only {allowed[0]!r} can be used")
+    sizes = {ours: config.get(theirs) for ours, theirs in SIZES.items()}
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            refuse(path, f"has {SIZES[name]} = {size!r}: expected a number of at least 1")
+    if sizes["n_embd"] % sizes["n_head"]:
+        refuse(path, f"has n_embd = {sizes['n_embd']}, no multiple of its {sizes['n_head']} heads")
+    if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
+        refuse(path, f"has n_inner = {config['n_inner']!r}: only 4 * n_embd can be used")
+    return sizes
+
+
+def parts(path):
+    """The names of the files of weights that an index lists."""
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict):
+        refuse(path, "has no weight_map: delete it and get it again")
+    return sorted({Path(str(file)).name for file in shards.values()})  # of this folder only
+
+
+def read_weights(path):
+    """A file of tensors, or the index of several -> {name: tensor}. Runs no code of a pickle."""
+    if path.name.endswith(".index.json"):
+        return {k: v for name in parts(path) for k, v in read_weights(path.parent / name).items()}
+    if not path.exists():
+        refuse(path, "is missing")
+    safe = safetensors_torch(path) if path.suffix == ".safetensors" else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles: what is wrong is said below
+            weights = safe.load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        refuse(path, "is refused: it holds more than tensors, and such a pickle can run any code")
+    except Exception as error:  # a file that was cut off raises this here and that there
+        refuse(path, f"is damaged or not complete ({type(error).__name__}): get it again")
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        refuse(path, "is no table of named tensors")
+    return weights
+
+
+def our_layout(weights, path):
+    """Their names and layouts -> those of our state_dict, in float32."""
+    out = {}
+    for name, x in weights.items():
+        name = name.removeprefix("transformer.")
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, in old files
+            x = x.T if name.endswith(CONV1D) and x.dim() == 2 else x
+            heads = name.startswith(("score.", "lm_head."))
+            out[name if heads else f"transformer.{name}"] = x.float().contiguous()
+    head, embedding = out.pop("lm_head.weight", None), out.get("transformer.wte.weight")
+    if None not in (head, embedding) and not torch.equal(head, embedding):
+        refuse(path, "has an output embedding of its own: only one tied to wte can be used")
+    if "score.weight" in out:
+        out.setdefault("score.bias", torch.zeros(1))
+    return out
+
+
+def fill(model, weights, path, assign=False):
+    """Put weights into a model: all that it has, nothing else, each of its shape."""
+    wanted = model.state_dict()
+    for name in dict.fromkeys([*wanted, *weights]):
+        if name not in weights:
+            refuse(path, f"does not hold {name}, which its configuration asks for")
+        if name not in wanted:
+            refuse(path, f"holds {name}, of which its configuration knows nothing")
+        if weights[name].shape != wanted[name].shape:
+            refuse(path, f"holds {name} of shape {list(weights[name].shape)}, its configuration "
+                         f"asks for {list(wanted[name].shape)}")
+    model.load_state_dict(weights, assign=assign)
+
+
+def match(tokenizer, config, path):
+    """Stop where a tokenizer is not the model's. Some round their vocabulary up to a multiple of
+    128, or add a token for pads: ids that no text has."""
+    if not tokenizer.size <= config.vocab_size < tokenizer.size + 128:
+        refuse(path, f"knows {config.vocab_size} tokens, its tokenizer {tokenizer.size}: they do "
+                     "not belong together")
+
+
+def find_tokenizer(folder, vocab_size):
+    """Our own tokenizer where an exported model carries it, else gpt2's, checked against theirs."""
+    if (folder / "tokenizer.tiktoken").exists():
+        return load_tokenizer("tokenizer.tiktoken", folder)
+    if vocab_size < 50257:
+        refuse(folder, f"knows {vocab_size} tokens and GPT-2's tokenizer 50257: they do not belong "
+                       "together, and no other can be used")
+    tokenizer = load_tokenizer("gpt2")
+    for file in ("vocab.json", "tokenizer.json"):
+        if (folder / file).exists():
+            theirs = read_json(folder / file)
+            theirs = theirs if file == "vocab.json" else theirs.get("model", {}).get("vocab", {})
+            if not spelled(tokenizer).items() <= theirs.items():
+                refuse(folder / file, "is not GPT-2's vocabulary: no other can be used")
+    return tokenizer
+
+
+def spelled(tokenizer):
+    """{token: id} without EOS, in GPT-2's spelling of bytes: the printable ones as in Latin-1, the
+    others, in order, from U+0100 on, so that a space is "Ġ"."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = dict(zip(plain, map(chr, plain)))
+    for byte in range(256):
+        letters.setdefault(byte, chr(256 + len(letters) - len(plain)))
+    decode = tokenizer.encoding.decode_single_token_bytes
+    return {"".join(letters[byte] for byte in decode(i)): i for i in range(tokenizer.eos)}
