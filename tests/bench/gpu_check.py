@@ -152,11 +152,20 @@ def compared(ours, theirs, exact, bound, factor=None, nats=False):
     are allowed on top. theirs: what the framework says, or None."""
     error = worst(ours, exact, nats)
     own = None if theirs is None else worst(theirs, exact, nats)
-    allowed = bound + (factor * own if factor and own is not None and own < 0.05 else 0)
+    allowed = bound + (0 if not factor else 0.007 if own is None else factor * min(own, 0.01))
     facts = dict(error=error, framework=own, allowed=allowed)
     if not error <= allowed:  # NaN is not
         facts["bad"] = f"error {error:.3g}, allowed {allowed:.3g}, the framework's {own}"
     return facts
+
+
+def attempt(function):
+    """What the framework says, or None where it cannot: that is no fault of ours."""
+    try:
+        return function()
+    except Exception as error:
+        print(f"the framework: {type(error).__name__}: {error}"[:300], flush=True)
+        return None
 
 
 def poison(*likes):
@@ -213,7 +222,7 @@ def attention_check(p, shape, dtype, packed):
     grad = torch.randn(shape, device=p.device).to(dtype)
     exact = gradients_of(exact_attention, doubles(q, k, v), doubles(grad))
     sdpa = lambda *x: F.scaled_dot_product_attention(*x, is_causal=True)
-    theirs = gradients_of(sdpa, [q, k, v], [grad])
+    theirs = attempt(lambda: gradients_of(sdpa, [q, k, v], [grad]))
     poison(q, k, v, q.new_empty(shape[:3], dtype=torch.float32))
     ours = gradients_of(lambda *x: kernels.attention(*x), [q, k, v], [grad])
     return compared(ours, theirs, exact, *((1e-5,) if dtype == torch.float32 else (1e-3, 2)))
@@ -243,15 +252,15 @@ def decode_check(p, R, rows, H, T, D, dtype, lengths=None):
                  for shape in ((B, H, D), (2, R, H, T, D)))
     exact = masked_decode(*doubles(q, k[rows], v[rows]), lengths)
     used = torch.arange(T, device=device) < lengths[:, None]
-    theirs = F.scaled_dot_product_attention(
-        q[:, :, None], k[rows], v[rows], used[:, None, None]).squeeze(2)
+    theirs = attempt(lambda: [F.scaled_dot_product_attention(
+        q[:, :, None], k[rows], v[rows], used[:, None, None]).squeeze(2)])
     for x in (k, v):
         x[rows] = x[rows].masked_fill(~used[:, None, :, None], math.nan)
     cache = torch.full((2, R, H * T * D), math.nan, device=device, dtype=dtype)
     kernels.fill(cache, k, v)
     poison(q)
     ours = kernels.decode_attention(q, cache, kernels.Slots((R, H, T, D), lengths, rows))
-    return compared([ours], [theirs], [exact],
+    return compared([ours], theirs, [exact],
                     *((1e-5,) if dtype == torch.float32 else (1e-3, 2)))
 
 
@@ -286,13 +295,14 @@ def logprobs_check(p, n, C, V, dtype, entropy, temperature=0.7):
         return [logprob, h][: 1 + entropy]
 
     want = gradients_of(exact, doubles(x, weight), upstream)
-    others = gradients_of(theirs, [x, weight], upstream)
+    others = attempt(lambda: gradients_of(theirs, [x, weight], upstream))
     poison(x, weight, x.new_empty(n, V, dtype=torch.float32), upstream)
     got = gradients_of(ours, [x, weight], upstream)
     n = 1 + entropy
     wide = dtype == torch.float32
-    values = compared(got[:n], others[:n], want[:n], 1e-4 if entropy else 1e-5, nats=True)
-    slopes = compared(got[n:], others[n:], want[n:], *((5e-5,) if wide else (1e-3, 2)))
+    values = compared(got[:n], others and others[:n], want[:n], 1e-4 if entropy else 1e-5, nats=True)
+    slopes = compared(got[n:], others and others[n:], want[n:],
+                      *((5e-5,) if wide else (1e-3, 2)))
     return joined(values=values, gradients=slopes)
 
 
@@ -331,7 +341,7 @@ def objective_check(p, n, C, V, dtype):
     three = [torch.tensor(3.0, device=p.device)]
     want = gradients_of(lambda x, w: surrogate(exact_logprobs(x, w, y, 1.0)[0], on),
                         doubles(x, weight), three)
-    others = gradients_of(eager, [x, weight], three)
+    others = attempt(lambda: gradients_of(eager, [x, weight], three))
     poison(x, weight, x.new_empty(n, V, dtype=torch.float32))
     got = gradients_of(ours, [x, weight], three)
     wide = dtype == torch.float32
@@ -339,7 +349,7 @@ def objective_check(p, n, C, V, dtype):
     loss = abs(float(got[0]) - float(want[0])) / float(advantage.abs().sum())
     loss = dict(error=loss, framework=None, **({} if loss <= 1e-4 else {"bad": f"loss {loss}"}))
     return joined(loss=loss, gradients=compared(
-        got[1:], others[1:], want[1:], *((5e-5,) if wide else (1e-3, 2))))
+        got[1:], others and others[1:], want[1:], *((5e-5,) if wide else (1e-3, 2))))
 
 
 def sure_check(p):
@@ -363,7 +373,7 @@ def logits_check(p, B, C, V, dtype):
     x, weight, _ = tokens_of(p, B, C, V, dtype, 0.3)
     poison(x.new_empty(B, V, dtype=torch.float32))
     got = kernels.logits(x, weight)
-    facts = compared([got], [F.linear(x, weight.to(dtype))], [x.double() @ weight.double().T], 5e-6)
+    facts = compared([got], [F.linear(x, weight.to(dtype))], [x.double() @ weight.double().T], 1e-5)
     if got.dtype != torch.float32:
         facts["bad"] = f"logits are {got.dtype}"
     return facts
@@ -448,7 +458,8 @@ def far_logits(p):
     for name, rows in (("first", slice(0, 50)), ("last", slice(n - 50, n))):
         want = gradients_of(lambda x: exact_logprobs(x, weight.double(), y[rows], 1.0),
                             doubles(x[rows]), [g[rows].double(), torch.zeros_like(g[rows])])
-        facts[f"{name} values"] = compared([logprob[rows], h[rows]], None, want[:2], 1e-4, nats=True)
+        facts[f"{name} values"] = compared([logprob[rows], h[rows]], None, want[:2], 1e-4,
+                                           nats=True)
         facts[f"{name} gradients"] = compared([dx[rows]], None, want[2:], 8e-3)
     return joined(**facts)
 
@@ -475,10 +486,10 @@ def part_a(p):
     p.facts.update(where(p))
     types = {"bf16": torch.bfloat16, "float32": torch.float32}
     run = p.check
-    shapes = [(2, 3, 77), (1, 2, 1), (1, 2, 300)] + [(2, 2, 1025)] * (not p.tiny)
+    shapes = [(2, 3, 77)] + [(1, 2, 300), (2, 2, 1024), (2, 2, 1025)] * (not p.tiny)
     for name, dtype in types.items():
         for D in (64, 128, 80, 16):
-            for B, H, T in shapes:
+            for B, H, T in shapes + [(1, 2, 1)] * (D in (64, 16)):
                 for packed in (True, False)[: 1 + (T == 77)]:
                     run(f"attention {name}: B {B} H {H} T {T} D {D}" + " dense" * (not packed),
                         functools.partial(attention_check, p, (B, H, T, D), dtype, packed))
@@ -580,8 +591,8 @@ def differing(a, b):
 
 
 def sampler_check(p, make, prompts, new, eos, dtype, temperature):
-    """Graphs say bit by bit what the same steps say; in float32 what eager steps say, whose products
-    have other sizes; and the log-probs are those of one pass over the whole rows."""
+    """Graphs say bit by bit what the same steps say; in float32 what eager steps say, whose
+    products have other sizes; and the log-probs are those of one pass over the whole rows."""
     import torch
     import kernels
     with mock.patch.object(kernels, "PRODUCTS", dtype):
@@ -625,10 +636,11 @@ def part_b(p):
     def medium():
         torch.manual_seed(5)
         net = GPT(GPTConfig(1000, 160, 4, 4, 256))
-        with torch.no_grad():
-            net.transformer.wte.weight[7] *= 0
-            net.transformer.wte.weight *= 3
-            net.transformer.ln_f.bias += 0.05 * torch.randn(256)
+        with torch.no_grad():  # one token in 30 or so is the end
+            weight, bias = net.transformer.wte.weight, net.transformer.ln_f.bias
+            weight *= 3
+            bias += 0.25 * torch.randn(256)
+            weight[7] = 0.33 * bias
         return net
 
     small = lambda: tiny(block_size=40, seed=22, loud=3.0)
@@ -644,26 +656,32 @@ def part_b(p):
 
 # -------------------------------------------------------------------------------------- c: tests
 
-SAFE = {  # of tests/: in float32 (or float64), without anything that is a CPU's alone
+# Of tests/: float32 or float64, nothing that only a CPU has, no bound that a GPU's last bits can
+# pass (part a measures log-probs near 0 by 1 nat, test_triton_head by themselves).
+SAFE = {
     "test_kernels.py": "test_attention_and_its_gradients or test_attention_takes_any_strides or "
                        "test_attention_gradients_by_finite_differences or test_decode_attention or "
-                       "test_log_probs_entropies_and_any_gradient or "
-                       "test_an_objective_and_its_gradients_in_one_go or "
                        "test_linear_is_the_frameworks or test_linear_passes_gradcheck or "
-                       "test_a_cache_filled_token_by_token or test_triton_",
-    "test_graph.py": "on_a_gpu and graphs",
-    "test_model.py": "on_a_device",
+                       "test_a_cache_filled_token_by_token or test_triton_attention or "
+                       "test_triton_offsets or test_triton_decode or test_a_grid_takes or "
+                       "test_shapes_of_one_size",
+    "test_model.py": "test_nothing_sees_the_future or test_prompts_alone_or_in_any_batch or "
+                     "test_prompts_stay_as_they_are or test_a_row_ends_at_its_first_eos or "
+                     "test_log_probs_and_mask_cover or test_eos_as_the_last_allowed_token or "
+                     "test_temperature_0_takes",
+    "test_graph.py": "test_graphs_on_a_gpu",
 }
 
 
 def tests_check(p, file, words):
     """pytest in a process of its own, tests on the default device that TEST_DEVICE names."""
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=5", "-p", "no:cacheprovider",
+    words = [sys.executable, "-m", "pytest", "-q", "--maxfail=10", "-p", "no:cacheprovider",
              f"tests/{file}", "-k", words]
     rc, output = finish(dict(tests=start(words, ROOT, TEST_DEVICE=p.device.type)),
                         p.left() - 2)["tests"]
     counts = {k: int(n) for n, k in re.findall(r"(\d+) (passed|failed|skipped|error)", output)}
-    facts = dict(counts=counts, tail=output[-1500:] if rc else output.strip()[-200:])
+    facts = dict(counts=counts, tail=output[-2500:].splitlines()[-30:] if rc else
+                 output.strip().splitlines()[-1:])
     if rc is None:
         raise OutOfTime
     if rc == 5 or not counts.get("passed"):
@@ -733,7 +751,7 @@ class Scripts:
         return [*flags, f"--device={device}", f"--out=out/{out}", *extra]
 
     def words(self, script, flags, ranks=False):
-        own = [str(Path(__file__).resolve()), "--run", script, *flags]
+        own = [str(Path(__file__).resolve()), "run", script, *flags]
         if not ranks:
             return [sys.executable, *own]
         return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1",
@@ -751,17 +769,21 @@ class Scripts:
         for out, (code, output) in ended.items():
             found = re.search(r"^FACTS (.*)$", output, re.M)
             facts[out] = dict(json.loads(found[1]) if found else {}, code=code)
-            if code is None:
-                raise OutOfTime
-            if must and code:
-                raise RuntimeError(f"{out} ends with {code}: {output[-1200:]}")
+            if code:
+                facts[out]["output"] = output[-2000:]
+        if any(f["code"] is None for f in facts.values()):
+            raise OutOfTime
+        for out, f in facts.items():
+            if must and f["code"]:
+                raise RuntimeError(f"{out} ends with {f['code']}: {f['output'][-1200:]}")
         return facts
 
     def log(self, out):
         return [json.loads(line) for line in open(self.folder / "out" / out / "log.jsonl")]
 
 
-TIMES = ("seconds_rollout", "seconds_update", "tokens_per_second")
+UNLIKE = {"seconds_rollout", "seconds_update", "tokens_per_second",  # shares of few things jump
+          "accuracy", "policy/clip_fraction", "value/clip_fraction"}
 
 
 def logs_differ(a, b, first, later, most=None):
@@ -772,7 +794,7 @@ def logs_differ(a, b, first, later, most=None):
     found, names = [0.0, 0.0], ["", ""]
     for i, (x, y) in enumerate(zip(a[:most], b[:most])):
         for k in x:
-            if k in TIMES:
+            if k in UNLIKE:
                 continue
             if x[k] is None or y.get(k) is None:
                 return dict(bad=f"step {i + 1}: {k} is {x[k]} and {y.get(k)}")
@@ -791,6 +813,8 @@ def run_script(argv):
     name, flags = argv[0], argv[1:]
     module = importlib.import_module(name)
     import torch
+    import torch.distributed as dist
+    import runtime
     import training
     env, facts, calls = os.environ.get, {}, [0]
     if env("CHECK_ONE_RANK"):
@@ -800,6 +824,8 @@ def run_script(argv):
     def logged(self, **numbers):
         log(self, **numbers)
         calls[0] += 1
+        facts["group"] = dist.get_backend() if dist.is_initialized() else None
+        facts["in_parts"] = any(map(runtime.sharded, self.parts.values()))
         if torch.cuda.is_available() and calls[0] == 1:
             torch.cuda.synchronize()
             facts["first"] = torch.cuda.max_memory_allocated()
@@ -900,11 +926,13 @@ def part_d(p):
         p.check("pretraining: losses step by step", lambda: alike("base"))
         # From here on all begin with the CPU's checkpoint.
         at = "base-cpu"
+        crossed = [*sft("sft"), "--init=out/base-gpu"]  # a checkpoint of the GPU's, on the CPU
         second = {**both("sft", at, "sft", sft("sft")), **both("reward", at, "rm"),
+                  "sft-crossed": ("sft", s.flags("sft", at, "cpu", "sft-crossed", crossed), {}),
                   **killed("sft", at, "sft-up", "cpu", 3, sft("sft")),
                   **killed("sft", at, "sft-down", "gpu", 3, sft("sft"))}
         p.check("SFT with dropout, reward model: CPU and GPU run",
-                lambda: s.run(second, must=False) and gone(s, second), 120)
+                lambda: gone(s, second, s.run(second, must=False)), 120)
         p.check("SFT with dropout: losses step by step", lambda: alike("sft"))
         p.check("reward model: losses step by step", lambda: alike("rm"))
         ppo = [f"--reward=out/rm-cpu", "--iterations=3", "--show=0"]
@@ -914,7 +942,7 @@ def part_d(p):
                  **again("sft", at, "sft-down", "cpu", sft("sft"))}
         found = {}
         p.check("PPO-ptx: CPU and GPU run", lambda: found.update(s.run(third, must=False))
-                or gone(s, third), 120)
+                or gone(s, third, found), 120)
         p.check("SFT resumed, CPU to GPU", lambda: alike("sft", other="sft-up"))
         p.check("SFT resumed, GPU to CPU", lambda: alike("sft", other="sft-down"))
         p.check("PPO-ptx: ids of the first iteration", lambda: same_ids(found))
@@ -929,15 +957,23 @@ def part_d(p):
         p.check("PPO-ptx resumed, GPU to CPU", lambda: alike("ppo", 2e-3, 5e-2, "ppo-down"))
 
 
-def gone(s, runs):
+def logs_of(s, plain, out):
+    """As a check of two logs of one kind, `out` beside `plain`."""
+    if not (s.folder / "out" / out / "log.jsonl").exists():
+        raise Skip("it did not run")
+    return logs_differ(s.log(plain), s.log(out), 1e-5, 1e-3)
+
+
+def gone(s, runs, found):
     """Whether those that were to be killed left a state and no checkpoint, and the others a
-    checkpoint."""
+    checkpoint. found: what Scripts.run returned of them."""
     bad = []
     for out, (_, _, options) in runs.items():
         states = list((s.folder / "out" / out).glob("state-*.pt"))
         done = (s.folder / "out" / out / "checkpoint.json").exists()
         if done == ("CHECK_KILL" in options) or ("CHECK_KILL" in options and not states):
-            bad.append(f"{out}: checkpoint {done}, {len(states)} states")
+            bad.append(f"{out}: checkpoint {done}, {len(states)} states, ends with "
+                       f"{found[out]['code']}: {found[out].get('output', '')[-500:]}")
     return dict(bad="; ".join(bad)) if bad else {}
 
 
@@ -991,16 +1027,26 @@ def part_e(p):
             mine = dict(runs)
             runs.clear()
 
-            def work():
-                found.update(s.run(mine))
-                for out, (script, flags, _) in mine.items():
-                    plans[out] = planned(folder, script, flags, p.cuda)
-                return {}
+            def works(out):
+                if out not in found:
+                    raise Skip("it did not run")
+                if found[out]["code"]:
+                    return dict(bad=f"ends with {found[out]['code']}",
+                                output=found[out]["output"].splitlines()[-25:])
+                script, flags, options = mine[out]
+                plans[out] = planned(folder, script, flags, p.cuda)
+                facts = {k: found[out].get(k) for k in ("products", "group", "in_parts")}
+                group = ("nccl" if p.cuda else "gloo") if "CHECK_ONE_RANK" in options else None
+                parts = bool(group) and "--shard" in flags
+                if (facts["group"], facts["in_parts"]) != (group, parts):
+                    facts["bad"] = f"not the way it was to go: {facts}"
+                return facts
 
-            p.check(f"{what}: run", work, seconds)
+            p.check(f"{what}: run", lambda: found.update(s.run(mine, must=False)), seconds)
+            for out in mine:
+                p.check(f"{out}: runs", functools.partial(works, out))
             for out, plain in same.items():  # in float32, another order of sums at most
-                p.check(f"{out}: numbers of {plain}", lambda out=out, plain=plain: logs_differ(
-                    s.log(plain), s.log(out), 1e-5, 1e-3))
+                p.check(f"{out}: numbers of {plain}", functools.partial(logs_of, s, plain, out))
             for out in mine:
                 p.check(f"{out}: memory", lambda out=out: measured_memory(p, found, plans, out))
 
@@ -1032,7 +1078,7 @@ def part_e(p):
 
 
 def measured_memory(p, found, plans, out):
-    if out not in found:
+    if out not in plans:
         raise Skip("it did not run")
     if not p.cuda:
         raise Skip("not measured on a CPU")
@@ -1047,7 +1093,7 @@ def gpt2_memory(p, changes):
     import sft
     from model import GPT
     from runtime import World, make_optimizer, precision
-    p.need(40)
+    p.need(20)
     s = sft.Settings(**{**dict(init="gpt2", batch=16, micro_batch=16, dropout=0.0, dtype="bf16"),
                         **changes})
     c, world = plan.SIZES["gpt2"], World(0, "cuda")
@@ -1332,19 +1378,19 @@ def arguments(argv):
     parser.add_argument("--tiny", action="store_true", help="small shapes, for a CPU")
     parser.add_argument("--parts", default=",".join(PARTS), help="of " + ",".join(PARTS))
     parser.add_argument("--budget", type=float, default=420.0, help="seconds for all of it")
-    parser.add_argument("--jobs", type=int, help="parts a to e at once; 3 on a GPU, else 1")
+    parser.add_argument("--jobs", type=int, help="parts a to e at once; 4 on a GPU, else 1")
     parser.add_argument("--part", help="(used inside) one part, in this process")
     a = parser.parse_args(argv)
     a.parts = a.parts.split(",")
     if unknown := set(a.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
-    a.jobs = a.jobs or (3 if a.device == "cuda" else 1)
+    a.jobs = a.jobs or (4 if a.device == "cuda" else 1)
     return a
 
 
 def main(argv):
     """Returns whether a check failed."""
-    if argv[:1] == ["--run"]:
+    if argv[:1] == ["run"]:
         return run_script(argv[1:])
     a = arguments(argv)
     if a.part:
