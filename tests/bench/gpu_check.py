@@ -300,7 +300,8 @@ def logprobs_check(p, n, C, V, dtype, entropy, temperature=0.7):
     got = gradients_of(ours, [x, weight], upstream)
     n = 1 + entropy
     wide = dtype == torch.float32
-    values = compared(got[:n], others and others[:n], want[:n], 1e-4 if entropy else 1e-5, nats=True)
+    values = compared(got[:n], others and others[:n], want[:n], 1e-4 if entropy else 1e-5,
+                      nats=True)
     slopes = compared(got[n:], others and others[n:], want[n:],
                       *((5e-5,) if wide else (1e-3, 2)))
     return joined(values=values, gradients=slopes)
