@@ -1316,14 +1316,18 @@ class Board:
 
     def run(self):
         waiting = list(self.a.parts)
-        while waiting or self.running:
-            while waiting and len(self.running) < self.a.jobs:
-                if waiting[0] == "f" and self.running:
-                    break  # it measures time
-                self.begin(waiting.pop(0))
-            self.look()
-            time.sleep(0.1)
-        self.write()
+        try:
+            while waiting or self.running:
+                while waiting and len(self.running) < self.a.jobs:
+                    if waiting[0] == "f" and self.running:
+                        break  # it measures time
+                    self.begin(waiting.pop(0))
+                self.look()
+                time.sleep(0.1)
+        finally:  # Ctrl-C, or asked to end
+            for run, *_ in self.running.values():
+                end_group(run)
+            self.write()
         return self.parts
 
 
@@ -1397,6 +1401,7 @@ def main(argv):
     if a.part:
         p = run_part(a.part, a.device, a.tiny, a.budget, Path(a.out))
         return any(c["status"] == "failed" for c in p.results)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parts = Board(a).run()
     print(*table(parts), sep="\n", flush=True)
     return any(c["status"] == "failed" for part in parts.values() for c in part["checks"])
