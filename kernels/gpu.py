@@ -23,9 +23,16 @@ NEVER = tl.constexpr(-1e30)  # finite: inf - inf is NaN
 
 
 @triton.jit
-def _head_of(x, stride_b, stride_h, H):
+def _place(T, M: tl.constexpr):
+    """Which block of M tokens this program has, and of which sequence and head. All are on a grid's
+    first axis, as the others take 65,535 at most; neighbours share a head's keys in the cache."""
+    blocks = tl.cdiv(T, M)
+    return tl.program_id(0) % blocks, tl.program_id(0) // blocks
+
+
+@triton.jit
+def _head_of(x, pair, stride_b, stride_h, H):
     """Where a head of a sequence begins: 64 bits, since B T 3 C can pass 2^31."""
-    pair = tl.program_id(1)
     return x + (pair // H).to(tl.int64) * stride_b + (pair % H).to(tl.int64) * stride_h
 
 
@@ -47,8 +54,10 @@ def attention_kernel(q, k, v, out, lse, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, 
                      H, T, scale, D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr,
                      N: tl.constexpr):
     """o and base-2 L of M queries. DP is D rounded up to a power of 2; scale = log2(e)/sqrt(D)."""
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first: none is left at the end
-    q, k, v = _head_of(q, q_b, q_h, H), _head_of(k, k_b, k_h, H), _head_of(v, v_b, v_h, H)
+    block, pair = _place(T, M)
+    block = tl.cdiv(T, M) - 1 - block  # the longest first: none is left at the end
+    q, k = _head_of(q, pair, q_b, q_h, H), _head_of(k, pair, k_b, k_h, H)
+    v = _head_of(v, pair, v_b, v_h, H)
     rows, columns = block * M + tl.arange(0, M), tl.arange(0, DP)
     query = _block(q, rows, columns, q_t, T, D)
     m = tl.full([M], NEVER, tl.float32)
@@ -63,10 +72,10 @@ def attention_kernel(q, k, v, out, lse, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, 
         value = _block(v, keys, columns, v_t, T, D)
         a = a * worth[:, None] + _dot(p.to(value.dtype), value)
         m = top
-    at = _head_of(out, o_b, o_h, H) + rows.to(tl.int64)[:, None] * o_t + columns[None, :]
+    at = _head_of(out, pair, o_b, o_h, H) + rows.to(tl.int64)[:, None] * o_t + columns[None, :]
     tl.store(at, (a / l[:, None]).to(out.dtype.element_ty),
              mask=(rows[:, None] < T) & (columns[None, :] < D))
-    tl.store(lse + tl.program_id(1).to(tl.int64) * T + rows, m + tl.log2(l), mask=rows < T)
+    tl.store(lse + pair.to(tl.int64) * T + rows, m + tl.log2(l), mask=rows < T)
 
 
 @triton.jit
@@ -74,14 +83,16 @@ def dq_kernel(q, k, v, out, grad, lse, dq, expected, q_b, q_h, q_t, k_b, k_h, k_
               o_b, o_h, o_t, g_b, g_h, g_t, H, T, scale, D: tl.constexpr, DP: tl.constexpr,
               M: tl.constexpr, N: tl.constexpr):
     """dq of M queries, and their do.o for dkdv_kernel. dq has the strides of o."""
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    q, k, v = _head_of(q, q_b, q_h, H), _head_of(k, k_b, k_h, H), _head_of(v, v_b, v_h, H)
+    block, pair = _place(T, M)
+    block = tl.cdiv(T, M) - 1 - block
+    q, k = _head_of(q, pair, q_b, q_h, H), _head_of(k, pair, k_b, k_h, H)
+    v = _head_of(v, pair, v_b, v_h, H)
     rows, columns = block * M + tl.arange(0, M), tl.arange(0, DP)
     query = _block(q, rows, columns, q_t, T, D)
-    do = _block(_head_of(grad, g_b, g_h, H), rows, columns, g_t, T, D)
-    o = _block(_head_of(out, o_b, o_h, H), rows, columns, o_t, T, D)
+    do = _block(_head_of(grad, pair, g_b, g_h, H), rows, columns, g_t, T, D)
+    o = _block(_head_of(out, pair, o_b, o_h, H), rows, columns, o_t, T, D)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    at = tl.program_id(1).to(tl.int64) * T + rows
+    at = pair.to(tl.int64) * T + rows
     tl.store(expected + at, delta, mask=rows < T)
     total = tl.load(lse + at, mask=rows < T, other=float("inf"))  # beyond T: p = 2^-inf = 0
     a = tl.zeros([M, DP], tl.float32)
@@ -93,7 +104,7 @@ def dq_kernel(q, k, v, out, grad, lse, dq, expected, q_b, q_h, q_t, k_b, k_h, k_
         dp = _dot(do, tl.trans(_block(v, keys, columns, v_t, T, D)))
         ds = p * (dp - delta[:, None])
         a += _dot(ds.to(key.dtype), key)
-    at = _head_of(dq, o_b, o_h, H) + rows.to(tl.int64)[:, None] * o_t + columns[None, :]
+    at = _head_of(dq, pair, o_b, o_h, H) + rows.to(tl.int64)[:, None] * o_t + columns[None, :]
     tl.store(at, (a * (scale / LOG2E)).to(dq.dtype.element_ty),
              mask=(rows[:, None] < T) & (columns[None, :] < D))
 
@@ -108,12 +119,13 @@ def dkdv_kernel(q, k, v, grad, lse, expected, dk, dv, q_b, q_h, q_t, k_b, k_h, k
     products as they are, in registers. One loop with its mask always on: with separate loops for
     the diagonal and the rest, ptxas serialises Hopper's matrix instructions (its warning C7515).
     """
-    block = tl.program_id(0)
-    q, k, v = _head_of(q, q_b, q_h, H), _head_of(k, k_b, k_h, H), _head_of(v, v_b, v_h, H)
-    grad = _head_of(grad, g_b, g_h, H)
+    block, pair = _place(T, N)
+    q, k = _head_of(q, pair, q_b, q_h, H), _head_of(k, pair, k_b, k_h, H)
+    v = _head_of(v, pair, v_b, v_h, H)
+    grad = _head_of(grad, pair, g_b, g_h, H)
     keys, columns = block * N + tl.arange(0, N), tl.arange(0, DP)
     key, value = _block(k, keys, columns, k_t, T, D), _block(v, keys, columns, v_t, T, D)
-    at = tl.program_id(1).to(tl.int64) * T
+    at = pair.to(tl.int64) * T
     ak, av = tl.zeros([N, DP], tl.float32), tl.zeros([N, DP], tl.float32)
     for i in range(block * N // M * M, T, M):
         rows = i + tl.arange(0, M)
@@ -128,9 +140,9 @@ def dkdv_kernel(q, k, v, grad, lse, expected, dk, dv, q_b, q_h, q_t, k_b, k_h, k
         ak += _dot(ds.to(query.dtype), query)
     inside = (keys[:, None] < T) & (columns[None, :] < D)
     offset = keys.to(tl.int64)[:, None] * o_t + columns[None, :]
-    tl.store(_head_of(dk, o_b, o_h, H) + offset, (ak * (scale / LOG2E)).to(dk.dtype.element_ty),
-             mask=inside)
-    tl.store(_head_of(dv, o_b, o_h, H) + offset, av.to(dv.dtype.element_ty), mask=inside)
+    dk, dv = _head_of(dk, pair, o_b, o_h, H), _head_of(dv, pair, o_b, o_h, H)
+    tl.store(dk + offset, (ak * (scale / LOG2E)).to(dk.dtype.element_ty), mask=inside)
+    tl.store(dv + offset, av.to(dv.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -141,7 +153,7 @@ def decode_kernel(q, k, v, lengths, rows, out, k_b, k_h, k_t, v_b, v_h, v_t, H, 
     One query has no matrix product to feed to the tensor cores: this reads the cache once, and
     memory sets its speed. Slots past the length are never read.
     """
-    pair = tl.program_id(1)
+    pair = tl.program_id(0)
     length = tl.load(lengths + pair // H)
     row, head = tl.load(rows + pair // H).to(tl.int64), (pair % H).to(tl.int64)
     k, v = k + row * k_b + head * k_h, v + row * v_b + head * v_h
@@ -201,25 +213,32 @@ def dlogits_rows_kernel(z, dz, y, lse, logprob, entropy, g, h, z_n, dz_n, V, inv
 # ------------------------------------------------------------------------------------ choices
 #
 # (queries M, keys N, warps, stages of the load pipeline) by head size, up to 64 and up to 128. On a
-# GPU each kernel times all of its list once for a shape and remembers the fastest. All are compiled
-# ahead of time by the tests, for sm_80 and sm_90, where a register spill is an error.
+# GPU each kernel times all of its list once for shapes of about one size and remembers the fastest.
+# Float32 has one choice: it is multiplied without tensor cores, from registers, which larger blocks
+# do not have, and it fits the 64 KiB of shared memory of a card of 2018. All are compiled ahead of
+# time by the tests, for sm_75 (float32), sm_80 and sm_90, where a register spill is an error.
 
-SMALL = (32, 32, 4, 1)  # float32, or a card with little shared memory
+SMALL = (32, 32, 4, 1)  # for a card with little shared memory
 FORWARD = {64: [(128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), SMALL],
            128: [(128, 64, 8, 2), (64, 64, 4, 2), SMALL]}
 DQ = {64: [(64, 64, 4, 3), (128, 64, 8, 3), SMALL],
       128: [(64, 64, 8, 2), SMALL]}
-DKDV = {64: [(64, 64, 4, 2), (64, 64, 8, 2), SMALL], 128: [(64, 64, 8, 2), (32, 32, 8, 1)]}
+DKDV = {64: [(64, 64, 4, 2), (64, 64, 8, 2), (32, 32, 8, 1)], 128: [(64, 64, 8, 2), (32, 32, 8, 1)]}
+FLOAT32 = {"attention_kernel": {64: [(64, 32, 8, 1)], 128: [(32, 32, 8, 1)]},
+           "dq_kernel": {64: [(32, 32, 8, 1)], 128: [(16, 16, 8, 1)]},
+           "dkdv_kernel": {64: [(32, 32, 8, 1)], 128: [(16, 32, 4, 1)]}}
 DECODE = {64: 64, 128: 32}  # cached keys at a time
 _chosen = {}
 
 
 def _launch(kernel, table, grid, shape, arguments, D):
-    """Run kernel with the fastest of its choices for this shape (the first, if interpreted)."""
-    DP = max(16, triton.next_power_of_2(D))
+    """Run kernel with the fastest of its choices for shapes like this one, whose numbers round up
+    to the same powers of 2: batches are ragged, and to time costs some 10 ms a choice. The first
+    choice, if interpreted."""
+    DP, x = max(16, triton.next_power_of_2(D)), arguments[0]
+    table = FLOAT32[kernel.__name__] if x.dtype == torch.float32 else table
     choices = table[64 if DP <= 64 else 128]
-    x = arguments[0]
-    key = (kernel.__name__, shape, x.dtype, x.device)
+    key = (kernel.__name__, *map(triton.next_power_of_2, shape), x.dtype, x.device)
 
     def run(choice):
         M, N, warps, stages = choice
@@ -234,11 +253,19 @@ def _launch(kernel, table, grid, shape, arguments, D):
 
 
 def _time(run, choice):
-    """Milliseconds, or inf where the choice does not fit this card."""
+    """Milliseconds of five runs, or inf where the choice does not fit this card. Not by Triton's
+    do_bench, which takes 256 MiB to clear the cache with: memory that a training step may lack."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     try:
-        return triton.testing.do_bench(lambda: run(choice), warmup=5, rep=20)
+        run(choice), run(choice)  # the first compiles it
     except triton.runtime.errors.OutOfResources:
         return float("inf")
+    start.record()
+    for _ in range(5):
+        run(choice)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def _dense_last(*xs):
@@ -255,7 +282,7 @@ def attention(q, k, v):
     B, H, T, D = q.shape
     q, k, v = _dense_last(q, k, v)
     out, lse = torch.empty_like(q), q.new_empty(B, H, T, dtype=torch.float32)
-    grid = lambda M, N: (triton.cdiv(T, M), B * H)
+    grid = lambda M, N: (triton.cdiv(T, M) * B * H,)
     _launch(attention_kernel, FORWARD, grid, (B * H, T, D),
             (q, k, v, out, lse, *_strides(q, k, v, out), H, T, D**-0.5 * LOG2E.value), D)
     return out, lse
@@ -268,9 +295,9 @@ def attention_backward(grad, q, k, v, out, lse):
     dq, dk, dv = (torch.empty_like(out) for _ in range(3))
     expected, scale = torch.empty_like(lse), D**-0.5 * LOG2E.value
     rest = (*_strides(q, k, v, out, grad), H, T, scale)
-    _launch(dq_kernel, DQ, lambda M, N: (triton.cdiv(T, M), B * H), (B * H, T, D),
+    _launch(dq_kernel, DQ, lambda M, N: (triton.cdiv(T, M) * B * H,), (B * H, T, D),
             (q, k, v, out, grad, lse, dq, expected, *rest), D)
-    _launch(dkdv_kernel, DKDV, lambda M, N: (triton.cdiv(T, N), B * H), (B * H, T, D),
+    _launch(dkdv_kernel, DKDV, lambda M, N: (triton.cdiv(T, N) * B * H,), (B * H, T, D),
             (q, k, v, grad, lse, expected, dk, dv, *rest), D)
     return dq, dk, dv
 
@@ -281,7 +308,7 @@ def decode_attention(q, k, v, lengths, rows):
     q, out = q.contiguous(), q.new_empty(q.shape)
     k, v = _dense_last(k, v)
     DP = max(16, triton.next_power_of_2(D))
-    decode_kernel[(1, B * H)](
+    decode_kernel[(B * H,)](
         q, k, v, lengths, rows, out, *_strides(k, v), H, D**-0.5 * LOG2E.value, D=D, DP=DP,
         N=DECODE[64 if DP <= 64 else 128], num_warps=4)
     return out

@@ -30,6 +30,8 @@ def precision(dtype, world, width):
                 if world.device.type == "cuda" else bf16_pays(width))
         dtype = "bf16" if fast else "float32"
     products.multiply_in(torch.bfloat16 if dtype == "bf16" else torch.float32)
+    # By default cuBLAS may round the parts of a long sum to bf16 before it adds them up.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if dtype == "bf16":
         world.print("products in bf16; weights, gradients and log-probs in float32")
 

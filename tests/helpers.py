@@ -17,14 +17,16 @@ def tiny(kind=GPT, seed=23, loud=8.0, **changes):
     """
     config = dict(vocab_size=VOCAB, block_size=24, n_layer=2, n_head=2, n_embd=16)
     torch.manual_seed(seed)
-    model = kind(GPTConfig(**{**config, **changes}))
+    device = torch.empty(0).device
+    with torch.device("cpu"):  # the same weights, whatever the tests' device is
+        model = kind(GPTConfig(**{**config, **changes}))
     with torch.no_grad():
         for p in model.transformer.parameters():
             if p.dim() == 2:
                 p *= loud
             else:
                 p += 0.2 * torch.randn_like(p)  # else biases are 0, and a lost one is not missed
-    return model
+    return model.to(device)
 
 
 def tiny_scalar(seed=1, **changes):

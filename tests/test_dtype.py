@@ -234,6 +234,14 @@ def test_auto_takes_bf16_where_it_pays(monkeypatch, restored, dtype, device, has
     assert bool(told) == bf16, "it is said where numbers differ from float32"
 
 
+def test_cublas_adds_up_in_float32(restored):
+    """By itself it may add the parts of a long sum, as of a weight's gradient, in bfloat16."""
+    flags = torch.backends.cuda.matmul
+    flags.allow_bf16_reduced_precision_reduction = True
+    precision("bf16", one_process(), 64)
+    assert not flags.allow_bf16_reduced_precision_reduction
+
+
 def test_all_models_of_the_toy_take_the_same_type(monkeypatch, restored):
     """A policy in one type and its reward model in another would be hard to explain."""
     monkeypatch.setattr(machine, "has_bf16", lambda: True)

@@ -530,8 +530,8 @@ def test_triton_attention(kernels_triton, shape, dtype, error):
 
 @pytest.mark.parametrize("M, N", [(16, 64), (64, 16), (32, 32)])
 def test_triton_attention_with_blocks_of_any_shape(kernels_triton, monkeypatch, M, N):
-    for table in ("FORWARD", "DQ", "DKDV"):
-        monkeypatch.setattr(kernels_triton, table, {64: [(M, N, 4, 1)]})
+    for kernel in ("attention_kernel", "dq_kernel", "dkdv_kernel"):
+        monkeypatch.setitem(kernels_triton.FLOAT32, kernel, {64: [(M, N, 4, 1)]})
     monkeypatch.setattr(kernels_triton, "_chosen", {})
     q, k, v = (x.detach() for x in heads(1, 2, 75, 16))
     grad = torch.randn(1, 2, 75, 16)
@@ -616,14 +616,57 @@ def test_on_a_gpu_the_embedding_is_rounded_once_not_in_each_chunk(entropy, monke
 
 
 @needs_triton
-@pytest.mark.parametrize("arch", [80, 90])
-def test_kernels_compile_for_gpus_that_are_not_here(arch):
-    """No spilled register, tensor cores used, on Ampere and on Hopper: see compile_kernels.py."""
+@pytest.mark.parametrize("arch, kernels", [(75, 11), (80, 32), (90, 32)])
+def test_kernels_compile_for_gpus_that_are_not_here(arch, kernels):
+    """No spilled register, tensor cores used, on Turing (float32, without), on Ampere and on
+    Hopper: see compile_kernels.py."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, str(HERE / "compile_kernels.py"), str(arch)],
                          capture_output=True, text=True, env=environment, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "22 kernels, 0 with complaints" in run.stdout
+    assert f"{kernels} kernels, 0 with complaints" in run.stdout
+
+
+@pytest.mark.parametrize("kernel", ["attention", "backward", "decode"])
+def test_a_grid_takes_any_number_of_sequences_and_heads(kernels_triton, monkeypatch, kernel):
+    """A grid's second and third axes end at 65,535; the first at 2^31."""
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *arguments, **options: None
+
+    monkeypatch.setattr(kernels_triton, "_launch", lambda kernel, table, grid, *_:
+                        grids.append(grid(64, 64)))
+    monkeypatch.setattr(kernels_triton, "decode_kernel", Kernel())
+    x = torch.zeros(4400, 16, 3, 16)
+    if kernel == "attention":
+        kernels_triton.attention(x, x, x)
+    elif kernel == "backward":
+        kernels_triton.attention_backward(x, x, x, x, x, x[..., 0])
+    else:
+        n = torch.arange(4400)
+        kernels_triton.decode_attention(x[:, :, 0], x, x, n, n)
+    assert grids and all(len(x) < 2 or max(x[1:]) <= 65_535 for x in grids)
+    assert all(x[0] == 70_400 for x in grids)
+
+
+def test_shapes_of_one_size_are_timed_once(kernels_triton, monkeypatch):
+    """Batches are ragged: hundreds of shapes, each of which would cost a tenth of a second."""
+    timed = []
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(kernels_triton, "_time", lambda run, c: timed.append(c) or len(timed))
+    monkeypatch.setattr(kernels_triton, "_chosen", {})
+    for B, T in ((3, 33), (4, 40), (3, 64), (4, 65)):
+        q, k, v = (x.detach() for x in heads(B, 1, T, 16, torch.float16))
+        kernels_triton.attention(q, k, v)
+    assert len(timed) == 2 * len(kernels_triton.FORWARD[64])  # of up to 64 tokens, of up to 128
+    timed.clear()
+    kernels_triton.attention(*(x.float() for x in (q, k, v)))
+    assert not timed  # float32 has no choice
 
 
 # --------------------------------------------------------------------------------------- products
