@@ -18,7 +18,8 @@ import kernels
 from kernels.attention import LOG2E
 from kernels.noise import uniform
 from kernels.prefixes import PrefixTree
-from kernels.products import packing, rounded
+from kernels.losses import padded
+from kernels.products import lowered, packed, packing, rounded
 from model import Linear, causal, heads
 
 
@@ -79,8 +80,7 @@ def decoding(caches, slots):
     def attend(qkv, n_head):
         cache = next(layers)
         q, k, v = qkv.to(cache.dtype).view(len(qkv), 3, n_head, -1).unbind(1)  # [B, H, D] each
-        kernels.write_token(cache, k, v, slots)
-        return kernels.decode_attention(q, cache, slots).flatten(1)
+        return kernels.decode_attention(q, cache, slots, (k, v)).flatten(1)
 
     return attend
 
@@ -128,13 +128,14 @@ def read_prompts(model, prompts, caches):
 @contextlib.contextmanager
 def sampling(model):
     """Dropout off, no gradients, weights packed for the few rows of a step; and all as before."""
-    weights = [layer.weight for layer in model.modules() if isinstance(layer, Linear)]
-    if model.transformer.wte.weight.is_cuda:  # on a CPU logits are float32 products
-        weights.append(model.transformer.wte.weight)
+    copies = [(layer.weight, packed(layer.weight)) for layer in model.modules()
+              if isinstance(layer, Linear)]
+    if (embedding := model.transformer.wte.weight).is_cuda:  # on a CPU logits take it as it is
+        copies.append((embedding, padded(embedding.detach(), lowered(embedding[:1]).dtype)))
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), packing(weights):
+        with torch.inference_mode(), packing(copies):
             yield
     finally:
         model.train(was_training)

@@ -149,20 +149,28 @@ def tiled_attention_backward(grad, q, k, v, out, lse):
     return dq, dk, dv
 
 
+def _forward(q, k, v):
+    triton = triton_kernels(q, q.size(-1))
+    return triton.attention(q, k, v) if triton else tiled_attention(q, k, v)
+
+
+def _backward(grad, q, k, v, out, lse):
+    triton = triton_kernels(q, q.size(-1))
+    backward = triton.attention_backward if triton else tiled_attention_backward
+    return backward(grad, q, k, v, out, lse)
+
+
 @torch.library.custom_op("nanoinstructgpt::attention", mutates_args=())
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
         torch.Tensor, torch.Tensor]:
-    triton = triton_kernels(q, q.size(-1))
-    return triton.attention(q, k, v) if triton else tiled_attention(q, k, v)
+    return _forward(q, k, v)
 
 
 @torch.library.custom_op("nanoinstructgpt::attention_backward", mutates_args=())
 def _attention_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                         out: torch.Tensor, lse: torch.Tensor) -> tuple[
                             torch.Tensor, torch.Tensor, torch.Tensor]:
-    triton = triton_kernels(q, q.size(-1))
-    backward = triton.attention_backward if triton else tiled_attention_backward
-    return backward(grad, q, k, v, out, lse)
+    return _backward(grad, q, k, v, out, lse)
 
 
 @_attention.register_fake
@@ -180,6 +188,20 @@ _attention.register_autograd(
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, *output))
 
 
+class _Attention(torch.autograd.Function):
+    """The same without an operator around it, which costs 0.2 to 0.6 ms of Python a layer."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out, lse = _forward(q, k, v)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _backward(grad, *ctx.saved_tensors)
+
+
 def causal_attention(q, k, v):
     """Attention, softmax(q k^T / sqrt(D)) v, each query seeing itself and what is before it.
 
@@ -190,4 +212,4 @@ def causal_attention(q, k, v):
     """
     if os.environ.get("ATTENTION") == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return _attention(q, k, v)[0]
+    return _attention(q, k, v)[0] if torch.compiler.is_compiling() else _Attention.apply(q, k, v)

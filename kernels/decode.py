@@ -118,24 +118,30 @@ def _(q, cache, lengths, rows, shape):
     return q.new_empty(q.shape)
 
 
-def reference_decode_attention(q, cache, slots):
+def reference_decode_attention(q, cache, slots, new=None):
     """The plain lines of kernels/reference.py, on a cache as it lies here."""
     R, H, _, D = slots.shape
+    if new is not None:
+        write_token(cache, *new, slots)
     keys, values = (x[slots.rows] for x in _parts(cache, R, H, D))
     return reference.decode_attention(q, keys, values, slots.lengths)
 
 
-def decode_attention(q, cache, slots):
+def decode_attention(q, cache, slots, new=None):
     """Attention of one new token a row over the cached keys and values that `slots` names.
 
-    q: [B, H, D]. Slots past a row's length may hold anything. Returns [B, H, D]; no gradient.
+    q: [B, H, D]. new: the token's key and value, [B, H, D] each, which are written to the last of
+    its slots first. Slots past a row's length may hold anything. Returns [B, H, D]; no gradient.
     """
+    triton = None if torch.compiler.is_compiling() else triton_kernels(q, q.size(-1))
+    if triton is not None:  # called as it is: an operator around it would cost 40 us
+        return triton.decode_attention(q, *cache.view(2, *slots.shape), slots.lengths, slots.rows,
+                                       new)
+    if new is not None:
+        write_token(cache, *new, slots)
     if torch.compiler.is_compiling():
         return _decode_attention(q, cache, slots.lengths, slots.rows, list(slots.shape))
-    triton = triton_kernels(q, q.size(-1))  # as it is: an operator around it would cost 40 us
-    if triton is None:
-        return plain_decode_attention(q, cache, slots)
-    return triton.decode_attention(q, *cache.view(2, *slots.shape), slots.lengths, slots.rows)
+    return plain_decode_attention(q, cache, slots)
 
 
 def can_capture(cache, head_size):

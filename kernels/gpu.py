@@ -5,7 +5,7 @@ A program (one of many that run at once) owns a block of the output and loops ov
     attention_kernel      a block of queries,  loops over the keys before it      -> o, L
     dq_kernel             a block of queries,  loops over the keys before it      -> dq, do.o
     dkdv_kernel           a block of keys,     loops over the queries after it    -> dk, dv
-    decode_kernel         one head of one row, loops over the cached keys         -> o
+    decode_kernel         one head of one row, loops over the cached keys         -> o, the cache
     softmax_rows_kernel   one row of logits,   loops over the vocabulary twice    -> log-prob, H
     dlogits_rows_kernel   one row of logits,   loops over the vocabulary          -> dz
 
@@ -37,9 +37,15 @@ def _head_of(x, pair, stride_b, stride_h, H):
 
 
 @triton.jit
-def _block(x, rows, columns, stride, T, D: tl.constexpr):
-    """[rows, columns] of x, 0 beyond row T and beyond column D."""
+def _block(x, rows, columns, stride, T, D: tl.constexpr, DP: tl.constexpr, INSIDE: tl.constexpr):
+    """[rows, columns] of x, 0 beyond row T and beyond column D. INSIDE: no row is beyond T."""
     at = x + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    if INSIDE and D == DP:
+        return tl.load(at)
+    if INSIDE:
+        return tl.load(at, mask=columns[None, :] < D, other=0.0)
+    if D == DP:
+        return tl.load(at, mask=rows[:, None] < T, other=0.0)
     return tl.load(at, mask=(rows[:, None] < T) & (columns[None, :] < D), other=0.0)
 
 
@@ -47,6 +53,20 @@ def _block(x, rows, columns, stride, T, D: tl.constexpr):
 def _dot(a, b):
     """a @ b in float32; "ieee" keeps float32 inputs whole, where the default rounds to tf32."""
     return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _attend(query, k, v, k_t, v_t, j, rows, columns, m, l, a, T, scale, D: tl.constexpr,
+            DP: tl.constexpr, N: tl.constexpr, DIAGONAL: tl.constexpr):
+    """m, l and a after N keys more. DIAGONAL: some of them may be in a query's future."""
+    keys = j + tl.arange(0, N)
+    s = _dot(query, tl.trans(_block(k, keys, columns, k_t, T, D, DP, not DIAGONAL)))
+    if DIAGONAL:
+        s = tl.where(keys[None, :] <= rows[:, None], s, NEVER)
+    top = tl.maximum(m, tl.max(s, 1) * scale)
+    p, worth = tl.exp2(s * scale - top[:, None]), tl.exp2(m - top)
+    value = _block(v, keys, columns, v_t, T, D, DP, not DIAGONAL)
+    return top, l * worth + tl.sum(p, 1), a * worth[:, None] + _dot(p.to(value.dtype), value)
 
 
 @triton.jit
@@ -59,23 +79,33 @@ def attention_kernel(q, k, v, out, lse, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, 
     q, k = _head_of(q, pair, q_b, q_h, H), _head_of(k, pair, k_b, k_h, H)
     v = _head_of(v, pair, v_b, v_h, H)
     rows, columns = block * M + tl.arange(0, M), tl.arange(0, DP)
-    query = _block(q, rows, columns, q_t, T, D)
+    query = _block(q, rows, columns, q_t, T, D, DP, False)
     m = tl.full([M], NEVER, tl.float32)
     l, a = tl.zeros([M], tl.float32), tl.zeros([M, DP], tl.float32)
-    for j in range(0, tl.minimum((block + 1) * M, T), N):
-        keys = j + tl.arange(0, N)
-        s = _dot(query, tl.trans(_block(k, keys, columns, k_t, T, D))) * scale
-        s = tl.where(keys[None, :] <= rows[:, None], s, NEVER)
-        top = tl.maximum(m, tl.max(s, 1))
-        p, worth = tl.exp2(s - top[:, None]), tl.exp2(m - top)
-        l = l * worth + tl.sum(p, 1)
-        value = _block(v, keys, columns, v_t, T, D)
-        a = a * worth[:, None] + _dot(p.to(value.dtype), value)
-        m = top
+    past = block * M // N * N  # keys before this are in the past of all M queries
+    for j in range(0, past, N):
+        m, l, a = _attend(query, k, v, k_t, v_t, j, rows, columns, m, l, a, T, scale, D, DP, N,
+                          False)
+    for j in range(past, tl.minimum((block + 1) * M, T), N):
+        m, l, a = _attend(query, k, v, k_t, v_t, j, rows, columns, m, l, a, T, scale, D, DP, N,
+                          True)
     at = _head_of(out, pair, o_b, o_h, H) + rows.to(tl.int64)[:, None] * o_t + columns[None, :]
     tl.store(at, (a / l[:, None]).to(out.dtype.element_ty),
              mask=(rows[:, None] < T) & (columns[None, :] < D))
     tl.store(lse + pair.to(tl.int64) * T + rows, m + tl.log2(l), mask=rows < T)
+
+
+@triton.jit
+def _dq_of(query, do, k, v, k_t, v_t, j, rows, columns, total, delta, T, scale, D: tl.constexpr,
+           DP: tl.constexpr, N: tl.constexpr, DIAGONAL: tl.constexpr):
+    """What N keys add to dq."""
+    keys = j + tl.arange(0, N)
+    key = _block(k, keys, columns, k_t, T, D, DP, not DIAGONAL)
+    p = tl.exp2(_dot(query, tl.trans(key)) * scale - total[:, None])
+    if DIAGONAL:
+        p = tl.where(keys[None, :] <= rows[:, None], p, 0.0)
+    dp = _dot(do, tl.trans(_block(v, keys, columns, v_t, T, D, DP, not DIAGONAL)))
+    return _dot((p * (dp - delta[:, None])).to(key.dtype), key)
 
 
 @triton.jit
@@ -88,22 +118,21 @@ def dq_kernel(q, k, v, out, grad, lse, dq, expected, q_b, q_h, q_t, k_b, k_h, k_
     q, k = _head_of(q, pair, q_b, q_h, H), _head_of(k, pair, k_b, k_h, H)
     v = _head_of(v, pair, v_b, v_h, H)
     rows, columns = block * M + tl.arange(0, M), tl.arange(0, DP)
-    query = _block(q, rows, columns, q_t, T, D)
-    do = _block(_head_of(grad, pair, g_b, g_h, H), rows, columns, g_t, T, D)
-    o = _block(_head_of(out, pair, o_b, o_h, H), rows, columns, o_t, T, D)
+    query = _block(q, rows, columns, q_t, T, D, DP, False)
+    do = _block(_head_of(grad, pair, g_b, g_h, H), rows, columns, g_t, T, D, DP, False)
+    o = _block(_head_of(out, pair, o_b, o_h, H), rows, columns, o_t, T, D, DP, False)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     at = pair.to(tl.int64) * T + rows
     tl.store(expected + at, delta, mask=rows < T)
     total = tl.load(lse + at, mask=rows < T, other=float("inf"))  # beyond T: p = 2^-inf = 0
     a = tl.zeros([M, DP], tl.float32)
-    for j in range(0, tl.minimum((block + 1) * M, T), N):
-        keys = j + tl.arange(0, N)
-        key = _block(k, keys, columns, k_t, T, D)
-        s = _dot(query, tl.trans(key)) * scale
-        p = tl.where(keys[None, :] <= rows[:, None], tl.exp2(s - total[:, None]), 0.0)
-        dp = _dot(do, tl.trans(_block(v, keys, columns, v_t, T, D)))
-        ds = p * (dp - delta[:, None])
-        a += _dot(ds.to(key.dtype), key)
+    past = block * M // N * N
+    for j in range(0, past, N):
+        a += _dq_of(query, do, k, v, k_t, v_t, j, rows, columns, total, delta, T, scale, D, DP, N,
+                    False)
+    for j in range(past, tl.minimum((block + 1) * M, T), N):
+        a += _dq_of(query, do, k, v, k_t, v_t, j, rows, columns, total, delta, T, scale, D, DP, N,
+                    True)
     at = _head_of(dq, pair, o_b, o_h, H) + rows.to(tl.int64)[:, None] * o_t + columns[None, :]
     tl.store(at, (a * (scale / LOG2E)).to(dq.dtype.element_ty),
              mask=(rows[:, None] < T) & (columns[None, :] < D))
@@ -124,16 +153,18 @@ def dkdv_kernel(q, k, v, grad, lse, expected, dk, dv, q_b, q_h, q_t, k_b, k_h, k
     v = _head_of(v, pair, v_b, v_h, H)
     grad = _head_of(grad, pair, g_b, g_h, H)
     keys, columns = block * N + tl.arange(0, N), tl.arange(0, DP)
-    key, value = _block(k, keys, columns, k_t, T, D), _block(v, keys, columns, v_t, T, D)
+    key = _block(k, keys, columns, k_t, T, D, DP, False)
+    value = _block(v, keys, columns, v_t, T, D, DP, False)
     at = pair.to(tl.int64) * T
     ak, av = tl.zeros([N, DP], tl.float32), tl.zeros([N, DP], tl.float32)
     for i in range(block * N // M * M, T, M):
         rows = i + tl.arange(0, M)
-        query, do = _block(q, rows, columns, q_t, T, D), _block(grad, rows, columns, g_t, T, D)
+        query = _block(q, rows, columns, q_t, T, D, DP, False)
+        do = _block(grad, rows, columns, g_t, T, D, DP, False)
         total = tl.load(lse + at + rows, mask=rows < T, other=float("inf"))
         delta = tl.load(expected + at + rows, mask=rows < T, other=0.0)
-        s = _dot(key, tl.trans(query)) * scale
-        p = tl.where(keys[:, None] <= rows[None, :], tl.exp2(s - total[None, :]), 0.0)
+        p = tl.exp2(_dot(key, tl.trans(query)) * scale - total[None, :])
+        p = tl.where(keys[:, None] <= rows[None, :], p, 0.0)
         av += _dot(p.to(do.dtype), do)
         dp = _dot(value, tl.trans(do))
         ds = p * (dp - delta[None, :])
@@ -146,31 +177,43 @@ def dkdv_kernel(q, k, v, grad, lse, expected, dk, dv, q_b, q_h, q_t, k_b, k_h, k
 
 
 @triton.jit
-def decode_kernel(q, k, v, lengths, rows, out, k_b, k_h, k_t, v_b, v_h, v_t, H, scale,
-                  D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr):
+def decode_kernel(q, new_k, new_v, k, v, lengths, rows, out, q_b, q_h, n_b, n_h, w_b, w_h, k_b, k_h,
+                  k_t, v_b, v_h, v_t, H, scale, NEW: tl.constexpr, D: tl.constexpr,
+                  DP: tl.constexpr, N: tl.constexpr):
     """One query against the first lengths[b] slots of row rows[b] of the cache. q and o: [B, H, D].
+    NEW: the last of them gets its key and value here, new_k and new_v, [B, H, D] each.
 
     One query has no matrix product to feed to the tensor cores: this reads the cache once, and
     memory sets its speed. Slots past the length are never read.
     """
     pair = tl.program_id(0)
-    length = tl.load(lengths + pair // H)
-    row, head = tl.load(rows + pair // H).to(tl.int64), (pair % H).to(tl.int64)
+    b, head = (pair // H).to(tl.int64), (pair % H).to(tl.int64)
+    length, row = tl.load(lengths + b).to(tl.int64), tl.load(rows + b).to(tl.int64)
     k, v = k + row * k_b + head * k_h, v + row * v_b + head * v_h
     columns = tl.arange(0, DP)
-    at = pair.to(tl.int64) * D + columns
-    query = tl.load(q + at, mask=columns < D, other=0.0).to(tl.float32) * scale
+    inside = columns < D
+    query = tl.load(q + b * q_b + head * q_h + columns, mask=inside, other=0.0).to(tl.float32)
+    query *= scale
     m, l, a = tl.full([1], NEVER, tl.float32), tl.zeros([1], tl.float32), tl.zeros([DP], tl.float32)
+    if NEW:  # written for later steps; this one takes it as it comes
+        length -= 1
+        key = tl.load(new_k + b * n_b + head * n_h + columns, mask=inside, other=0.0)
+        value = tl.load(new_v + b * w_b + head * w_h + columns, mask=inside, other=0.0)
+        tl.store(k + length * k_t + columns, key, mask=inside)
+        tl.store(v + length * v_t + columns, value, mask=inside)
+        m = tl.zeros([1], tl.float32) + tl.sum(query * key.to(tl.float32), 0)
+        l, a = l + 1.0, value.to(tl.float32)
     for j in range(0, length, N):
         keys = j + tl.arange(0, N)
-        key = _block(k, keys, columns, k_t, length, D).to(tl.float32)
-        s = tl.where(keys < length, tl.sum(key * query[None, :], 1), NEVER)
+        old = _block(k, keys, columns, k_t, length, D, DP, False).to(tl.float32)
+        s = tl.where(keys < length, tl.sum(old * query[None, :], 1), NEVER)
         top = tl.maximum(m, tl.max(s, 0))
         p, worth = tl.exp2(s - top), tl.exp2(m - top)
-        value = _block(v, keys, columns, v_t, length, D).to(tl.float32)
-        l, a = l * worth + tl.sum(p, 0), a * worth + tl.sum(p[:, None] * value, 0)
+        old = _block(v, keys, columns, v_t, length, D, DP, False).to(tl.float32)
+        l, a = l * worth + tl.sum(p, 0), a * worth + tl.sum(p[:, None] * old, 0)
         m = top
-    tl.store(out + at, (a / l).to(out.dtype.element_ty), mask=columns < D)
+    at = out + pair.to(tl.int64) * D + columns
+    tl.store(at, (a / l).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -202,70 +245,56 @@ def dlogits_rows_kernel(z, dz, y, lse, logprob, entropy, g, h, z_n, dz_n, V, inv
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     logp = tl.load(z + row * z_n + at, mask=at < V, other=NEVER) * inverse - tl.load(lse + row)
+    # Past V that is -1e30, and what is stored there 0: padding takes part in products.
     p, gradient, own = tl.exp2(logp * LOG2E), tl.load(g + row), tl.load(logprob + row)
     d = -gradient * p
-    d = tl.where(at == tl.load(y + row), gradient * (1.0 - tl.exp2(own * LOG2E)), d)
+    # 1 - p of a sure token is a difference of like numbers: from its log-prob, as a series.
+    series = -own * (1 + own / 2 * (1 + own / 3 * (1 + own / 4 * (1 + own / 5))))
+    rest = tl.where(own > -0.1, series, 1.0 - tl.exp2(own * LOG2E))
+    d = tl.where(at == tl.load(y + row), gradient * rest, d)
     if HAS_H:
-        d -= tl.load(h + row) * p * (logp + tl.load(entropy + row))
-    tl.store(dz + row * dz_n + at, (d * inverse).to(dz.dtype.element_ty), mask=at < V)
+        d -= tl.load(h + row) * tl.where(p > 0, p * (logp + tl.load(entropy + row)), 0.0)
+    tl.store(dz + row * dz_n + at, (d * inverse).to(dz.dtype.element_ty), mask=at < dz_n)
 
 
 # ------------------------------------------------------------------------------------ choices
 #
-# (queries M, keys N, warps, stages of the load pipeline) by head size, up to 64 and up to 128. On a
-# GPU each kernel times all of its list once for shapes of about one size and remembers the fastest.
-# Float32 has one choice: it is multiplied without tensor cores, from registers, which larger blocks
-# do not have, and it fits the 64 KiB of shared memory of a card of 2018. All are compiled ahead of
-# time by the tests, for sm_75 (float32), sm_80 and sm_90, where a register spill is an error.
+# (queries M, keys N, warps, stages of the load pipeline) by head size, up to 64 and up to 128: the
+# first is the fastest on an H200, the last for a card with little shared memory. No run chooses by
+# a stopwatch, so two runs on one kind of card have the same bits. Float32 is multiplied without
+# tensor cores, from registers, which larger blocks do not have; it fits the 64 KiB of a card of
+# 2018. All are compiled ahead of time by the tests, for sm_75 (float32), sm_80 and sm_90, where a
+# register spill is an error.
 
-SMALL = (32, 32, 4, 1)  # for a card with little shared memory
-FORWARD = {64: [(128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), SMALL],
-           128: [(128, 64, 8, 2), (64, 64, 4, 2), SMALL]}
-DQ = {64: [(64, 64, 4, 3), (128, 64, 8, 3), SMALL],
-      128: [(64, 64, 8, 2), SMALL]}
-DKDV = {64: [(64, 64, 4, 2), (64, 64, 8, 2), (32, 32, 8, 1)], 128: [(64, 64, 8, 2), (32, 32, 8, 1)]}
+CHOICES = {"attention_kernel": {64: [(64, 64, 4, 3), (32, 32, 4, 1)],
+                                128: [(64, 64, 4, 3), (64, 64, 4, 2), (32, 32, 4, 1)]},
+           "dq_kernel": {64: [(64, 64, 4, 3), (32, 32, 4, 1)],
+                         128: [(64, 64, 4, 2), (32, 32, 4, 1)]},
+           "dkdv_kernel": {64: [(32, 64, 4, 3), (32, 32, 8, 1)],
+                           128: [(32, 64, 4, 3), (32, 32, 8, 1)]}}
 FLOAT32 = {"attention_kernel": {64: [(64, 32, 8, 1)], 128: [(32, 32, 8, 1)]},
            "dq_kernel": {64: [(32, 32, 8, 1)], 128: [(16, 16, 8, 1)]},
            "dkdv_kernel": {64: [(32, 32, 8, 1)], 128: [(16, 32, 4, 1)]}}
-DECODE = {64: 64, 128: 32}  # cached keys at a time
-_chosen = {}
+_fits = {}  # (kernel, device, type, D) -> the first choice that this card takes
 
 
-def _launch(kernel, table, grid, shape, arguments, D):
-    """Run kernel with the fastest of its choices for shapes like this one, whose numbers round up
-    to the same powers of 2: batches are ragged, and to time costs some 10 ms a choice. The first
-    choice, if interpreted."""
+def _launch(kernel, grid, arguments, D):
+    """Run kernel with the first of its choices that fits the shared memory of the card."""
     DP, x = max(16, triton.next_power_of_2(D)), arguments[0]
-    table = FLOAT32[kernel.__name__] if x.dtype == torch.float32 else table
-    choices = table[64 if DP <= 64 else 128]
-    key = (kernel.__name__, *map(triton.next_power_of_2, shape), x.dtype, x.device)
-
-    def run(choice):
+    table = FLOAT32 if x.dtype == torch.float32 else CHOICES
+    key = kernel, x.device, x.dtype, D
+    choices = [_fits[key]] if key in _fits else table[kernel.__name__][64 if DP <= 64 else 128]
+    for choice in choices:
         M, N, warps, stages = choice
-        kernel[grid(M, N)](*arguments, D=D, DP=DP, M=M, N=N, num_warps=warps, num_stages=stages)
-
-    if key not in _chosen:
-        best = choices[0]
-        if x.is_cuda and len(choices) > 1 and not torch.cuda.is_current_stream_capturing():
-            best = min(choices, key=lambda c: _time(run, c))
-        _chosen[key] = best
-    run(_chosen[key])
-
-
-def _time(run, choice):
-    """Milliseconds of five runs, or inf where the choice does not fit this card. Not by Triton's
-    do_bench, which takes 256 MiB to clear the cache with: memory that a training step may lack."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    try:
-        run(choice), run(choice)  # the first compiles it
-    except triton.runtime.errors.OutOfResources:
-        return float("inf")
-    start.record()
-    for _ in range(5):
-        run(choice)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
+        try:
+            kernel[grid(M, N)](*arguments, D=D, DP=DP, M=M, N=N, num_warps=warps,
+                               num_stages=stages)
+        except triton.runtime.errors.OutOfResources:
+            if choice == choices[-1]:
+                raise
+        else:
+            _fits[key] = choice
+            return
 
 
 def _dense_last(*xs):
@@ -283,7 +312,7 @@ def attention(q, k, v):
     q, k, v = _dense_last(q, k, v)
     out, lse = torch.empty_like(q), q.new_empty(B, H, T, dtype=torch.float32)
     grid = lambda M, N: (triton.cdiv(T, M) * B * H,)
-    _launch(attention_kernel, FORWARD, grid, (B * H, T, D),
+    _launch(attention_kernel, grid,
             (q, k, v, out, lse, *_strides(q, k, v, out), H, T, D**-0.5 * LOG2E.value), D)
     return out, lse
 
@@ -295,33 +324,39 @@ def attention_backward(grad, q, k, v, out, lse):
     dq, dk, dv = (torch.empty_like(out) for _ in range(3))
     expected, scale = torch.empty_like(lse), D**-0.5 * LOG2E.value
     rest = (*_strides(q, k, v, out, grad), H, T, scale)
-    _launch(dq_kernel, DQ, lambda M, N: (triton.cdiv(T, M) * B * H,), (B * H, T, D),
+    _launch(dq_kernel, lambda M, N: (triton.cdiv(T, M) * B * H,),
             (q, k, v, out, grad, lse, dq, expected, *rest), D)
-    _launch(dkdv_kernel, DKDV, lambda M, N: (triton.cdiv(T, N) * B * H,), (B * H, T, D),
+    _launch(dkdv_kernel, lambda M, N: (triton.cdiv(T, N) * B * H,),
             (q, k, v, grad, lse, expected, dk, dv, *rest), D)
     return dq, dk, dv
 
 
-def decode_attention(q, k, v, lengths, rows):
-    """q [B, H, D], caches [R, H, T, D], lengths [B], rows [B] of the caches -> [B, H, D]."""
+DECODE_KEYS = {64: 64, 128: 32}  # cached keys at a time
+
+
+def decode_attention(q, k, v, lengths, rows, new=None):
+    """q [B, H, D], caches [R, H, T, D], lengths [B], rows [B] of the caches -> [B, H, D]. new: a
+    key and a value [B, H, D] to write to each row's last slot."""
     B, H, D = q.shape
-    q, out = q.contiguous(), q.new_empty(q.shape)
-    k, v = _dense_last(k, v)
-    DP = max(16, triton.next_power_of_2(D))
+    k, v = _dense_last(k, v) if new is None else (k, v)  # a copy would be written in vain
+    q, new_k, new_v = _dense_last(q, *(new or (q, q)))
+    out, DP = q.new_empty(q.shape), max(16, triton.next_power_of_2(D))
+    strides = [n for x in (q, new_k, new_v) for n in x.stride()[:2]]
     decode_kernel[(B * H,)](
-        q, k, v, lengths, rows, out, *_strides(k, v), H, D**-0.5 * LOG2E.value, D=D, DP=DP,
-        N=DECODE[64 if DP <= 64 else 128], num_warps=4)
+        q, new_k, new_v, k, v, lengths, rows, out, *strides, *_strides(k, v), H,
+        D**-0.5 * LOG2E.value, NEW=new is not None, D=D, DP=DP,
+        N=DECODE_KEYS[64 if DP <= 64 else 128], num_warps=2)
     return out
 
 
-def head(x, weight, y, temperature, entropy, room):
+def head(x, weight, y, temperature, entropy, room, V):
     """As losses.tiled_head: the matrix products by the library, the rows by the kernels above.
-    weight: in x's type; room: not used.
+    weight: `losses.padded`, of which V rows are tokens; room: not used.
 
     Logits are float32 also where x is bfloat16: rounded ones would move log-probs by up to 0.3.
     """
-    n, V = len(x), len(weight)
-    logits = product(x, weight.T)
+    n = len(x)
+    logits = product(x, weight.T)  # what is past V is never read
     statistics = x.new_empty(3, n, dtype=torch.float32)
     lse, logprob, H = statistics
     softmax_rows_kernel[(n,)](logits, y, lse, logprob, H, logits.stride(0), V, 1 / temperature,
@@ -329,11 +364,11 @@ def head(x, weight, y, temperature, entropy, room):
 
     def gradients(g, h, dw):
         dz = torch.empty_like(logits, dtype=x.dtype)
-        dlogits_rows_kernel[(n, triton.cdiv(V, 4096))](
+        dlogits_rows_kernel[(n, triton.cdiv(len(weight), 4096))](
             logits, dz, y, lse, logprob, H, g.contiguous(), g if h is None else h.contiguous(),
             logits.stride(0), dz.stride(0), V, 1 / temperature, HAS_H=h is not None, BLOCK=4096,
             num_warps=8)
-        dw += product(dz.T, x)
+        dw += product(dz.T, x)[:V]
         return dz @ weight
 
     return logprob, (H if entropy else None), gradients

@@ -98,16 +98,15 @@ def packed(weight):
 
 
 @contextlib.contextmanager
-def packing(weights):
-    """Within this context `linear` and `logits` take packed copies of these weights, if no gradient
-    is asked for."""
-    weights = list(weights)
-    for weight in weights:
-        weight.packed = packed(weight)
+def packing(copies):
+    """Within this context `linear` and `logits` take these copies [(weight, copy or None)] in the
+    place of the weights, if no gradient is asked for."""
+    for weight, copy in copies:
+        weight.packed = copy
     try:
         yield
     finally:
-        for weight in weights:
+        for weight, _ in copies:
             del weight.packed
 
 

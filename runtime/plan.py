@@ -20,6 +20,7 @@ from model import GPTConfig
 from runtime import pretrained
 from runtime.machine import bf16_pays
 
+GPU_CHUNK = 2**28  # logits that a GPU holds at a time
 DAY = 1e15 * 86400  # a petaflop/s-day in FLOPs, the paper's unit (section 5.1)
 
 SIZES = {  # GPT-3: Brown et al. 2020, Table 2.1; 16 heads: Stiennon et al. 2020, Table 3
@@ -63,7 +64,7 @@ class Machine:
     low: int = 2  # bytes of a number in products: bf16, and of a frozen model's weights
     cache: int = 2  # bytes of a number in a cache of keys and values: kernels/losses.py, cache_type
     other: float = 0.0  # FLOP/s in the type that --dtype=auto does not take: float32, no TF32
-    chunk: int = 2**28  # logits at a time: kernels/losses.py, _chunks
+    chunk: int = GPU_CHUNK  # logits at a time: kernels/losses.py, _chunks
 
 
 MACHINES = {
@@ -126,17 +127,20 @@ def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False
         kept += (4 * places - 3 * tokens) * c.n_embd + (places - tokens) * c.n_head
     one = low * kept + (4 - low) * 2 * tokens * c.n_embd
     blocks = 4 * c.n_layer * tokens * c.n_embd + one if checkpoint else c.n_layer * one
-    logits = logits_bytes(c, marked, chunk)
+    logits = logits_bytes(c, marked, chunk, low)
     embedding = 4 * c.vocab_size * c.n_embd * (marked > 0)
     return (blocks + low * 4 * tokens * c.n_embd + embedding
             + max(low * tokens * 10 * c.n_embd, logits))
 
 
-def logits_bytes(c, marked, chunk):
-    """Bytes of the head's logits of a chunk of tokens, of which a product makes one tile again; all
-    are kept, as gradients are made on the spot (kernels/losses.py)."""
-    tile = min(c.vocab_size, 2048)  # kernels.TILE
-    return 4 * min(marked, chunk / c.vocab_size) * (tile + c.vocab_size)
+def logits_bytes(c, marked, chunk, low=4):
+    """Bytes of the head's logits of a chunk of tokens. All are kept, as gradients are made on the
+    spot (kernels/losses.py): on a CPU in their place, after a tile that a product makes; on a GPU
+    beside them, in the type of products, low."""
+    rows = min(marked, chunk / c.vocab_size)
+    if chunk == GPU_CHUNK:
+        return rows * (4 + low) * c.vocab_size
+    return 4 * rows * (min(c.vocab_size, 2048) + c.vocab_size)  # losses.TILE
 
 
 def cache_bytes(c, tokens, low=4):

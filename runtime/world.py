@@ -42,8 +42,9 @@ class World:
             store, *_ = next(dist.rendezvous("env://"))
             alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
             self.store = dist.PrefixStore(f"start {restarts() if alone else 0}", store)
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo",
-                                    store=self.store, rank=self.rank, world_size=self.size,
+            gpu = self.device if self.device.type == "cuda" else None
+            dist.init_process_group("nccl" if gpu else "gloo", store=self.store, rank=self.rank,
+                                    world_size=self.size, device_id=gpu,
                                     timeout=datetime.timedelta(seconds=timeout))
             if "OMP_NUM_THREADS" not in os.environ and self.device.type == "cpu":
                 torch.set_num_threads(max(1, os.cpu_count() // self.size))

@@ -106,14 +106,14 @@ def kernels(arch):
                     yield (f"{of}{name} D {D} {M}x{N}, {warps} warps, {stages} stages", kernel,
                            arguments, low, low and arch >= 90 and M >= 64, options_of(D, *choice))
             yield (f"{of}decode D {D}", K.decode_kernel,
-                   [x, x, x, whole, whole, x] + 2 * [1024] * 3 + [12, 0.125], False, False,
-                   dict(D=D, DP=D, N=K.DECODE[D], num_warps=4))
+                   5 * [x] + [whole, whole, x] + 12 * [1024] + [12, 0.125], False, False,
+                   dict(NEW=True, D=D, DP=D, N=K.DECODE[D], num_warps=4))
         for h in (False, True):
             yield (f"{of}dlogits rows, entropy {h}", K.dlogits_rows_kernel,
-                   [wide, x, whole] + 5 * [wide] + [50257, 50257, 50257, 1.0],
+                   [wide, x, whole] + 5 * [wide] + [50304, 50304, 50257, 1.0],
                    False, False, dict(HAS_H=h, BLOCK=4096, num_warps=8))
     yield ("softmax rows", K.softmax_rows_kernel,
-           [wide, whole, wide, wide, wide, 50257, 50257, 1.0], False, False,
+           [wide, whole, wide, wide, wide, 50304, 50257, 1.0], False, False,
            dict(BLOCK=4096, num_warps=8))
 
 

@@ -68,9 +68,10 @@ def real(x):
     return isinstance(x, torch.Tensor) and not isinstance(x, FakeTensor)
 
 
-def opaque(q, cache, slots):
+def opaque(q, cache, slots, new):
     """Decode attention as one operation, as the Triton kernel is: on the CPU it looks at numbers
     while it runs, but not while it is recorded."""
+    kernels.write_token(cache, *new, slots)
     return kernels.decode._decode_attention(q, cache, slots.lengths, slots.rows, list(slots.shape))
 
 
@@ -266,7 +267,8 @@ def test_a_tape_refuses_what_asks_for_a_number(step):
 
 
 def test_plain_decode_attention_asks_for_the_lengths(tapes, monkeypatch):
-    monkeypatch.setattr(kernels, "decode_attention", kernels.decode.plain_decode_attention)
+    monkeypatch.setattr(kernels, "decode_attention", lambda q, cache, slots, _:
+                        kernels.decode.plain_decode_attention(q, cache, slots))
     with pytest.raises(ASKS):
         generate(tiny(), MIXED, 10, EOS)
 
@@ -305,9 +307,10 @@ def test_the_path_on_a_gpu_waits_for_nothing_before_its_first_look(monkeypatch, 
     from kernels import gpu as kernels_triton
     events, T = [], 8 + 20
 
-    def decode(q, k, v, lengths, rows):
+    def decode(q, k, v, lengths, rows, new):
         B, H, D = q.shape
         assert q.dtype == k.dtype == v.dtype == dtype and (H, D) == (2, 8)
+        assert all(x.shape == q.shape and x.dtype == dtype for x in new)
         assert k.shape == v.shape == (len(MIXED), H, T, D) and k.is_contiguous()
         assert lengths.shape == rows.shape == (B,) and lengths.dtype == rows.dtype == torch.int64
         events.append("decode")
@@ -344,15 +347,20 @@ def test_the_triton_kernel_takes_what_the_sampler_gives(
     if torch.cuda.is_available():
         pytest.skip("interprets; on a GPU see the tests below")
 
-    @torch.library.custom_op("tests::decode", mutates_args=())
+    @torch.library.custom_op("tests::decode", mutates_args=("cache",))
     def decode(q: torch.Tensor, cache: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor,
-               shape: list[int]) -> torch.Tensor:
+               shape: list[int], k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         R, H, T, D = shape
         keys = cache[0].view(R, H, D, T).mT  # a CPU's layout; on a GPU it is that of values
-        return kernels_triton.decode_attention(q, keys, cache[1].view(R, H, T, D), lengths, rows)
+        wide = keys.contiguous()
+        out = kernels_triton.decode_attention(q, wide, cache[1].view(R, H, T, D), lengths, rows,
+                                              (k, v))
+        keys.copy_(wide)
+        return out
 
     decode.register_fake(lambda q, *_: torch.empty_like(q))
-    kernel = lambda q, cache, slots: decode(q, cache, slots.lengths, slots.rows, list(slots.shape))
+    kernel = lambda q, cache, slots, new: decode(q, cache, slots.lengths, slots.rows,
+                                                 list(slots.shape), *new)
     monkeypatch.setattr(sampler, "LOOK", 2)
     with step_by_step(monkeypatch):
         expected = generate(tiny(), MIXED[:9], 9, EOS)

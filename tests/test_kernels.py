@@ -582,7 +582,8 @@ def test_triton_head(kernels_triton, n, V, entropy, dtype, error):
     grad = torch.stack([g, h][: 2 if entropy else 1])
     rounded = w.detach().to(dtype)
     expected = with_gradients(exact, [x.double(), rounded.double()], grad)
-    logprob, H, gradients = kernels_triton.head(x, rounded, y, 0.7, entropy, None)
+    logprob, H, gradients = kernels_triton.head(
+            x, kernels.losses.padded(rounded, dtype), y, 0.7, entropy, None, V)
     dw = torch.ones_like(w)
     dx = gradients(g, h if entropy else None, dw)
     same([logprob.double()], [expected[0][0]], 1e-5)
@@ -597,9 +598,10 @@ def test_on_a_gpu_the_embedding_is_rounded_once_not_in_each_chunk(entropy, monke
     """A GPU's head takes it in the type of the states; its gradient is the master weight's type."""
     taken = []
 
-    def head(x, weight, *rest):
+    def head(x, weight, *rest, V):
+        assert V == 50 and len(weight) == 64 and not weight[V:].any()
         taken.append(weight)
-        return kernels.losses.tiled_head(x, weight, *rest)
+        return kernels.losses.tiled_head(x, weight[:V], *rest)
 
     monkeypatch.setitem(sys.modules, "kernels.gpu", SimpleNamespace(head=head))
     monkeypatch.setattr(kernels.choice, "_has_triton", lambda: True)

@@ -386,7 +386,8 @@ class Timer:
             run()
             return now(self.device) - before
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.other.zero_()  # meanwhile the CPU launches what is timed
+        self.other.zero_()
+        torch.cuda._sleep(2_000_000)  # about 1 ms: meanwhile the CPU launches what is timed
         start.record()
         run()
         end.record()
