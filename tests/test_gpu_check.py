@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import kernels
+import sampler
+from kernels import attention, losses
 
 BENCH = Path(__file__).parent / "bench"
 sys.path.insert(0, str(BENCH))
@@ -66,10 +68,10 @@ def test_all_parts(tmp_path):
 
 # --------------------------------------------------------------------------- what is wrong is told
 
-def checked(monkeypatch, only, **changes):
-    """Part a's checks whose names contain `only`, with changed kernels."""
+def checked(monkeypatch, only, module, **changes):
+    """Part a's checks whose names contain `only`, with a module's functions changed."""
     for name, value in changes.items():
-        monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setattr(module, name, value)
     check = gpu_check.Part.check
     monkeypatch.setattr(gpu_check.Part, "check", lambda self, name, *rest:
                         check(self, name, *rest) if only in name else None)
@@ -86,13 +88,14 @@ def scaled(function, by=1.01):
     return wrong
 
 
-@pytest.mark.parametrize("kernel, only", [
-    ("attention", "attention"), ("decode_attention", "decode"), ("logits", "logits"),
-    ("linear", "linear"), ("token_logprobs", "token_logprobs"),
-    ("token_objective", "token_objective")])
-def test_a_wrong_kernel_fails(monkeypatch, kernel, only):
+@pytest.mark.parametrize("module, kernel, only", [
+    (kernels, "causal_attention", "attention"), (kernels, "decode_attention", "decode"),
+    (kernels, "logits", "logits"), (kernels, "linear", "linear"),
+    (losses, "token_logprobs", "token_logprobs"), (losses, "token_objective", "token_objective")])
+def test_a_wrong_kernel_fails(monkeypatch, module, kernel, only):
     """By a hundredth: in float32 and in bf16, at every shape that is not skipped."""
-    results = checked(monkeypatch, f"{only} ", **{kernel: scaled(getattr(kernels, kernel))})
+    wrong = {kernel: scaled(getattr(module, kernel))}
+    results = checked(monkeypatch, f"{only} ", module, **wrong)
     told = [c for c in results if c["status"] != "skipped" and "huge" not in c["name"]]
     assert len(told) >= 3
     missed = [c["name"] for c in told if c["status"] != "failed"]
@@ -101,8 +104,8 @@ def test_a_wrong_kernel_fails(monkeypatch, kernel, only):
 
 
 def test_not_a_number_fails(monkeypatch):
-    results = checked(monkeypatch, "attention float32: B 2 H 3 T 77 D 16",
-                      attention=scaled(kernels.attention, math.nan))
+    results = checked(monkeypatch, "attention float32: B 2 H 3 T 77 D 16", kernels,
+                      causal_attention=scaled(kernels.causal_attention, math.nan))
     assert [c["status"] for c in results] == ["failed", "failed"]
     assert math.isnan(gpu_check.worst([torch.tensor([math.nan]), torch.ones(2)],
                                       [torch.ones(1), torch.ones(2)]))
@@ -110,17 +113,16 @@ def test_not_a_number_fails(monkeypatch):
 
 def test_wrong_gradients_fail(monkeypatch):
     """The output is right; what comes back is not."""
-    backward = kernels.tiled_attention_backward
-    monkeypatch.setattr(kernels, "tiled_attention_backward", lambda *a: (
-        *backward(*a)[:2], 1.01 * backward(*a)[2]))
-    results = checked(monkeypatch, "attention float32: B 2 H 3 T 77 D 64")
+    backward = attention.tiled_attention_backward
+    wrong = lambda *a: (*backward(*a)[:2], 1.01 * backward(*a)[2])
+    results = checked(monkeypatch, "attention float32: B 2 H 3 T 77 D 64", attention,
+                      tiled_attention_backward=wrong)
     assert [c["status"] for c in results] == ["failed", "failed"]
 
 
 def test_samples_that_differ_are_told(monkeypatch):
     """A replay that loses count of its steps reads another step's noise."""
-    import model
-    monkeypatch.setattr(model.Replay, "advance", lambda self: self.token.copy_(
+    monkeypatch.setattr(sampler.Replay, "advance", lambda self: self.token.copy_(
         self.step(self.token, self.live, self.t)))
     results = gpu_check.run_part("b", "cpu", True).results
     assert [c["status"] for c in results if "temperature 1" in c["name"]] == ["failed"] * 2

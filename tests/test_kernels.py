@@ -202,7 +202,7 @@ def test_the_triton_kernels_get_the_heads_that_they_can_take(D, taken, monkeypat
 
 @pytest.mark.parametrize("T", [1, 15, 16, 40])
 def test_a_cache_filled_token_by_token_is_one_filled_at_once(T):
-    """`fill` and `append` agree on where keys and values lie."""
+    """`write_prompt` and `write_token` agree on where keys and values lie."""
     k, v = torch.randn(2, 3, 2, T, 8)
     whole, steps = torch.zeros(2, 2, 3, 2 * 48 * 8)
     kernels.write_prompt(whole, k, v)

@@ -224,7 +224,7 @@ def attention_check(p, shape, dtype, packed):
     sdpa = lambda *x: F.scaled_dot_product_attention(*x, is_causal=True)
     theirs = attempt(lambda: gradients_of(sdpa, [q, k, v], [grad]))
     poison(q, k, v, q.new_empty(shape[:3], dtype=torch.float32))
-    ours = gradients_of(lambda *x: kernels.attention(*x), [q, k, v], [grad])
+    ours = gradients_of(lambda *x: kernels.causal_attention(*x), [q, k, v], [grad])
     return compared(ours, theirs, exact, *((1e-5,) if dtype == torch.float32 else (1e-3, 2)))
 
 
@@ -257,7 +257,7 @@ def decode_check(p, R, rows, H, T, D, dtype, lengths=None):
     for x in (k, v):
         x[rows] = x[rows].masked_fill(~used[:, None, :, None], math.nan)
     cache = torch.full((2, R, H * T * D), math.nan, device=device, dtype=dtype)
-    kernels.fill(cache, k, v)
+    kernels.write_prompt(cache, k, v)
     poison(q)
     ours = kernels.decode_attention(q, cache, kernels.Slots((R, H, T, D), lengths, rows))
     return compared([ours], theirs, [exact],
@@ -278,7 +278,7 @@ def logprobs_check(p, n, C, V, dtype, entropy, temperature=0.7):
     """Log-probs and entropies, their errors each, and the gradients of any upstream gradient."""
     import torch
     import torch.nn.functional as F
-    import kernels
+    from kernels import losses
     x, weight, y = tokens_of(p, n, C, V, dtype, 2 / math.sqrt(C))
     upstream = torch.randn(1 + entropy, n, device=p.device)
 
@@ -291,7 +291,7 @@ def logprobs_check(p, n, C, V, dtype, entropy, temperature=0.7):
         return [own, -(logp.exp() * logp).sum(-1) * (y >= 0)][: 1 + entropy]
 
     def ours(x, w):
-        logprob, h = kernels.token_logprobs(x, w, y, temperature, entropy)
+        logprob, h = losses.token_logprobs(x, w, y, temperature, entropy)
         return [logprob, h][: 1 + entropy]
 
     want = gradients_of(exact, doubles(x, weight), upstream)
@@ -320,7 +320,7 @@ def objective_check(p, n, C, V, dtype):
     """PPO's clipped loss, its gradients made on the way, times what comes from above."""
     import torch
     import torch.nn.functional as F
-    import kernels
+    from kernels import losses
     x, weight, y = tokens_of(p, n, C, V, dtype, 2 / math.sqrt(C))
     old, advantage = torch.randn(2, n, device=p.device, dtype=torch.float64)
     on = (y >= 0)
@@ -338,7 +338,7 @@ def objective_check(p, n, C, V, dtype):
         own = -F.cross_entropy(logits, y, ignore_index=-1, reduction="none")
         return surrogate(own, on)
 
-    ours = lambda x, w: kernels.token_objective(x, w, y, surrogate)[0]
+    ours = lambda x, w: losses.token_objective(x, w, y, surrogate)[0]
     three = [torch.tensor(3.0, device=p.device)]
     want = gradients_of(lambda x, w: surrogate(exact_logprobs(x, w, y, 1.0)[0], on),
                         doubles(x, weight), three)
@@ -357,13 +357,13 @@ def sure_check(p):
     """Where the model is sure, 1 - p is a difference of like numbers."""
     import torch
     import torch.nn.functional as F
-    import kernels
+    from kernels import losses
     x, weight = torch.eye(2, device=p.device)[:1] * 8, torch.eye(2, device=p.device)
     y, one = torch.tensor([0], device=p.device), [torch.ones(1, device=p.device)]
     run = lambda f, *xs: gradients_of(f, xs, one)[1:]
     want = run(lambda x, w: exact_logprobs(x, w, y, 1.0)[0], *doubles(x, weight))
     others = run(lambda x, w: -F.cross_entropy(x @ w.T, y, reduction="none"), x, weight)
-    return compared(run(lambda x, w: kernels.token_logprobs(x, w, y)[0], x, weight), others, want,
+    return compared(run(lambda x, w: losses.token_logprobs(x, w, y)[0], x, weight), others, want,
                     2e-3)
 
 
@@ -380,11 +380,12 @@ def logits_check(p, B, C, V, dtype):
     return facts
 
 
-def linear_check(p, rows, inputs, outputs, products, gelu):
+def linear_check(p, rows, inputs, outputs, dtype, gelu):
     """A layer forward and backward, as training has it; and what a sampler's step takes of it."""
     import torch
     import torch.nn.functional as F
     import kernels
+    from kernels import products
     x, w, b = (torch.randn(*shape, device=p.device)
                for shape in ((rows, inputs), (outputs, inputs), (outputs,)))
     w, grad = w / math.sqrt(inputs), torch.randn(rows, outputs, device=p.device)
@@ -392,16 +393,16 @@ def linear_check(p, rows, inputs, outputs, products, gelu):
     want = gradients_of(lambda x, w, b: after(F.linear(x, w, b)), doubles(x, w, b), doubles(grad))
 
     def framework(x, w, b):
-        return after(F.linear(x.to(products), w.to(products), b.to(products)))
+        return after(F.linear(x.to(dtype), w.to(dtype), b.to(dtype)))
 
     others = gradients_of(framework, [x, w, b], [grad])
-    with mock.patch.object(kernels, "PRODUCTS", products):
+    with mock.patch.object(products, "PRODUCTS", dtype):
         poison(x, w, grad)
         got = gradients_of(lambda *a: after(kernels.linear(*a)), [x, w, b], [grad])
         with torch.no_grad():
-            low, packed = kernels.lowered(x), kernels.packed(w)
-            step = kernels.gemm(low, w if packed is None else packed, b, gelu)
-    bounds = (1e-5,) if products == torch.float32 else (1e-3, 2)
+            low, packed = products.lowered(x), products.packed(w)
+            step = products.gemm(low, w if packed is None else packed, b, gelu)
+    bounds = (1e-5,) if dtype == torch.float32 else (1e-3, 2)
     return joined(training=compared(got, others, want, *bounds),
                   step=compared([step], others[:1], want[:1], *bounds))
 
@@ -417,7 +418,7 @@ def far_attention(p):
     q, k, v = (y.unflatten(-1, (H, D)).transpose(1, 2).detach().requires_grad_()
                for y in x.chunk(3, dim=-1))
     grad = torch.randn(B, H, T, D, device=p.device, dtype=torch.bfloat16)
-    out = kernels.attention(q, k, v)
+    out = kernels.causal_attention(q, k, v)
     slopes = torch.autograd.grad(out, (q, k, v), grad)
     facts = {}
     for b in (0, B // 2, B - 1):
@@ -445,15 +446,15 @@ def far_decode(p):
 
 
 def far_logits(p):
-    """Rows of logits past 2^31, by the kernels alone: kernels.py takes 2^28 at a time."""
+    """Rows of logits past 2^31, by the kernels alone: losses.py takes 2^28 at a time."""
     import torch
-    import kernels_triton
+    from kernels import gpu as triton_kernels
     p.need(22)
     n, C, V = 43_000, 16, 50_257
     x, weight, y = tokens_of(p, n, C, V, torch.bfloat16, 0.5)
     y, g = y.clamp(min=0), torch.randn(n, device=p.device)
     low = weight.bfloat16()
-    logprob, h, slopes = kernels_triton.head(x, low, y, 1.0, True, None)
+    logprob, h, slopes = triton_kernels.head(x, low, y, 1.0, True, None)
     dx = slopes(g, None, torch.zeros_like(weight))
     facts = {}
     for name, rows in (("first", slice(0, 50)), ("last", slice(n - 50, n))):
@@ -475,7 +476,7 @@ def huge_scores(p):
     import torch
     import kernels
     q, k, v = packed_heads(1, 2, 130, 16, torch.float32, p.device)
-    got = gradients_of(lambda *x: kernels.attention(*x), [200 * q, 200 * k, v],
+    got = gradients_of(lambda *x: kernels.causal_attention(*x), [200 * q, 200 * k, v],
                        [torch.ones_like(q)])
     return {} if all(bool(x.isfinite().all()) for x in got) else {"bad": "not finite"}
 
@@ -554,10 +555,10 @@ def ragged(n, longest, V):
 def stepping(how, p):
     """graph: as on a GPU; the same steps without graphs; rows that leave at once (DECODE=eager).
     On a CPU the first is the second: the control flow of a GPU without its graphs."""
-    import model
+    import kernels
     plain = lambda step: (step(), step)[1]
     with contextlib.ExitStack() as stack:
-        patch = lambda name, value: stack.enter_context(mock.patch.object(model, name, value))
+        patch = lambda name, value: stack.enter_context(mock.patch.object(kernels, name, value))
         if how == "eager":
             stack.enter_context(mock.patch.dict(os.environ, {"DECODE": "eager"}))
         elif how == "steps" or not p.cuda:
@@ -569,12 +570,13 @@ def stepping(how, p):
 def sampled(p, net, prompts, new, eos, how, temperature, seed=3):
     """(samples, how many batches were captured)"""
     import torch
-    import model
+    import kernels
+    import sampler
     made = []
     with stepping(how, p):
-        inner = model.capture
-        with mock.patch.object(model, "capture", lambda step: made.append(1) or inner(step)):
-            s = model.generate(net, prompts, new, eos, temperature, seed)
+        inner = kernels.capture
+        with mock.patch.object(kernels, "capture", lambda step: made.append(1) or inner(step)):
+            s = sampler.generate(net, prompts, new, eos, temperature, seed)
     if p.cuda:
         torch.full((2**26,), math.nan, device=p.device)  # in memory that a graph may have left
     return s, len(made)
@@ -595,8 +597,8 @@ def sampler_check(p, make, prompts, new, eos, dtype, temperature):
     """Graphs say bit by bit what the same steps say; in float32 what eager steps say, whose
     products have other sizes; and the log-probs are those of one pass over the whole rows."""
     import torch
-    import kernels
-    with mock.patch.object(kernels, "PRODUCTS", dtype):
+    from kernels import products
+    with mock.patch.object(products, "PRODUCTS", dtype):
         net, facts, bad = make().to(p.device), {}, []
         for seed in (3, 4):
             graph, captured = sampled(p, net, prompts, new, eos, "graph", temperature, seed)
@@ -815,8 +817,8 @@ def run_script(argv):
     module = importlib.import_module(name)
     import torch
     import torch.distributed as dist
-    import runtime
-    import training
+    from kernels import products
+    from runtime import sharding, training
     env, facts, calls = os.environ.get, {}, [0]
     if env("CHECK_ONE_RANK"):
         one_rank()
@@ -826,7 +828,7 @@ def run_script(argv):
         log(self, **numbers)
         calls[0] += 1
         facts["group"] = dist.get_backend() if dist.is_initialized() else None
-        facts["in_parts"] = any(map(runtime.sharded, self.parts.values()))
+        facts["in_parts"] = any(map(sharding.sharded, self.parts.values()))
         if torch.cuda.is_available() and calls[0] == 1:
             torch.cuda.synchronize()
             facts["first"] = torch.cuda.max_memory_allocated()
@@ -855,8 +857,7 @@ def run_script(argv):
     finally:
         if torch.cuda.is_available():
             facts["peak"] = torch.cuda.max_memory_allocated()
-        import kernels
-        print("FACTS", json.dumps(dict(facts, products=str(kernels.PRODUCTS))), flush=True)
+        print("FACTS", json.dumps(dict(facts, products=str(products.PRODUCTS))), flush=True)
 
 
 class One(int):
@@ -868,17 +869,17 @@ class One(int):
 
 def one_rank():
     """A world of one rank that has a process group all the same, NCCL's on a GPU."""
-    import runtime
-    begin = runtime.World.__init__
+    from runtime import world
+    begin = world.World.__init__
 
     def init(self, *arguments, **options):
-        runtime.int = One
+        world.int = One
         try:
             begin(self, *arguments, **options)
         finally:
-            del runtime.int
+            del world.int
 
-    runtime.World.__init__ = init
+    world.World.__init__ = init
 
 
 # ---------------------------------------------------------------------------- d: the three stages
@@ -991,13 +992,13 @@ def same_ids(found):
 
 def planned(folder, script, flags, gpu):
     """Bytes by plan.py."""
-    import plan
-    from runtime import parse
+    from runtime import plan
+    from settings import parse
     module, before = importlib.import_module(script), os.getcwd()
     os.chdir(folder)
     try:
         s = parse(module.Settings, module.PRESETS, flags)
-        return plan.planned(getattr(plan, f"{script}_work"), s, 1, gpu)
+        return plan.planned(script, s, 1, gpu)
     finally:
         os.chdir(before)
 
@@ -1090,16 +1091,18 @@ def measured_memory(p, found, plans, out):
 def gpt2_memory(p, changes):
     """A step of 16 rows of 1,024 tokens, from scratch, in this process."""
     import torch
-    import plan
     import sft
+    from kernels import products
     from model import GPT
-    from runtime import World, make_optimizer, precision
+    from runtime import plan
+    from runtime.machine import precision
+    from runtime.optimizer import make_optimizer
+    from runtime.world import World
     p.need(20)
     s = sft.Settings(**{**dict(init="gpt2", batch=16, micro_batch=16, dropout=0.0, dtype="bf16"),
                         **changes})
     c, world = plan.SIZES["gpt2"], World(0, "cuda")
-    import kernels
-    before = kernels.PRODUCTS
+    before = products.PRODUCTS
     try:
         precision(s.dtype, world, c.n_embd)
         net = world.wrap(GPT(c), False, s.activation_checkpointing)
@@ -1111,9 +1114,9 @@ def gpt2_memory(p, changes):
             sft.train_step(net, optimizer, rows, 1e-4, s, world)
         peak = torch.cuda.max_memory_allocated()
     finally:
-        kernels.PRODUCTS = before
+        products.multiply_in(before)
         net = optimizer = None
-    return memory_facts(peak, plan.planned(plan.sft_work, s, 1, True))
+    return memory_facts(peak, plan.planned("sft", s, 1, True))
 
 
 # ---------------------------------------------------------------------------------------- f: speed
@@ -1132,7 +1135,8 @@ def speed_cases(tiny):
 
 def part_f(p):
     import gpu
-    from runtime import World, precision
+    from runtime.machine import precision
+    from runtime.world import World
     p.facts.update(where(p))
     world = World(0, p.device.type)
     precision("bf16", world, gpu.GPT2.n_embd)
@@ -1174,11 +1178,11 @@ def part_f(p):
 def noted_choices(choices):
     """Notes how long each choice of block sizes takes where Triton's kernels try them."""
     try:
-        import kernels_triton
+        from kernels import gpu as triton_kernels
     except ImportError:
         yield
         return
-    launch, clock = kernels_triton._launch, kernels_triton._time
+    launch, clock = triton_kernels._launch, triton_kernels._time
     now = []
 
     def launched(kernel, table, grid, shape, arguments, D):
@@ -1191,7 +1195,7 @@ def noted_choices(choices):
             choices.setdefault(now[0], {})[str(choice)] = round(ms, 4) if ms < 1e9 else "no room"
         return ms
 
-    with mock.patch.multiple(kernels_triton, _launch=launched, _time=timed):
+    with mock.patch.multiple(triton_kernels, _launch=launched, _time=timed):
         yield
 
 
