@@ -80,12 +80,12 @@ def attention_kernels(D, x):
     from kernels import gpu as K
     wide, strides, sizes = torch.float32, [1024] * 3, [12, 1024, 0.125]
     q = k = v = o = dq = dk = dv = grad = x
-    parts = [(K.attention_kernel, K.FORWARD, [q, k, v, o, wide] + 4 * strides),
-             (K.dq_kernel, K.DQ, [q, k, v, o, grad, wide, dq, wide] + 5 * strides),
-             (K.dkdv_kernel, K.DKDV, [q, k, v, grad, wide, wide, dk, dv] + 5 * strides)]
-    for kernel, table, arguments in parts:
+    parts = [(K.attention_kernel, [q, k, v, o, wide] + 4 * strides),
+             (K.dq_kernel, [q, k, v, o, grad, wide, dq, wide] + 5 * strides),
+             (K.dkdv_kernel, [q, k, v, grad, wide, wide, dk, dv] + 5 * strides)]
+    for kernel, arguments in parts:
         name = kernel.__name__
-        choices = K.FLOAT32[name] if x == wide else table
+        choices = (K.FLOAT32 if x == wide else K.CHOICES)[name]
         yield name.removesuffix("_kernel"), kernel, choices[D], arguments + sizes
 
 
@@ -107,7 +107,7 @@ def kernels(arch):
                            arguments, low, low and arch >= 90 and M >= 64, options_of(D, *choice))
             yield (f"{of}decode D {D}", K.decode_kernel,
                    5 * [x] + [whole, whole, x] + 12 * [1024] + [12, 0.125], False, False,
-                   dict(NEW=True, D=D, DP=D, N=K.DECODE[D], num_warps=4))
+                   dict(NEW=True, D=D, DP=D, N=K.DECODE_KEYS[D], num_warps=2))
         for h in (False, True):
             yield (f"{of}dlogits rows, entropy {h}", K.dlogits_rows_kernel,
                    [wide, x, whole] + 5 * [wide] + [50304, 50304, 50257, 1.0],

@@ -239,14 +239,16 @@ def test_bytes_of_a_decoding_step():
     """All weights in bf16, and a cache of each layer: keys and values in float32 on a CPU."""
     c, B, prompt, new = gpu.ROWS["decode"][2][0]
     weights = sum(2 * p.numel() for p in GPT(c).parameters())
-    cache = torch.empty(c.n_layer, 2, B, c.n_head, prompt + new // 2, c.n_embd // c.n_head)
+    middle = prompt + (4 + new) // 2  # of the steps that are timed, from the fourth to the last
+    cache = torch.empty(c.n_layer, 2, B, c.n_head, middle, c.n_embd // c.n_head)
     assert tiny("decode").bytes == weights + 4 * cache.numel()
 
 
-def test_a_decoding_step_is_the_time_between_two(monkeypatch):
-    clock = iter([0.0, 1.0, 3.0, 6.0, 8.5, 9.0, 19.0, 21.0])
+def test_a_decoding_step_is_what_later_steps_take(monkeypatch):
+    """Of 8 steps, 4 come first with the prompts: (50 - 42) - (10 - 7) seconds for 4 more."""
+    clock = iter([42.0, 50.0, 7.0, 10.0])
     monkeypatch.setattr(gpu, "now", lambda device: next(clock))
-    assert tiny("decode").sides["ours"]() == 2.0  # of 1, 2, 3, 2.5, 0.5, 10, 2
+    assert tiny("decode").sides["ours"]() == 5 / 4
 
 
 def test_flops_of_a_ppo_iteration():
@@ -302,12 +304,13 @@ def test_gpu_clock_and_memory_by_hand(monkeypatch):
     other = SimpleNamespace(zero_=lambda: calls.append("overwrite"))
     monkeypatch.setattr(torch, "empty", lambda *_, **__: other)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", say("sleep"))
     monkeypatch.setattr(torch.cuda, "synchronize", say("wait"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", say("reset"))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 100)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 40)
     assert gpu.Timer(cuda)(say("run")) == 0.0125
-    assert calls == ["overwrite", "event", "run", "event", "wait"]
+    assert calls == ["overwrite", "sleep", "event", "run", "event", "wait"]
     calls.clear()
     assert gpu.extra_memory(say("run"), cuda) == 60 and calls == ["wait", "reset", "run", "wait"]
 
@@ -335,7 +338,7 @@ def test_a_run_of_attention_begins_without_what_the_last_one_left(side, monkeypa
     """Else its peak would hold outputs and gradients twice, and both sides look alike."""
     left = []
     row = bench.attention_row(4, 1, 1, 2)
-    for module, name in ((kernels.attention, "_attention"), (F, "scaled_dot_product_attention")):
+    for module, name in ((kernels.attention, "_forward"), (F, "scaled_dot_product_attention")):
         inner = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, inner=inner, **k: left.append(
             len(row[2]())) or inner(*a, **k))
