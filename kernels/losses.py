@@ -250,7 +250,7 @@ class _TokenObjective(torch.autograd.Function):
         for rows in _chunks(x, len(w)):
             own, more, gradients = head(x[rows], w, y[rows], temperature, entropy, room)
             some = torch.zeros_like(targets, dtype=torch.bool)
-            some.view(-1)[places[rows]] = True
+            some.view(-1).index_fill_(0, places[rows], True)  # `= True` would wait for the GPU
             with torch.enable_grad():
                 leaf = own.detach().requires_grad_(training)
                 grid = torch.zeros_like(logprob).flatten().index_put((places[rows],), leaf)
