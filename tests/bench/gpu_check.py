@@ -454,7 +454,7 @@ def far_logits(p):
     x, weight, y = tokens_of(p, n, C, V, torch.bfloat16, 0.5)
     y, g = y.clamp(min=0), torch.randn(n, device=p.device)
     low = weight.bfloat16()
-    logprob, h, slopes = triton_kernels.head(x, low, y, 1.0, True, None)
+    logprob, h, slopes = triton_kernels.head(x, low, y, 1.0, True, None, len(low))
     dx = slopes(g, None, torch.zeros_like(weight))
     facts = {}
     for name, rows in (("first", slice(0, 50)), ("last", slice(n - 50, n))):
