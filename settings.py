@@ -76,8 +76,8 @@ BOUNDS = {
                 " k_min k_max save_every max_skips timeout block_size n_layer n_head n_embd votes"
                 " num documents vocab demonstrations heldout cap longest prefix chunk workers"
                 " max_bytes max_line document shard_tokens",
-    "[0, inf)": "epochs micro_batch_tokens warmup weight_decay clip lr value_lr ptx beta temperature show"
-                " prompts",
+    "[0, inf)": "epochs micro_batch_tokens warmup weight_decay clip lr value_lr ptx beta"
+                " temperature show prompts",
     "(0, inf)": "clip_ratio clip_value",
     "(0, inf]": "explode",
     "[0, 1]": "ema floor pretrain_mix gae_lambda discount agreement share",

@@ -403,7 +403,8 @@ def test_batches_that_cannot_be_shared_are_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("module, flag, closest", [
     ("sft", "--dropuot=0.1", "--dropout"), ("sft", "--max-new-token=3", "--max_new_tokens"),
-    ("labels.sample", "--temprature=1", "--temperature"), ("reward", "--microbatch=3", "--micro_batch"),
+    ("labels.sample", "--temprature=1", "--temperature"),
+    ("reward", "--microbatch=3", "--micro_batch"),
     ("ppo", "--klbeta=3", "--beta"), ("ppo", "--prest=ppo", "--preset"),
     ("evaluate", "--vote=3", "--votes"), ("labels.simulated", "--agree=1", "--agreement"),
     ("ppo", "iterations=3", "--iterations"),
