@@ -205,7 +205,7 @@ def main():
     for epoch in range(s.epochs):
         for rows in run.steps(batches(s, demos, text, epoch)):
             lr = cosine(run.step, steps, s.lr, s.floor, s.warmup)
-            first = (s.seed << 40) + run.step * s.batch  # no two rows of a run share a number
+            first = ((s.seed << 40) + run.step * s.batch) % 2**63  # each row of a run has its own
             loss, norm = train_step(model, optimizer, rows, lr, s, world, first)
             run.log(step=run.step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)
         if epoch < len(history):

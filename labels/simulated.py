@@ -41,6 +41,8 @@ class Settings:
     agreement: float = 0.726  # of two training labelers, on which the noise is calibrated
     calibrate: str = "out/sft"  # the model whose samples the calibration uses
 
+    CHOICES = {"split": "train valid"}
+
 
 class Labeler:
     def __init__(self, name, group_taste, rng, screened):
