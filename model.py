@@ -86,6 +86,13 @@ class Dropout(nn.Module):
         return dropout(x, self.p, self.site, owners) if self.training and self.p else x
 
 
+def set_dropout(model, p):
+    """Let every dropout of a model zero a share p."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = p
+
+
 class Block(nn.Module):
     def __init__(self, config, number):
         super().__init__()

@@ -23,15 +23,14 @@ from settings import Run, stop  # before torch
 import torch
 import torch.nn.functional as F
 
-from data import records
-from data.batches import Cut, encode_prompt, fitting, order, text_rows_of
+from data.batches import Cut, order, read_prompts, text_rows_of
 from model import GPT, ScalarGPT, after, last_score
 from runtime.checkpoint import load, load_for, save
+from runtime.episodes import in_groups, rollout_metrics, show
 from runtime.machine import precision
 from runtime.optimizer import make_optimizer, take_step
-from runtime.sharding import accumulate, bare, frozen, gathered
+from runtime.sharding import accumulate, bare, copied, frozen, gathered
 from runtime.training import Training, start
-from runtime.world import micro_batches
 from sampler import Samples, generate
 
 
@@ -185,19 +184,6 @@ class Episodes:
     reward: torch.Tensor
 
 
-@torch.no_grad()
-def in_groups(model, samples, s, *extra, **options):
-    """Run model(ids, *extra) over groups of rows of similar length: [B, T], 0 past the group."""
-    rows, tokens = 2 * s.micro_batch, 2 * s.micro_batch_tokens  # no activations are kept
-    out = torch.zeros(samples.ids.shape, device=samples.ids.device)
-    with gathered(model, samples.ids.device) as whole:
-        for group in micro_batches(samples.widths.tolist(), rows, tokens):
-            T = int(samples.widths[group].max())
-            result = whole(samples.ids[group, :T], *(x[group, :T] for x in extra), **options)
-            out[group, :T] = result[0] if isinstance(result, tuple) else result
-    return out
-
-
 def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos, s, world):
     """Steps 1 to 4 for this rank's prompts. numbers: the episodes' own numbers, for their noise."""
     with gathered(policy) as whole:
@@ -292,29 +278,6 @@ def update(policy, value_model, optimizers, ema, e, text, lr, iteration, s, worl
     return metrics
 
 
-def rollout_metrics(e, world):
-    """What an iteration's episodes were like, over all ranks; sums a episode, in nats."""
-    chosen = lambda x: x[e.mask].double()  # at the response's tokens
-    returns, error = chosen(e.returns), chosen(e.returns) - chosen(e.value)
-    lengths = (e.samples.lengths - e.samples.prompt_lengths).double()
-    sums = world.totals({
-        "episodes": len(lengths), "tokens": e.mask.sum(), "length": lengths.sum(),
-        "ended": e.samples.ended.sum(), "score": e.score.double().sum(),
-        "score2": e.score.double().square().sum(), "objective": chosen(e.reward).sum(),
-        "kl": chosen(e.logprob - e.ref_logprob).sum(), "value": chosen(e.value).sum(),
-        "return": returns.sum(), "return2": returns.square().sum(),
-        "error": error.sum(), "error2": error.square().sum()})
-    episode = {name: x / sums["episodes"] for name, x in sums.items()}
-    token = {name: x / sums["tokens"] for name, x in sums.items()}
-    variance = token["return2"] - token["return"] ** 2
-    explained = 1 - (token["error2"] - token["error"] ** 2) / variance if variance > 1e-8 else 0.0
-    return {"score": episode["score"], "kl": episode["kl"], "objective": episode["objective"],
-            "score_std": max(episode["score2"] - episode["score"] ** 2, 0.0) ** 0.5,
-            "response_length": episode["length"], "ended": episode["ended"],
-            "tokens": sums["tokens"], "value/mean": token["value"], "return/mean": token["return"],
-            "value/explained_variance": explained}  # 0 where all returns are equal
-
-
 def episode_prompts(prompts, iteration, s, world):
     """This rank's (episode number, prompt) of an iteration; the prompts come in shuffled rounds."""
     first = iteration * s.batch
@@ -334,16 +297,11 @@ def text_rows(text, iteration, s, world):
     return torch.tensor([text[i] for i in chosen], device=world.device)
 
 
-def check(s, world):
-    """Stop where the settings cannot be shared evenly."""
+def main():
+    s, world = start(Settings, PRESETS)
     if s.minibatch % world.size or s.ptx_rows % world.size:
         stop(f"--minibatch={s.minibatch} and --ptx_rows={s.ptx_rows} must be multiples of the "
              f"number of processes, {world.size}")
-
-
-def main():
-    s, world = start(Settings, PRESETS)
-    check(s, world)
     policy, tokenizer, _ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
     reference, *_ = load(s.init, {"GPT": GPT}, "python sft.py --preset=init")
     reward_model, value_model = (load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT},
@@ -353,8 +311,7 @@ def main():
         world.wrap(frozen(model), s.shard, offload=s.offload)
     room = min(policy.config.block_size, reward_model.config.block_size) - s.max_new_tokens
     cut = Cut(s.too_long)
-    prompts, dropped = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
-        f"{s.data}/prompts_train.jsonl", "prompt")], room, cut)
+    prompts, dropped = read_prompts(f"{s.data}/prompts_train.jsonl", tokenizer, room, cut)
     text = text_rows_of(s.data, "train", tokenizer, policy.config.block_size) if s.ptx else None
     world.print(f"{s.out}: {len(prompts):,} prompts ({dropped} too long, {cut.cut} cut), "
                 f"{s.iterations} iterations of {s.batch} episodes, gamma {s.ptx:g}, beta "
@@ -364,7 +321,7 @@ def main():
                            for model in (policy, value_model))
     optimizers = [make_optimizer(policy, s.lr, s.weight_decay, eps=1e-5),
                   make_optimizer(value_model, s.value_lr, s.weight_decay, eps=1e-5)]
-    ema = {k: v.detach().clone() for k, v in bare(policy).state_dict().items()}
+    ema = copied(policy)
     last = {}  # metrics
     run = Training(world, s, s.iterations, ("score", "kl", "ended", "loss/ptx"), policy=policy,
                    value=value_model, policy_adam=optimizers[0], value_adam=optimizers[1], ema=ema,
@@ -390,14 +347,6 @@ def main():
     world.print(f"{s.out}: score {last['score']:.2f}, KL {last['kl']:.2f} nats, "
                 f"{last['ended']:.0%} ended ({world.seconds():.0f} s)")
     run.close()
-
-
-def show(world, tokenizer, e, iteration):
-    """Print two episodes with their scores: numbers alone do not show what a policy has become."""
-    for row, response in list(enumerate(e.samples.responses()))[:2]:
-        prompt = tokenizer.decode(e.samples.ids[row, : int(e.samples.prompt_lengths[row])].tolist())
-        world.print(f"  [{iteration + 1}] {float(e.score[row]):+.2f}  {prompt.strip()!r} -> "
-                    f"{tokenizer.decode(response)!r}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from data import records
-from data.batches import Cut, demonstration_rows, encode_prompt, encode_response, order
+from data.batches import order, read_demonstrations, read_rankings
 from kernels.prefixes import PrefixTree
 from model import GPT, ScalarGPT, causal
 from runtime.checkpoint import load, save
@@ -58,11 +58,6 @@ PRESETS = {  # App. C.2: one 6B reward model serves policies of every size
 }
 
 
-def untied_pairs(ranks):
-    """Ranks of one prompt's K completions (1 is best) -> [(better, worse), ...] without ties."""
-    return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
-
-
 def ranking_loss(scores, pairs, weights):
     """Equation 1: the weighted sum of - log sigmoid(r_w - r_l) over pairs.
 
@@ -71,45 +66,6 @@ def ranking_loss(scores, pairs, weights):
     """
     better, worse = pairs.unbind(1)
     return -(weights * F.logsigmoid(scores[better] - scores[worse])).sum()
-
-
-def encode(tokenizer, ranking, block_size, cut=None):
-    """A ranking record -> ([ids of each completion that fits], its pairs); see data/records.py.
-
-    cut: shortens the prompt, for all completions alike, to what the longest of them leaves.
-    """
-    prompt = encode_prompt(tokenizer, ranking["prompt"])
-    responses = [encode_response(tokenizer, c["text"], c.get("ended", True))
-                 for c in ranking["completions"]]
-    rows, ranks = [], []
-    if cut:
-        prompt = cut(prompt, block_size - max(map(len, responses))) or prompt
-    for response, rank in zip(responses, ranking["ranks"]):
-        if response and len(prompt) + len(response) <= block_size:
-            rows.append(prompt + response)
-            ranks.append(rank)
-    return rows, untied_pairs(ranks)
-
-
-def read_rankings(path, tokenizer, block_size, world, too_long="drop"):
-    """The rankings of a file that hold a pair to learn from; the others are counted and told."""
-    raw = records.read(path, "ranking", "python -m labels.sample && python -m labels.simulated")
-    cut = Cut(too_long)
-    encoded = [encode(tokenizer, r, block_size, cut) for r in raw]
-    if cut.cut:
-        world.print(f"{path}: {cut.cut} of {len(raw)} prompts are cut: with their longest "
-                    f"completion they do not fit the context of {block_size} tokens")
-    usable = [(rows, pairs) for rows, pairs in encoded if pairs]
-    every = sum(len(r["completions"]) for r in raw)
-    if (long := every - sum(len(rows) for rows, _ in encoded)) > 0:
-        world.print(f"{path}: {long} of {every} completions are dropped: longer than the context "
-                    f"of {block_size} tokens, or nothing at all")
-    if len(usable) < len(raw):
-        world.print(f"{path}: {len(raw) - len(usable)} of {len(raw)} rankings have no pair to "
-                    "learn from (all tied, or too long)")
-    if not usable:
-        stop(f"{path}: no ranking with an untied pair that fits the context")
-    return usable
 
 
 def collate(rankings, prompts, device):
@@ -181,12 +137,12 @@ def heldout_accuracy(model, tokenizer, s, config, world):
         path = Path(f"{s.data}/rankings_valid{suffix}.jsonl")
         if not path.exists():
             continue
-        rankings = read_rankings(path, tokenizer, config.block_size, world, s.too_long)
+        rankings = read_rankings(path, tokenizer, config.block_size, s.too_long, world.print)
         out[name] = accuracy(score(model, [rows for rows, _ in rankings], s, world), rankings)
         raw = records.read(path, "ranking")
         if all("expected" in r for r in raw):
-            out["ceiling" + suffix] = accuracy([r["expected"] for r in raw],
-                                               [(None, untied_pairs(r["ranks"])) for r in raw])
+            own = [(None, records.untied_pairs(r["ranks"])) for r in raw]
+            out["ceiling" + suffix] = accuracy([r["expected"] for r in raw], own)
     return out
 
 
@@ -209,11 +165,11 @@ def main():
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())
     del sft  # or its weights would stay: 4 bytes a parameter
-    rankings = read_rankings(f"{s.data}/rankings_train.jsonl", tokenizer, config.block_size, world,
-                             s.too_long)
-    demos = [ids for ids, _ in demonstration_rows(tokenizer, records.read(
-        f"{s.data}/demonstrations_train.jsonl", "demonstration"), config.block_size,
-        Cut(s.too_long))]
+    rankings = read_rankings(f"{s.data}/rankings_train.jsonl", tokenizer, config.block_size,
+                             s.too_long, world.print)
+    demos = [ids for ids, _ in read_demonstrations(
+        f"{s.data}/demonstrations_train.jsonl", tokenizer, config.block_size, s.too_long,
+        world.print)]
     if not demos:
         stop(f"{s.data}/demonstrations_train.jsonl: none fits the context of {config.block_size} "
              "tokens, and the bias is set by them: see --too_long")

@@ -73,17 +73,18 @@ class Run(Computing):
 # narrower says so in BOUNDS of its own.
 BOUNDS = {
     "[1, inf)": "batch minibatch micro_batch iterations inner_epochs max_new_tokens ptx_rows"
-                " k_min k_max save_every max_skips timeout block_size n_layer n_head n_embd votes"
+                " k_min k_max save_every max_skips timeout n_layer n_head n_embd votes"
                 " num documents vocab demonstrations heldout cap longest prefix chunk workers"
                 " max_bytes max_line document shard_tokens",
-    "[0, inf)": "epochs micro_batch_tokens warmup weight_decay clip lr value_lr ptx beta temperature show"
-                " prompts",
-    "(0, inf)": "clip_ratio clip_value",
-    "(0, inf]": "explode",
+    "[2, inf)": "block_size",
+    "[0, inf)": "epochs micro_batch_tokens warmup weight_decay clip lr value_lr ptx beta"
+                " temperature show prompts",
+    "(0, inf)": "clip_ratio",
+    "(0, inf]": "clip_value explode",  # inf: none
     "[0, 1]": "ema floor pretrain_mix gae_lambda discount agreement share",
     "[0, 1)": "dropout split_valid split_test",
     "(-inf, inf)": "unfinished",
-    "[0, 9223372036854775808)": "seed",  # 63 bits
+    "[0, 4294967296)": "seed",  # 32 bits
 }
 CHOICES = {"device": "auto cpu cuda", "dtype": "auto float32 bf16", "split": "train valid test",
            "too_long": "drop keep_end keep_beginning"}
@@ -115,7 +116,7 @@ def check(s):
             stop(f"--{name}={value}: expected one of {', '.join(choices.split())}")
         interval = interval_of(s, field)
         if interval and not within(value, interval):
-            stop(f"--{name}={value}: expected a number {in_words(interval)}".rstrip())
+            stop(f"--{name}={value}: expected a number {in_words(interval, False)}".rstrip())
     problem = s.problem() if hasattr(s, "problem") else None
     if problem:
         stop(problem)
@@ -204,17 +205,22 @@ def groups_of(settings):
     return list(groups.items())
 
 
-def in_words(interval):
-    """An interval as --help has it: "[1, inf)" is ">= 1"."""
+def in_words(interval, brief=True):
+    """An interval in words: "[1, inf)" is ">= 1". brief: as --help has room for, without an end
+    beyond 1."""
     low, high = interval[1:-1].split(", ") if interval else ("-inf", "inf")
-    if float(high) > 1:
-        return "" if low == "-inf" else f"{'>=' if interval[0] == '[' else '>'} {low}"
-    return f"{low} to {'' if interval[-1] == ']' else '<'}{high}"
+    if brief and float(high) <= 1:
+        return f"{'>' * (interval[0] == '(')}{low} to {'<' * (interval[-1] == ')')}{high}"
+    begin = "" if low == "-inf" else f"{'>=' if interval[0] == '[' else '>'} {low}"
+    end = "" if high == "inf" else f" and {'<=' if interval[-1] == ']' else '<'} {high}"
+    return begin if brief else begin + end
 
 
 def described(flag, bounds, words):
     """A flag, its bounds and what is said of it, in columns of 100 characters together."""
-    first, *rows = textwrap.wrap(words, 100 - WIDTHS[0] - WIDTHS[1]) or [""]
+    words = re.sub(",(?=[^ ])", ",\0 ", words)  # a long list may go on in the next row
+    rows = textwrap.wrap(words, 100 - sum(WIDTHS), break_on_hyphens=False)
+    first, *rows = [row.replace("\0 ", "").rstrip("\0") for row in rows] or [""]
     flag, gap = f"  {flag}", " " * (WIDTHS[0] + WIDTHS[1])
     head = [] if len(flag) < WIDTHS[0] else [flag]
     first = f"{'' if head else flag:{WIDTHS[0]}}{bounds:{WIDTHS[1]}}{first}".rstrip()

@@ -9,22 +9,20 @@ over the tokens of the response and its EOS; prompt tokens carry no loss (sectio
     python sft.py --preset=init       the RL initialisation: 2 epochs, 10 % pretraining data
     torchrun --nproc_per_node=2 sft.py
 """
-import math
 from dataclasses import dataclass
 
 from settings import Run, stop  # before torch
 
 import torch
 
-from data import records
-from data.batches import (Cut, WithoutPrompt, demonstration_rows, encode_prompt, fitting, order,
-                          pad, response_mask, text_rows_of)
+from data.batches import (Cut, WithoutPrompt, order, pad_and_mask, read_demonstrations,
+                          read_prompts, text_rows_of)
 from data.tokenizer import load_tokenizer
-from model import Dropout, GPT, GPTConfig, ScalarGPT, last_score
+from model import GPT, GPTConfig, ScalarGPT, last_score, set_dropout
 from runtime.checkpoint import load, load_for, save
 from runtime.machine import precision
 from runtime.optimizer import cosine, make_optimizer, take_step
-from runtime.sharding import accumulate, bare, frozen, gathered, put
+from runtime.sharding import accumulate, bare, copied, frozen, gathered, put
 from runtime.training import Training, start
 from runtime.world import scoring_groups
 from sampler import generate
@@ -57,29 +55,29 @@ class Settings(Run):
     n_head: int = 4  # from scratch only
     n_embd: int = 192  # from scratch only
 
+    def problem(self):
+        if self.init == "scratch" and self.n_embd % self.n_head:
+            return f"--n_embd={self.n_embd} must be a multiple of --n_head={self.n_head}"
 
+
+INIT = dict(out="out/init", pretrain_mix=0.1, epochs=2)  # App. C.3
 PRESETS = {
     "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=3e-3,
                  floor=0.0, batch=8, warmup=50, weight_decay=0.1),
-    "init": dict(out="out/init", pretrain_mix=0.1, epochs=2, dropout=0.0, batch=8, lr=5e-4),
+    "init": dict(INIT, dropout=0.0, batch=8, lr=5e-4),
     # GPT-2 on your own data. The rates are those of 1.3B times 3, as GPT-3's for pretraining 125M
     # are of those for 1.3B (Brown et al. 2020, Table 2.1): scaled, not measured.
     "gpt2": dict(init="gpt2", out="out/gpt2/sft", data="out/public", lr=2.9e-5, micro_batch=8),
-    "gpt2-init": dict(init="gpt2", out="out/gpt2/init", data="out/public", pretrain_mix=0.1,
-                      epochs=2, lr=1.5e-5, micro_batch=8),
+    "gpt2-init": dict(INIT, init="gpt2", out="out/gpt2/init", data="out/public", lr=1.5e-5,
+                      micro_batch=8),
     # App. C.1 and C.3. A batch of 32 demonstrations, 8 for the largest.
     "1.3b": dict(lr=9.65e-6, batch=32, micro_batch=4),
     "6b": dict(lr=9.65e-6, batch=32, micro_batch=2),
     "175b": dict(lr=5.03e-6, batch=8, micro_batch=1),
-    "1.3b-init": dict(out="out/init", pretrain_mix=0.1, epochs=2, lr=5e-6, batch=32, micro_batch=4),
-    "6b-init": dict(out="out/init", pretrain_mix=0.1, epochs=2, lr=1.04e-5, batch=32,
-                    micro_batch=2),
-    "175b-init": dict(out="out/init", pretrain_mix=0.1, epochs=2, lr=2.45e-6, batch=8,
-                      micro_batch=1),
+    "1.3b-init": dict(INIT, lr=5e-6, batch=32, micro_batch=4),
+    "6b-init": dict(INIT, lr=1.04e-5, batch=32, micro_batch=2),
+    "175b-init": dict(INIT, lr=2.45e-6, batch=8, micro_batch=1),
 }
-
-
-AT_ONCE = 2**11  # validation rows in memory: held-out text may be of any length
 
 
 def sft_loss(logprob, mask, tokens):
@@ -89,14 +87,6 @@ def sft_loss(logprob, mask, tokens):
     micro-batches and ranks.
     """
     return -logprob.masked_fill(~mask, 0.0).sum() / tokens
-
-
-def collate(rows, device):
-    """Rows (ids, prompt length) -> ids [B, T], mask [B, T]. A text row has prompt length 1: its
-    first token has nothing before it."""
-    ids, lengths = pad([ids for ids, _ in rows])
-    mask = response_mask(torch.tensor([max(1, n) for _, n in rows]), lengths, ids.size(1))
-    return ids.to(device), mask.to(device)
 
 
 def text_share(s, demos, text):
@@ -132,7 +122,7 @@ def train_step(model, optimizer, rows, lr, s, world, first=0):
     mine, total = world.share(list(enumerate(rows, first)), spare=blank), 0.0
     for group in accumulate(model, world.micro_batches([len(ids) for _, (ids, _) in mine], s)):
         numbers, part = zip(*(mine[j] for j in group))
-        ids, mask = collate(part, world.device)
+        ids, mask = pad_and_mask(part, world.device)
         owners = torch.tensor(numbers, device=world.device)
         loss, *_ = model(ids, mask, objective=loss_of, owners=owners)
         total += world.backward(loss)
@@ -140,15 +130,15 @@ def train_step(model, optimizer, rows, lr, s, world, first=0):
 
 
 @torch.no_grad()
-def evaluate_loss(model, rows, s, world):
-    """Mean cross-entropy over all loss tokens of `rows`, dropout off."""
+def evaluate_loss(model, rows, s, world, most=2**11):
+    """Mean cross-entropy over the loss tokens of `rows`, dropout off; `most` rows are in memory."""
     model.eval()
     total, tokens = 0.0, 0
     with gathered(model) as whole:
-        for i in range(0, len(rows), AT_ONCE):
-            mine = world.share([rows[j] for j in range(i, min(i + AT_ONCE, len(rows)))])
+        for i in range(0, len(rows), most):
+            mine = world.share([rows[j] for j in range(i, min(i + most, len(rows)))])
             for group in scoring_groups([len(ids) for ids, _ in mine], s, world):
-                ids, mask = collate([mine[j] for j in group], world.device)
+                ids, mask = pad_and_mask([mine[j] for j in group], world.device)
                 total -= float(whole(ids, mask)[0].sum())
                 tokens += int(mask.sum())
     model.train()
@@ -169,22 +159,16 @@ def mean_reward(model, reward, prompts, s, world, eos):
 
 def read_data(s, tokenizer, block_size, world):
     """(demonstrations, validation rows, text rows) as the settings ask for; [] for what they do
-    not. Demonstrations that do not fit the context are left out, counted and told."""
+    not."""
     demos, valid, text = [], [], []
     if s.pretrain_mix < 1:
-        for split, rows in (("train", demos), ("valid", valid)):
-            path = f"{s.data}/demonstrations_{split}.jsonl"
-            raw, cut = records.read(path, "demonstration"), Cut(s.too_long)
-            rows += demonstration_rows(tokenizer, raw, block_size, cut)
-            for n, fate in ((cut.dropped, "dropped"), (cut.cut, "cut in their prompts")):
-                if n:
-                    world.print(f"{path}: {n} of {len(raw)} demonstrations are {fate}: longer than "
-                                f"the context of {block_size} tokens")
+        demos, valid = (read_demonstrations(f"{s.data}/demonstrations_{split}.jsonl", tokenizer,
+                                            block_size, s.too_long, world.print)
+                        for split in ("train", "valid"))
         if not demos:
             stop(f"{s.data}: no demonstration fits the context of {block_size} tokens")
     if s.pretrain_mix > 0:
-        text, held = (text_rows_of(s.data, split, tokenizer, block_size)
-                      for split in ("train", "valid"))
+        text, held = (text_rows_of(s.data, x, tokenizer, block_size) for x in ("train", "valid"))
         valid = valid or WithoutPrompt(held)
     return demos, valid, text
 
@@ -199,22 +183,18 @@ def main():
                                                          f"--out={s.init}")
     config = model.config
     precision(s.dtype, world, config.n_embd)
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.p = s.dropout
-
+    set_dropout(model, s.dropout)
     demos, valid, text = read_data(s, tokenizer, config.block_size, world)
     reward, prompts = None, []
     if s.reward:
         reward = load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
         reward = world.wrap(frozen(reward), s.shard)
-        prompts, _ = fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(
-            f"{s.data}/prompts_valid.jsonl", "prompt")], config.block_size - s.max_new_tokens,
-            Cut(s.too_long))
+        prompts, _ = read_prompts(f"{s.data}/prompts_valid.jsonl", tokenizer,
+                                  config.block_size - s.max_new_tokens, Cut(s.too_long))
 
     model = world.wrap(model, s.shard, s.activation_checkpointing)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
-    steps = s.epochs * math.ceil((len(demos) + text_share(s, demos, text)) / s.batch)
+    steps = s.epochs * -(-(len(demos) + text_share(s, demos, text)) // s.batch)
     parameters = sum(p.numel() for p in model.parameters())
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "
                 f"{len(text) * config.block_size if text else 0:,} tokens of text, {steps} steps")
@@ -225,7 +205,7 @@ def main():
     for epoch in range(s.epochs):
         for rows in run.steps(batches(s, demos, text, epoch)):
             lr = cosine(run.step, steps, s.lr, s.floor, s.warmup)
-            first = (s.seed << 40) + run.step * s.batch  # no two rows of a run share a number
+            first = ((s.seed << 40) + run.step * s.batch) % 2**63  # each row of a run has its own
             loss, norm = train_step(model, optimizer, rows, lr, s, world, first)
             run.log(step=run.step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)
         if epoch < len(history):
@@ -235,17 +215,14 @@ def main():
         if reward is not None:
             history[-1]["reward"] = mean_reward(model, reward, prompts, s, world, tokenizer.eos)
             if not best or history[-1]["reward"] > best["reward"]:
-                best.update(history[-1], weights={k: v.clone() for k, v in
-                                                  bare(model).state_dict().items()})
+                best.update(history[-1], weights=copied(model))
     if best:
         put(bare(model), best["weights"])
     save(s.out, bare(model), tokenizer, s, parameters=parameters,
          epoch=best.get("epoch", s.epochs), history=history, seconds=world.seconds())
-    world.print(f"{s.out}: validation loss by epoch "
-                + (" ".join(f"{h['valid']:.3f}" for h in history) or "not measured, as it began")
-                + (f"; epoch {best['epoch']} has the best reward, {best['reward']:.2f}"
-                   if s.reward else "")
-                + f" ({world.seconds():.0f} s)")
+    losses = " ".join(f"{h['valid']:.3f}" for h in history) or "not measured, as it began"
+    chosen = f"; epoch {best['epoch']} has the best reward, {best['reward']:.2f}" if best else ""
+    world.print(f"{s.out}: validation loss by epoch {losses}{chosen} ({world.seconds():.0f} s)")
     run.close()
 
 

@@ -1,7 +1,9 @@
-"""Records as token ids: the prompt template, demonstrations with their loss mask, and text rows."""
+"""Records as token ids: the prompt template, demonstrations and their loss mask, rankings, text."""
 import bisect
 import itertools
 from pathlib import Path
+
+from settings import stop  # before torch
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ class Cut:
 
     def __init__(self, way="drop"):
         if way not in self.WAYS:
-            raise SystemExit(f"error: --too_long={way}: expected one of {', '.join(self.WAYS)}")
+            stop(f"--too_long={way}: expected one of {', '.join(self.WAYS)}")
         self.way, self.dropped, self.cut = way, 0, 0
 
     def __call__(self, prompt, room):
@@ -52,9 +54,15 @@ def fitting(prompts, room, cut=None):
     cut = cut or Cut()
     kept = [p for p in (cut(p, room) for p in prompts) if p]
     if not kept:
-        raise SystemExit(f"error: none of {len(prompts)} prompts has 1 to {room} tokens, the room "
-                         "that --max_new_tokens leaves in the model's context")
+        stop(f"none of {len(prompts)} prompts has 1 to {room} tokens, the room that "
+             "--max_new_tokens leaves in the model's context")
     return kept, len(prompts) - len(kept)
+
+
+def read_prompts(path, tokenizer, room, cut):
+    """The ids of a file's prompts, as they fit `room` tokens. See `fitting`."""
+    return fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(path, "prompt")],
+                   room, cut)
 
 
 def demonstration_rows(tokenizer, records, block_size, cut=None):
@@ -70,6 +78,57 @@ def demonstration_rows(tokenizer, records, block_size, cut=None):
         if prompt:
             rows.append((prompt + response, len(prompt)))
     return rows
+
+
+def read_demonstrations(path, tokenizer, block_size, too_long="drop", tell=print):
+    """The demonstrations of a file as `demonstration_rows`; what is dropped or cut is told."""
+    raw, cut = records.read(path, "demonstration"), Cut(too_long)
+    rows = demonstration_rows(tokenizer, raw, block_size, cut)
+    for n, fate in ((cut.dropped, "dropped"), (cut.cut, "cut in their prompts")):
+        if n:
+            tell(f"{path}: {n} of {len(raw)} demonstrations are {fate}: longer than the context of "
+                 f"{block_size} tokens")
+    return rows
+
+
+def encode_ranking(tokenizer, ranking, block_size, cut=None):
+    """A ranking record -> ([ids of each completion that fits], its pairs).
+
+    cut: shortens the prompt, for all completions alike, to what the longest of them leaves.
+    """
+    prompt = encode_prompt(tokenizer, ranking["prompt"])
+    responses = [encode_response(tokenizer, c["text"], c.get("ended", True))
+                 for c in ranking["completions"]]
+    rows, ranks = [], []
+    if cut:
+        prompt = cut(prompt, block_size - max(map(len, responses))) or prompt
+    for response, rank in zip(responses, ranking["ranks"]):
+        if response and len(prompt) + len(response) <= block_size:
+            rows.append(prompt + response)
+            ranks.append(rank)
+    return rows, records.untied_pairs(ranks)
+
+
+def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print):
+    """The rankings of a file that hold a pair to learn from, encoded; what is left out or cut is
+    counted and told. Stops if none is left."""
+    raw = records.read(path, "ranking", "python -m labels.sample && python -m labels.simulated")
+    cut = Cut(too_long)
+    encoded = [encode_ranking(tokenizer, r, block_size, cut) for r in raw]
+    if cut.cut:
+        tell(f"{path}: {cut.cut} of {len(raw)} prompts are cut: with their longest completion they "
+             f"do not fit the context of {block_size} tokens")
+    usable = [(rows, pairs) for rows, pairs in encoded if pairs]
+    every = sum(len(r["completions"]) for r in raw)
+    if (long := every - sum(len(rows) for rows, _ in encoded)) > 0:
+        tell(f"{path}: {long} of {every} completions are dropped: longer than the context of "
+             f"{block_size} tokens, or nothing at all")
+    if len(usable) < len(raw):
+        tell(f"{path}: {len(raw) - len(usable)} of {len(raw)} rankings have no pair to learn from "
+             "(all tied, or too long)")
+    if not usable:
+        stop(f"{path}: no ranking with an untied pair that fits the context")
+    return usable
 
 
 class TextRows:
@@ -122,15 +181,14 @@ class ShardRows:
         index = records.read_json(Path(folder) / shards.INDEX, "python -m data.shards")
         entries = [shard[split] for shard in index["shards"] if split in shard]
         if index["fingerprint"] != tokenizer.fingerprint:
-            raise SystemExit(f"error: {folder}: its shards are of the tokenizer "
-                             f"{index['tokenizer']}, the model's is {tokenizer.name}: run `python "
-                             "-m data.shards --tokenizer=...` with the model's")
+            stop(f"{folder}: its shards are of the tokenizer {index['tokenizer']}, the model's is "
+                 f"{tokenizer.name}: run `python -m data.shards --tokenizer=...` with the model's")
         if index["next"]["file"] < len(index["files"]):
-            raise SystemExit(f"error: {folder}: its shards are not complete: run the same `python "
-                             "-m data.shards` again, it goes on where it stopped")
+            stop(f"{folder}: its shards are not complete: run the same `python -m data.shards` "
+                 "again, it goes on where it stopped")
         if not entries:
-            raise SystemExit(f"error: {folder}: its shards have no {split} split: run `python -m "
-                             "data.shards` with another --split_valid")
+            stop(f"{folder}: its shards have no {split} split: run `python -m data.shards` with "
+                 "another --split_valid")
         self.parts = [self.part(Path(folder) / e["file"], index["dtype"], e["tokens"])
                       for e in entries]
         self.ends = list(itertools.accumulate(e["tokens"] for e in entries))
@@ -140,8 +198,8 @@ class ShardRows:
     def part(path, dtype, tokens):
         """The tokens of one file, mapped into memory: only what is looked at is read."""
         if not path.exists() or path.stat().st_size != tokens * np.dtype(dtype).itemsize:
-            raise SystemExit(f"error: {path} is missing or has not its {tokens:,} tokens: run "
-                             "`python -m data.shards` again")
+            stop(f"{path} is missing or has not its {tokens:,} tokens: run `python -m data.shards` "
+                 "again")
         return np.memmap(path, dtype, "r")
 
     def __len__(self):
@@ -164,7 +222,7 @@ def text_rows_of(folder, split, tokenizer, T):
     if not index.exists():
         return TextRows(tokenizer, [r["text"] for r in records.read(path, "text")], T)
     if path.exists():
-        raise SystemExit(f"error: which text? There are {path} and {index}: move one of them away")
+        stop(f"which text? There are {path} and {index}: move one of them away")
     return ShardRows(folder, split, tokenizer, T)
 
 
@@ -204,3 +262,11 @@ def pad(rows, value=0):
     for out, row in zip(ids, rows):
         out[: len(row)] = torch.as_tensor(row)
     return ids, lengths
+
+
+def pad_and_mask(rows, device):
+    """Rows (ids, prompt length) -> ids [B, T], mask [B, T] of the tokens that carry loss, both on
+    the device. A text row has prompt length 1: its first token has nothing before it."""
+    ids, lengths = pad([ids for ids, _ in rows])
+    mask = response_mask(torch.tensor([max(1, n) for _, n in rows]), lengths, ids.size(1))
+    return ids.to(device), mask.to(device)

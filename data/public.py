@@ -54,6 +54,12 @@ class Settings:
     max_bytes: int = 2**30  # of one file, unpacked: a small .gz can hide a huge file
     max_line: int = 2**28  # of one line, unpacked; a .json file may be a list in a single one
 
+    BOUNDS = {"share": "(0, 1]"}
+
+    def problem(self):
+        if self.split_valid + self.split_test >= 1:
+            return "--split_valid and --split_test: expected shares of less than 1 together"
+
 
 class Bad(Exception):
     """A row that is not what its dataset promises."""
@@ -529,12 +535,6 @@ def build(settings):
     if s.name not in DATASETS or not s.file and not DATASETS[s.name][3]:
         stop("give one of these names, and --file=PATH where no file is named or you have it\n"
               + "\n".join(map(listed, DATASETS)))
-    if min(s.split_valid, s.split_test) < 0 or s.split_valid + s.split_test >= 1:
-        stop("--split_valid and --split_test: expected shares of less than 1 together")
-    if not 0 < s.share <= 1:
-        stop(f"--share={s.share:g}: expected more than 0 and at most 1")
-    if min(s.prefix, s.cap, s.document, s.max_bytes, s.max_line) < 1:
-        stop("--prefix, --cap, --document, --max_bytes and --max_line: expected 1 or more")
 
     def read():
         nonlocal rows

@@ -16,6 +16,8 @@ import json
 import os
 from pathlib import Path
 
+from settings import stop
+
 HUMAN, ASSISTANT = "Human:", "\n\nAssistant:"  # the turns of a chat, as hh-rlhf writes them
 
 
@@ -79,16 +81,15 @@ FIELDS = {
 def check(record, kind, where):
     """Return the record if it is a valid `kind`; else stop and say where and why it is not."""
     if not isinstance(record, dict):
-        raise SystemExit(f"error: {where}: expected a JSON object, got {shorten(record)}")
+        stop(f"{where}: expected a JSON object, got {shorten(record)}")
     for field, (valid, expected) in FIELDS[kind].items():
         if field not in record:
-            raise SystemExit(f"error: {where}: {kind} has no field {field!r} ({expected})")
+            stop(f"{where}: {kind} has no field {field!r} ({expected})")
         if not valid(record[field]):
-            raise SystemExit(f"error: {where}: field {field!r}: expected {expected}, "
-                             f"got {shorten(record[field])}")
+            stop(f"{where}: field {field!r}: expected {expected}, got {shorten(record[field])}")
     if kind == "ranking" and len(record["ranks"]) != len(record["completions"]):
-        raise SystemExit(f"error: {where}: field 'ranks': expected one rank for each of the "
-                         f"{len(record['completions'])} completions, got {len(record['ranks'])}")
+        stop(f"{where}: field 'ranks': expected one rank for each of the "
+             f"{len(record['completions'])} completions, got {len(record['ranks'])}")
     return record
 
 
@@ -101,7 +102,7 @@ def read(path, kind, hint="python -m data.toy.world"):
     """All records of a JSONL file, validated. Blank lines are skipped."""
     path, records = Path(path), []
     if not path.exists():
-        raise SystemExit(f"error: no file {path}: run `{hint}` first")
+        stop(f"no file {path}: run `{hint}` first")
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
@@ -110,15 +111,20 @@ def read(path, kind, hint="python -m data.toy.world"):
             try:
                 record = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as e:
-                raise SystemExit(f"error: {where}: not UTF-8 at byte {e.start}") from None
+                stop(f"{where}: not UTF-8 at byte {e.start}")
             except json.JSONDecodeError as e:
-                raise SystemExit(f"error: {where}: not JSON: {e.msg} at column {e.colno}") from None
+                stop(f"{where}: not JSON: {e.msg} at column {e.colno}")
             except RecursionError:
-                raise SystemExit(f"error: {where}: nested too deep") from None
+                stop(f"{where}: nested too deep")
             records.append(check(record, kind, where))
     if not records:
-        raise SystemExit(f"error: {path} has no {kind} records")
+        stop(f"{path} has no {kind} records")
     return records
+
+
+def untied_pairs(ranks):
+    """Ranks of one prompt's K completions (1 is best) -> [(better, worse), ...] without ties."""
+    return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
 
 
 @contextlib.contextmanager
@@ -154,9 +160,8 @@ def write_json(path, facts):
 def read_json(path, hint):
     """What `write_json` wrote; stops with the command to run first where there is nothing."""
     if not Path(path).exists():
-        raise SystemExit(f"error: no file {path}: run `{hint}` first")
+        stop(f"no file {path}: run `{hint}` first")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as e:  # not JSON, or not UTF-8
-        raise SystemExit(f"error: {path} is damaged ({e}): delete it, and run `{hint}` again"
-                         ) from None
+        stop(f"{path} is damaged ({e}): delete it, and run `{hint}` again")

@@ -243,11 +243,6 @@ def total(index, fact, splits=SPLITS):
 def build(settings):
     """Tokenise what is not in shards yet, and put it there. Returns (index, tokens a second)."""
     s = settings
-    numbers = ("document", "shard_tokens", "chunk", "workers", "max_bytes", "max_line")
-    if wrong := [name for name in numbers if getattr(s, name) < 1]:
-        stop(f"--{wrong[0]}={getattr(s, wrong[0])}: expected 1 or more")
-    if not 0 <= s.split_valid <= 1:
-        stop(f"--split_valid={s.split_valid:g}: expected a share, from 0 to 1")
     if not s.file:
         stop("give --file=PATH: .txt files, JSON lines {\"text\"}, or a folder of them")
     tokenizer, out = load_tokenizer(s.tokenizer), Path(s.out)

@@ -5,6 +5,8 @@ import hashlib
 import re
 from pathlib import Path
 
+from settings import stop
+
 import tiktoken
 
 EOS = "<|endoftext|>"
@@ -71,17 +73,16 @@ def load_tokenizer(name, folder="."):
         try:
             return Tokenizer("gpt2", tiktoken.get_encoding("gpt2"))
         except OSError:  # no network, and not fetched before
-            raise SystemExit(f"error: the gpt2 tokenizer cannot be fetched: {GPT2_FILES}") from None
+            stop(f"the gpt2 tokenizer cannot be fetched: {GPT2_FILES}")
     path = Path(folder) / name
     if not path.exists():
-        raise SystemExit(f"error: no tokenizer {path}: run `python -m data.toy.world` first")
+        stop(f"no tokenizer {path}: run `python -m data.toy.world` first")
     source = path.read_bytes()
     try:
         ranks = {base64.b64decode(token): int(rank)
                  for token, rank in (line.split() for line in source.splitlines() if line)}
     except ValueError:
-        raise SystemExit(f"error: {path} is damaged: each line is a token in base64, and its "
-                         "rank") from None
+        stop(f"{path} is damaged: each line is a token in base64, and its rank")
     encoding = tiktoken.Encoding(str(path), pat_str=PATTERN, mergeable_ranks=ranks,
                                  special_tokens={EOS: len(ranks)})
     return Tokenizer(str(path), encoding, source)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data import records
 from evals.town import FLAGS
-from settings import extra, parse
+from settings import extra, parse, stop
 
 
 @dataclass
@@ -29,7 +29,7 @@ def read_log(folder):
     """The lines of a training log."""
     path = Path(folder) / "log.jsonl"
     if not path.exists():
-        raise SystemExit(f"error: no {path}: run `make demo` first")
+        stop(f"no {path}: run `make demo` first")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

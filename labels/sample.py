@@ -7,6 +7,7 @@
 Each line that it writes is a prompt record with `completions`: text, the model it came from, and
 whether it ended by itself.
 """
+import math
 import random
 from dataclasses import dataclass
 
@@ -42,6 +43,15 @@ class Settings(Computing):
     def problem(self):
         if self.k_min > self.k_max:
             return f"--k_min={self.k_min} is more than --k_max={self.k_max}"
+        try:
+            weights = [float(w) for w in self.weights.split(",")]
+        except ValueError:
+            weights = []
+        if not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
+            return f"--weights={self.weights}: expected numbers >= 0 with commas between, not all 0"
+        if len(weights) != len(self.models.split(",")):
+            return (f"--weights={self.weights}: expected a number for each of the "
+                    f"{len(self.models.split(','))} --models")
 
 
 def sample_rows(model, tokenizer, rows, s, device, note=""):
@@ -89,7 +99,7 @@ def main():
     episode = 0
     for number, prompt in enumerate(prompts):
         prompt["completions"] = []
-        for path in rng.choices(paths, weights[: len(paths)], k=rng.randint(s.k_min, s.k_max)):
+        for path in rng.choices(paths, weights, k=rng.randint(s.k_min, s.k_max)):
             todo[path].append((number, episode, prompt["prompt"]))
             episode += 1
     for path, (model, tokenizer) in zip(paths, models):

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from settings import parse  # before torch
+from settings import parse, stop  # before torch
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class Settings:
     seed: int = 3  # of the pool and of its noise
     agreement: float = 0.726  # of two training labelers, on which the noise is calibrated
     calibrate: str = "out/sft"  # the model whose samples the calibration uses
+
+    CHOICES = {"split": "train valid"}
 
 
 class Labeler:
@@ -126,11 +128,6 @@ def label(town, record, labeler, everyone, criterion, sharpness, rng):
             "expected": [round(float(v), 4) for v in expected]}
 
 
-def pairs(ranks):
-    """The untied ordered pairs (better, worse) of a ranking."""
-    return [(i, j) for i, j in itertools.permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
-
-
 def agreement(responses, labelers, criterion, sharpness, rng):
     """The share of pairs on which two labelers, both without a tie, prefer the same response.
 
@@ -181,8 +178,8 @@ def main():
     own = model_samples(town, prompts, s.calibrate)
     if s.split == "train":  # calibrate on one half of the prompts, measure on the other
         if len(own) < 2:
-            raise SystemExit(f"error: no prompt has two completions from {s.calibrate}, on which "
-                             "the noise is calibrated: name one of their models with --calibrate")
+            stop(f"no prompt has two completions from {s.calibrate}, on which the noise is "
+                 "calibrated: name one of their models with --calibrate")
         sharp = calibrate(own[::2], training, s.agreement, s.seed)
         reached, n = agreement(own[1::2], training, "train", sharp,
                                np.random.default_rng([s.seed, 99]))
@@ -198,7 +195,7 @@ def main():
         out = [label(town, p, group[rng.integers(len(group))], group, "train", sharp, rng)
                for p in prompts]
         records.write(folder / f"rankings_{s.split}{suffix}.jsonl", out)
-        n_pairs = sum(len(pairs(r["ranks"])) for r in out)
+        n_pairs = sum(len(records.untied_pairs(r["ranks"])) for r in out)
         print(f"{folder}/rankings_{s.split}{suffix}.jsonl: {len(out):,} rankings, "
               f"{n_pairs:,} untied pairs")
 

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from model import GPTConfig
 from runtime import pretrained
 from runtime.machine import bf16_pays
+from settings import stop
 
 GPU_CHUNK = 2**28  # logits that a GPU holds at a time
 DAY = 1e15 * 86400  # a petaflop/s-day in FLOPs, the paper's unit (section 5.1)
@@ -454,7 +455,7 @@ def number(x):
 def report(script, preset, s, machine, models, work, iterations):
     """Print the plan."""
     if machine not in (*MACHINES, "true"):
-        raise SystemExit(f"error: --plan={machine}: there are {', '.join(MACHINES)}")
+        stop(f"--plan={machine}: there are {', '.join(MACHINES)}")
     m = in_type(MACHINES.get(machine, MACHINES["a100"]), s.dtype, models[0].config.n_embd)
     dropout, micro, tokens = getattr(s, "dropout", 0) > 0, s.micro_batch, s.micro_batch_tokens
     offload = getattr(s, "offload", False)

@@ -8,7 +8,7 @@ import re
 import warnings
 from pathlib import Path
 
-from settings import extra  # before torch
+from settings import extra, stop  # before torch
 
 import torch
 
@@ -31,7 +31,7 @@ SIZES = {"vocab_size": "vocab_size", "block_size": "n_positions", "n_layer": "n_
 
 
 def refuse(path, why):
-    raise SystemExit(f"error: {path} {why}")
+    stop(f"{path} {why}")
 
 
 def safetensors_torch(what):

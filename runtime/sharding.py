@@ -35,6 +35,11 @@ def bare(model):
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def copied(model):
+    """A copy of its weights by name, in parts where they are."""
+    return {k: v.detach().clone() for k, v in bare(model).state_dict().items()}
+
+
 def frozen(model):
     """A model that is only read: no dropout, no gradients, matrices kept in the type of products.
     Norms, biases and the scalar head, next to nothing in memory, stay float32."""

@@ -521,6 +521,13 @@ def test_splits_have_their_sizes(built):
         "prompts_valid": 40, "prompts_test": 40}
 
 
+@pytest.mark.parametrize("prefix, fits", [(1, lambda prompt: True), (40, lambda prompt: False)])
+def test_a_world_that_cannot_be_filled_says_so(place, prefix, fits):
+    """All prompts begin alike, or none fits: a line, not a search without an end."""
+    with pytest.raises(SystemExit, match="prompts: .* of 99 prompts.* raise --prefix, --longest"):
+        world.split(random.Random(1), place, {"prompts": 99}, 5, prefix, fits)
+
+
 def test_no_author_is_in_two_splits(built):
     """The paper splits by user: a model is tested on people that it has never heard."""
     authors = [{r["author"] for r in rows} for rows in prompts_of(built[0]).values()]

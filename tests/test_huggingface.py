@@ -366,7 +366,7 @@ class Example:
 
 
 def test_a_model_of_theirs_is_fine_tuned_and_goes_out_again(tmp_path, words, monkeypatch):
-    """sft.py and reward.py --init=FOLDER, python -m runtime.huggingface export: as a user runs them."""
+    """sft.py and reward.py --init=FOLDER, then runtime.huggingface export: as a user runs them."""
     saved(tmp_path / "hf", theirs(vocab_size=300, n_positions=64), words)
     demos = [{"prompt": f"Who is Anna {i}?", "response": "The baker."} for i in range(6)]
     rankings = [{"prompt": d["prompt"], "completions": [{"text": "The baker."}, {"text": "No."}],

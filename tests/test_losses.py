@@ -11,6 +11,7 @@ import torch
 
 import reward
 import sft
+from data import batches, records
 from helpers import close, in_ranks, log_softmax, masked, tree_rows, slope, slopes
 from kernels.losses import token_logprobs
 from model import after, last_score
@@ -69,7 +70,7 @@ def test_sft_rows_as_a_batch():
     """Trap 11: lengths come from the rows. A prompt or a response may hold the pad's own id (0)
     and EOS (12) anywhere; a text row has loss on all tokens but the first."""
     prompt_with_eos, text = ([5, 12, 0, 7, 0, 12], 3), ([3, 0, 12, 4], 1)
-    ids, mask = sft.collate([prompt_with_eos, text], "cpu")
+    ids, mask = batches.pad_and_mask([prompt_with_eos, text], "cpu")
     assert ids.tolist() == [[5, 12, 0, 7, 0, 12], [3, 0, 12, 4, 0, 0]]
     assert mask.tolist() == masked([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1]]).tolist()
 
@@ -99,7 +100,7 @@ def explicit_loss(scores, ranks):
 
 def loss_of(scores_and_ranks):
     """The loss that reward.py computes for a batch of (scores, ranks), and its scores."""
-    rows = [([[1]] * len(ranks), reward.untied_pairs(ranks)) for _, ranks in scores_and_ranks]
+    rows = [([[1]] * len(ranks), records.untied_pairs(ranks)) for _, ranks in scores_and_ranks]
     _, pairs, weights = reward.collate(rows, len(rows), "cpu")
     scores = torch.tensor([s for own, _ in scores_and_ranks for s in own], requires_grad=True)
     return reward.ranking_loss(scores, pairs, weights), scores
@@ -107,8 +108,8 @@ def loss_of(scores_and_ranks):
 
 def test_pairs_of_a_ranking():
     for ranks, pairs in RANKINGS.items():
-        assert sorted(reward.untied_pairs(list(ranks))) == sorted(pairs), ranks
-    assert len(reward.untied_pairs(NINE)) == 9 * 8 / 2
+        assert sorted(records.untied_pairs(list(ranks))) == sorted(pairs), ranks
+    assert len(records.untied_pairs(NINE)) == 9 * 8 / 2
 
 
 @pytest.mark.parametrize("ranks", [r for r, pairs in RANKINGS.items() if pairs] + [NINE])

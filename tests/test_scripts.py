@@ -27,7 +27,6 @@ from model import GPT, last_score, ScalarGPT
 from sampler import generate
 from runtime import checkpoint
 from runtime.checkpoint import load, save
-from settings import parse
 
 
 # --------------------------------------------------------------------------------- end to end
@@ -396,23 +395,6 @@ def test_the_wrong_kind_of_checkpoint_is_refused(monkeypatch, part):
                                                               "--init=out/rm")
 
 
-def test_batches_that_cannot_be_shared_are_refused(monkeypatch, tmp_path):
-    message = stops(monkeypatch, tmp_path, "ppo", "--batch=10", "--minibatch=4")
-    assert "--batch=10 must be a multiple of --minibatch=4" in message
-
-
-@pytest.mark.parametrize("module, flag, closest", [
-    ("sft", "--dropuot=0.1", "--dropout"), ("sft", "--max-new-token=3", "--max_new_tokens"),
-    ("labels.sample", "--temprature=1", "--temperature"), ("reward", "--microbatch=3", "--micro_batch"),
-    ("ppo", "--klbeta=3", "--beta"), ("ppo", "--prest=ppo", "--preset"),
-    ("evaluate", "--vote=3", "--votes"), ("labels.simulated", "--agree=1", "--agreement"),
-    ("ppo", "iterations=3", "--iterations"),
-])
-def test_an_unknown_flag_names_the_closest(monkeypatch, tmp_path, module, flag, closest):
-    message = stops(monkeypatch, tmp_path, module, flag)
-    assert f"unknown argument {flag!r}: did you mean {closest}?" in message
-
-
 @dataclass
 class Example:
     """An example."""
@@ -420,36 +402,6 @@ class Example:
     rate: float = 0.5
     name: str = "x"  # its name
     on: bool = False
-
-
-def test_settings_from_the_command_line():
-    """Values have the type of the default; flags win over the preset, in any order."""
-    assert parse(Example, argv=[]) == Example()
-    assert parse(Example, argv=["--steps=7", "--rate=2", "--on", "--name=a=b"]) == Example(
-        7, 2.0, "a=b", True)
-    assert parse(Example, {"big": dict(steps=9, rate=1.0)}, ["--rate=0.1", "--preset=big"]) == (
-        Example(9, 0.1))
-    assert parse(Example, argv=["--on=False"]).on is False
-
-
-@pytest.mark.parametrize("flag, complaint", [
-    ("--steps=many", "--steps=many: expected int, like 3"), ("--steps=1.5", "expected int"),
-    ("--on=perhaps", "expected bool"), ("--preset=small", "no preset 'small'; there are big"),
-    ("--zzzzzzzz=1", "unknown argument '--zzzzzzzz=1'; --help lists them all"),
-])
-def test_a_wrong_value_says_what_was_expected(flag, complaint):
-    with pytest.raises(SystemExit) as stop:
-        parse(Example, {"big": {}}, [flag])
-    assert complaint in str(stop.value.code)
-
-
-def test_help_shows_every_setting_with_its_default_and_comment(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse(Example, {"big": {}}, ["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for piece in ("An example.", "big", "--steps=3", "of something", "--name=x", "its name"):
-        assert piece in text
 
 
 # ------------------------------------------------------------------------------------- checkpoints

@@ -427,8 +427,6 @@ def test_an_error_later_leaves_whole_shards_only(tmp_path, inline, vocabulary):
 
 @pytest.mark.parametrize("changes, message", [
     (dict(file=""), "give --file=PATH"), (dict(file="nowhere"), "no file nowhere"),
-    (dict(chunk=0), "--chunk=0: expected 1 or more"), (dict(workers=-1), "--workers=-1"),
-    (dict(split_valid=1.5), "--split_valid=1.5: expected a share"),
     (dict(tokenizer="nowhere"), "no tokenizer nowhere"),
 ])
 def test_wrong_settings(tmp_path, vocabulary, changes, message):

@@ -27,7 +27,9 @@ import ppo
 import reward
 import settings
 import sft
-from data.batches import WithoutPrompt, order, pad
+import test_house
+from data import batches
+from data.batches import WithoutPrompt, encode_ranking, order, pad, read_rankings
 from demo import python
 from helpers import (EOS, VOCAB, Counted, Recorder, add, close, in_ranks, one_process,
                      same, sequence_logprobs, tiny, tiny_scalar, tree_rows, world_of_ranks)
@@ -67,11 +69,13 @@ SCRIPTS = [".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_setting_is_read(name):
-    """Trap 26: a setting that nobody reads lies to whoever sets it."""
-    module = importlib.import_module(name)
-    source = Path(module.__file__).read_text()
-    if "from runtime.training import" in source:
-        source += Path(training.__file__).read_text().replace("self.s.", "s.")
+    """Trap 26: a setting that nobody reads, neither the script nor a file that it imports, lies to
+    whoever sets it."""
+    files, module = test_house.sources(), importlib.import_module(name)
+    paths = {test_house.module_of(path): path for path in files}
+    own = paths[name]
+    read_in = {own, *(paths[other] for _, other in test_house.imports(own, files[own], paths))}
+    source = "\n".join(files[path] for path in sorted(read_in)).replace("self.s.", "s.")
     read = {node.attr for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
             and isinstance(node.value, ast.Name) and node.value.id in ("s", "settings")}
@@ -218,7 +222,7 @@ def test_sft_step_with_more_pads(monkeypatch):
     rows, model = demonstrations(8), tiny()
     recorder, s = Recorder(model), sft_settings(micro_batch=3)
     first, _ = sft.train_step(model, recorder, rows, 0.1, s, one_process())
-    monkeypatch.setattr(sft, "pad", wider_pad)
+    monkeypatch.setattr(batches, "pad", wider_pad)
     second, _ = sft.train_step(model, recorder, rows, 0.1, s, one_process())
     assert first == pytest.approx(second, rel=1e-6)
     same(*recorder.steps)
@@ -334,11 +338,10 @@ def test_held_out_text_is_not_held_in_memory(monkeypatch):
             return Row(super().__getitem__(i))
 
     rows, model = texts(40), tiny().eval()
-    monkeypatch.setattr(sft, "AT_ONCE", 6)
     for world in (one_process(), world_of_ranks(0, 2, lambda x: x), world_of_ranks(1, 2, None)):
         sums = []
         world.sum = lambda x: sums.append(x) or torch.as_tensor(x)
-        got = sft.evaluate_loss(model, WithoutPrompt(OnDisk(rows)), sft_settings(), world)
+        got = sft.evaluate_loss(model, WithoutPrompt(OnDisk(rows)), sft_settings(), world, 6)
         mine = [(ids, 1) for i, ids in enumerate(rows) if i % 6 % world.size == world.rank]
         assert sums[0][1] == len(mine) * (Rows.T - 1)
         assert got == pytest.approx(float(sft_oracle(model, mine).detach()), rel=1e-5)
@@ -360,7 +363,7 @@ def test_sft_learns_to_copy():
 # --------------------------------------------------------------------------- step 2: reward model
 
 def rankings(n, seed=0):
-    """Rankings as reward.encode makes them: K of 2 to 5 completions, some tied, of one prompt."""
+    """Rankings as encode_ranking makes them: K of 2 to 5 completions, some tied, of one prompt."""
     rng, out = random.Random(seed), []
     while len(out) < n:
         prompt, k = [rng.randrange(EOS) for _ in range(rng.randint(1, 5))], rng.randint(2, 5)
@@ -446,7 +449,7 @@ def test_a_ranking_record_as_rows_and_pairs():
     record = {"prompt": "ab", "ranks": [2, 1, 3, 2, 4], "completions": [
         {"text": "c"}, {"text": "d" * 20}, {"text": "e", "ended": False},
         {"text": "fg", "ended": True}, {"text": "", "ended": False}]}
-    rows, pairs = reward.encode(Letters(), record, 10)
+    rows, pairs = encode_ranking(Letters(), record, 10)
     assert rows == [[0, 1, 11, 2, EOS], [0, 1, 11, 4], [0, 1, 11, 5, 6, EOS]]
     assert sorted(pairs) == [(0, 1), (2, 1)]
 
@@ -457,13 +460,12 @@ def test_rankings_without_a_pair_are_counted(tmp_path):
     tied = {"prompt": "a", "completions": [{"text": "b"}, {"text": "c"}], "ranks": [1, 1]}
     records.write(tmp_path / "r.jsonl", [tied, {**tied, "ranks": [2, 1]}, tied])
     told = []
-    world = SimpleNamespace(print=told.append)
-    got = reward.read_rankings(tmp_path / "r.jsonl", Letters(), 10, world)
+    got = read_rankings(tmp_path / "r.jsonl", Letters(), 10, tell=told.append)
     assert got == [([[0, 11, 1, EOS], [0, 11, 2, EOS]], [(1, 0)])]
     assert len(told) == 1 and "2 of 3 rankings have no pair" in told[0]
     records.write(tmp_path / "r.jsonl", [tied])
     with pytest.raises(SystemExit, match="no ranking with an untied pair"):
-        reward.read_rankings(tmp_path / "r.jsonl", Letters(), 10, world)
+        read_rankings(tmp_path / "r.jsonl", Letters(), 10)
 
 
 def test_completions_that_do_not_fit_are_counted(tmp_path):
@@ -472,8 +474,7 @@ def test_completions_that_do_not_fit_are_counted(tmp_path):
     records.write(tmp_path / "r.jsonl", [{"prompt": "a", "ranks": [1, 2, 3], "completions": [
         {"text": "b"}, {"text": "c" * 20}, {"text": "d"}]}])
     told = []
-    got = reward.read_rankings(tmp_path / "r.jsonl", Letters(), 10,
-                               SimpleNamespace(print=told.append))
+    got = read_rankings(tmp_path / "r.jsonl", Letters(), 10, tell=told.append)
     assert got == [([[0, 11, 1, EOS], [0, 11, 3, EOS]], [(0, 1)])]
     assert len(told) == 1 and "1 of 3 completions are dropped" in told[0]
 
@@ -504,7 +505,7 @@ def test_prompts_that_are_cut_are_counted(tmp_path, way, kept):
             {"text": "b"}, {"text": "c" * 20}, {"text": "d"}]}])
     told = []
     world = SimpleNamespace(print=told.append)
-    got = reward.read_rankings(tmp_path / "r.jsonl", Letters(), 6, world, way)
+    got = read_rankings(tmp_path / "r.jsonl", Letters(), 6, way, told.append)
     assert got == [([[*kept, 1, EOS], [*kept, 2, 2, EOS]], [(0, 1)]),
                    ([[0, 11, 1, EOS], [0, 11, 3, EOS]], [(0, 1)])]
     assert "1 of 2 prompts are cut" in told[0] and "1 of 5 completions are dropped" in told[1]
@@ -788,7 +789,7 @@ def test_ppo_steps_on_two_ranks_are_the_steps_on_one():
         T = own.mask.size(1)
         own = replace(own, logprob=old.logprob[rank::2, :T], value=old.value[rank::2, :T])
         metrics = update(y, own, torch.tensor(y.world.share(text)))
-        return metrics, [o.steps for o in y.optimizers], ppo.rollout_metrics(own, y.s, y.world)
+        return metrics, [o.steps for o in y.optimizers], ppo.rollout_metrics(own, y.world)
 
     a, b = in_ranks(2, work)
     for mine, theirs, whole in zip(a[1], b[1], [o.steps for o in x.optimizers]):
@@ -798,7 +799,7 @@ def test_ppo_steps_on_two_ranks_are_the_steps_on_one():
     for name in set(expected) - {"policy/grad_norm", "value/grad_norm"}:
         assert a[0][name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
         assert a[0][name] == b[0][name], name
-    assert a[2] == pytest.approx(ppo.rollout_metrics(stale(e), x.s, x.world), rel=1e-5, abs=1e-6)
+    assert a[2] == pytest.approx(ppo.rollout_metrics(stale(e), x.world), rel=1e-5, abs=1e-6)
 
 
 def test_only_policy_and_value_function_learn():
@@ -854,8 +855,8 @@ def test_more_pads_change_nothing():
     assert first == pytest.approx(second, rel=1e-6, abs=1e-9)
     for a, b in zip(x.optimizers, y.optimizers):
         same(a.steps[0], b.steps[0])
-    assert ppo.rollout_metrics(e, x.s, x.world) == pytest.approx(
-        ppo.rollout_metrics(widened(e), x.s, x.world), rel=1e-9)
+    assert ppo.rollout_metrics(e, x.world) == pytest.approx(
+        ppo.rollout_metrics(widened(e), x.world), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["logprob", "value", "advantage", "returns"])
@@ -875,15 +876,15 @@ def test_nan_outside_the_response_reaches_no_rollout_metric(name):
     x = scene()
     e = roll(x)
     bad = replace(e, **{name: getattr(e, name).masked_fill(~e.mask, math.nan)})
-    assert ppo.rollout_metrics(bad, x.s, x.world) == pytest.approx(
-        ppo.rollout_metrics(e, x.s, x.world))
+    assert ppo.rollout_metrics(bad, x.world) == pytest.approx(
+        ppo.rollout_metrics(e, x.world))
 
 
 def test_rollout_metrics_by_loops():
     """Sums over an episode, means over episodes; objective = score - beta * KL (trap 5)."""
     x = scene()
     e = roll(x)
-    got, mean = ppo.rollout_metrics(e, x.s, x.world), lambda v: sum(v) / len(v)
+    got, mean = ppo.rollout_metrics(e, x.world), lambda v: sum(v) / len(v)
     pick = lambda t: [[float(t[i, k]) for k in range(p, len(ids))]
                       for i, (ids, p) in enumerate(rows_of(e))]
     score = e.score.tolist()
@@ -906,7 +907,7 @@ def test_equal_returns_leave_nothing_to_explain():
     x = scene()
     e = roll(x)
     e.returns = e.mask.float()
-    assert ppo.rollout_metrics(e, x.s, x.world)["value/explained_variance"] == 0.0
+    assert ppo.rollout_metrics(e, x.world)["value/explained_variance"] == 0.0
 
 
 def test_prompts_come_in_shuffled_rounds():
@@ -972,7 +973,7 @@ def trained(iterations=25, **changes):
         e = roll(x, prompts, numbers)
         own = text if x.s.ptx else torch.zeros(0, 1, dtype=torch.long)
         metrics = ppo.update(x.policy, x.value, x.optimizers, x.ema, e, own, 0.01, i, x.s, x.world)
-        history.append({**ppo.rollout_metrics(e, x.s, x.world), **metrics})
+        history.append({**ppo.rollout_metrics(e, x.world), **metrics})
     return x, history
 
 

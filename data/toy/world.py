@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from settings import parse  # before torch
+from settings import parse, stop  # before torch
 
 from data import records
 from data.batches import encode_prompt
@@ -39,6 +39,10 @@ class Settings:
     cap: int = 30  # prompts of one author at most (the paper: 200 a user)
     longest: int = 96  # tokens of a prompt, so that a response fits the context after it
     prefix: int = 72  # characters: of two prompts that share this long a beginning one is dropped
+
+    # a hundredth of the documents and a third of the demonstrations are held out; 256 bytes, EOS
+    BOUNDS = {"documents": "[100, inf)", "demonstrations": "[3, inf)", "vocab": "[257, inf)",
+              "prompts": "[1, inf)"}
 
 
 # ----------------------------------------------------------------------------------- raw text
@@ -189,7 +193,7 @@ def split(rng, town, sizes, cap, prefix, fits):
     sizes: {split: how many}; fits(prompt): whether a prompt is short enough. Returns
     ({split: prompts}, counts of what was dropped and why).
     """
-    seen, dropped, out, number = set(), collections.Counter(), {}, 0
+    seen, dropped, out, number, in_vain = set(), collections.Counter(), {}, 0, 0
     whole = sum(share for share, _ in CATEGORIES.values())
     for name, size in sizes.items():
         out[name], room = [], {c: -(-size * s // whole) for c, (s, _) in CATEGORIES.items()}
@@ -207,6 +211,10 @@ def split(rng, town, sizes, cap, prefix, fits):
                     seen.add(record["prompt"][:prefix])
                     out[name].append(record)
                     kept += 1
+            in_vain = 0 if kept else in_vain + 1
+            if in_vain == 1000:  # at the defaults it is 24 at most
+                stop(f"{name}: {len(out[name]):,} of {size:,} prompts, and no new one from 1,000 "
+                     "authors: ask for fewer, or raise --prefix, --longest or --cap")
     return out, dropped
 
 
