@@ -63,7 +63,7 @@ class Machine:
     outside: float  # bytes/s to other nodes: rings use all of a node's 8 network cards
     master: int = 4  # bytes of a weight, and of a gradient, that is trained
     low: int = 2  # bytes of a number in products: bf16, and of a frozen model's weights
-    cache: int = 2  # bytes of a number in a cache of keys and values: kernels/losses.py, cache_type
+    cache: int = 2  # bytes of a number in a cache of keys and values: kernels/decode.py, cache_type
     other: float = 0.0  # FLOP/s in the type that --dtype=auto does not take: float32, no TF32
     chunk: int = GPU_CHUNK  # logits at a time: kernels/losses.py, _chunks
 
