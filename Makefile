@@ -15,6 +15,7 @@ BIG := --n_layer=3 --n_head=8 --n_embd=512 --lr=1.5e-3 --out=out/big
 DEMO := out/demo
 
 BENCH ?= --threads=1
+WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core
 
 .PHONY: demo figures seeds test long real bench check clean install install-dev
 
@@ -54,10 +55,10 @@ seeds:
 	$(PY) tests/check_demo.py runs/seed-*/$(DEMO)/results.json
 
 test: install-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS)
 
 long: install-dev  # every stage killed twenty times
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m long
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m long
 
 real: install
 	OMP_NUM_THREADS=1 $(PY) tests/real_input.py
