@@ -94,7 +94,8 @@ def text_share(s, demos, text):
     if s.pretrain_mix in (0, 1):
         return len(text)  # none, or all
     tokens = sum(len(ids) - n for ids, n in demos)
-    return max(1, round(tokens * s.pretrain_mix / (1 - s.pretrain_mix) / text.T))
+    of_row = text.tokens / len(text) - 1  # on average; a row's first token carries no loss
+    return max(1, round(tokens * s.pretrain_mix / (1 - s.pretrain_mix) / of_row))
 
 
 def batches(s, demos, text, epoch):
@@ -197,7 +198,7 @@ def main():
     steps = s.epochs * -(-(len(demos) + text_share(s, demos, text)) // s.batch)
     parameters = sum(p.numel() for p in model.parameters())
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "
-                f"{len(text) * config.block_size if text else 0:,} tokens of text, {steps} steps")
+                f"{text.tokens if text else 0:,} tokens of text, {steps} steps")
     history, best, valid_loss = [], {}, {}
     run = Training(world, s, steps, ("loss", "valid"), model=model, optimizer=optimizer,
                    history=history, best=best, valid=valid_loss)

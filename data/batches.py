@@ -132,10 +132,12 @@ def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print):
 
 
 class TextRows:
-    """Documents as rows of T tokens, EOS after each document, whole documents side by side.
+    """Documents as rows of up to T tokens, EOS after each document, whole documents side by side.
 
-    A document goes into the fullest open row that has room for it, so that hardly any place stays
-    empty (EOS fills it) and no document loses its beginning; one longer than T is cut into pieces.
+    A document goes into the fullest open row that has room for it, so that most rows are full and
+    no document loses its beginning; one longer than T is cut into pieces. What a row lacks is not
+    filled up: a place without text would count as text. A row of one token teaches nothing, as
+    nothing stands before it, and is left out.
     """
 
     OPEN = 64  # rows that wait for a document of their missing length
@@ -154,18 +156,18 @@ class TextRows:
                     rows.append(row)
                     open_rows.append(row)
                 row += piece
+        rows = [row for row in rows if len(row) > 1]
         dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-        self.T = min(T, max(map(len, rows)))
-        self.rows = np.full((len(rows), self.T), tokenizer.eos, dtype)
-        for out, row in zip(self.rows, rows):
-            out[: len(row)] = row
+        self.ends = np.cumsum([0, *map(len, rows)])
+        self.ids = np.fromiter(itertools.chain.from_iterable(rows), dtype, self.ends[-1])
+        self.tokens = int(self.ends[-1])  # of all rows together
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.ends) - 1
 
     def __getitem__(self, i):
         """Row i as a list of ids."""
-        return self.rows[i].tolist()
+        return self.ids[self.ends[i] : self.ends[i + 1]].tolist()
 
 
 class ShardRows:
@@ -193,6 +195,7 @@ class ShardRows:
                       for e in entries]
         self.ends = list(itertools.accumulate(e["tokens"] for e in entries))
         self.T = min(T, self.ends[-1])
+        self.tokens = len(self) * self.T  # of all rows together
 
     @staticmethod
     def part(path, dtype, tokens):
@@ -217,7 +220,7 @@ class ShardRows:
 
 
 def text_rows_of(folder, split, tokenizer, T):
-    """The text of a folder as rows of T tokens: its shards, or else text_{split}.jsonl."""
+    """The text of a folder as rows of up to T tokens: its shards, or else text_{split}.jsonl."""
     path, index = Path(folder) / f"text_{split}.jsonl", Path(folder) / shards.INDEX
     if not index.exists():
         return TextRows(tokenizer, [r["text"] for r in records.read(path, "text")], T)

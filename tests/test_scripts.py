@@ -119,7 +119,7 @@ def test_ppo_logs_what_the_paper_watches(demo):
                  "value/explained_variance", "value/clip_fraction", "response_length", "ended",
                  "loss/ptx", "lr", "value_lr", "tokens_per_second"):
         assert name in with_ptx, name
-    assert with_ptx["loss/ptx"] > 1 and without["loss/ptx"] == 0
+    assert with_ptx["loss/ptx"] > 1 and "loss/ptx" not in without
     for m in demo.log("ppo-ptx") + demo.log("ppo"):
         beta = demo.checkpoint("ppo")["settings"]["beta"]
         assert m["objective"] == pytest.approx(m["score"] - beta * m["kl"], abs=1e-4)
