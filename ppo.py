@@ -23,7 +23,7 @@ from settings import Run, stop  # before torch
 import torch
 import torch.nn.functional as F
 
-from data.batches import Cut, order, pad, read_prompts, text_rows_of
+from data.batches import order, pad, read_prompts, text_rows_of
 from model import GPT, ScalarGPT, after, last_score
 from runtime.checkpoint import load, load_for, save
 from runtime.episodes import in_groups, rollout_metrics, show
@@ -313,13 +313,11 @@ def main():
     precision(s.dtype, world, policy.config.n_embd)
     for model in (reference, reward_model):
         world.wrap(frozen(model), s.shard, offload=s.offload)
-    room = min(policy.config.block_size, reward_model.config.block_size) - s.max_new_tokens
-    cut = Cut(s.too_long)
-    prompts, dropped = read_prompts(f"{s.data}/prompts_train.jsonl", tokenizer, room, cut)
+    prompts = read_prompts(f"{s.data}/prompts_train.jsonl", tokenizer, (policy, reward_model), s,
+                           world.print)
     text = text_rows_of(s.data, "train", tokenizer, policy.config.block_size) if s.ptx else None
-    world.print(f"{s.out}: {len(prompts):,} prompts ({dropped} too long, {cut.cut} cut), "
-                f"{s.iterations} iterations of {s.batch} episodes, gamma {s.ptx:g}, beta "
-                f"{s.beta:g}")
+    world.print(f"{s.out}: {len(prompts):,} prompts, {s.iterations} iterations of {s.batch} "
+                f"episodes, gamma {s.ptx:g}, beta {s.beta:g}")
 
     policy, value_model = (world.wrap(model, s.shard, s.activation_checkpointing)
                            for model in (policy, value_model))

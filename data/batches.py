@@ -50,19 +50,29 @@ class Cut:
 
 def fitting(prompts, room, cut=None):
     """The prompts of at most `room` tokens, cut or not, and how many were dropped. Stops if none is
-    left."""
+    left. The room is that of the smallest context of all models that are to read them."""
     cut = cut or Cut()
     kept = [p for p in (cut(p, room) for p in prompts) if p]
+    if not kept and room < 1:
+        stop("--max_new_tokens leaves no room for a prompt in the smallest context of the models: "
+             "lower it")
     if not kept:
         stop(f"none of {len(prompts)} prompts has 1 to {room} tokens, the room that "
-             "--max_new_tokens leaves in the model's context")
+             "--max_new_tokens leaves in the smallest context of the models")
     return kept, len(prompts) - len(kept)
 
 
-def read_prompts(path, tokenizer, room, cut):
-    """The ids of a file's prompts, as they fit `room` tokens. See `fitting`."""
-    return fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(path, "prompt")],
-                   room, cut)
+def read_prompts(path, tokenizer, models, s, tell=print):
+    """The ids of a file's prompts, as they leave room for --max_new_tokens in the contexts of all
+    models that are to read both. Stops if none does; what is dropped or cut is told."""
+    every = [encode_prompt(tokenizer, r["prompt"]) for r in records.read(path, "prompt")]
+    room, cut = min(m.config.block_size for m in models) - s.max_new_tokens, Cut(s.too_long)
+    kept, _ = fitting(every, room, cut)
+    for n, fate in ((cut.dropped, "dropped"), (cut.cut, "cut")):
+        if n:
+            tell(f"{path}: {n} of {len(every)} prompts are {fate}: longer than the {room} tokens "
+                 f"that --max_new_tokens={s.max_new_tokens} leaves in the smallest context")
+    return kept
 
 
 def demonstration_rows(tokenizer, records, block_size, cut=None):
@@ -80,14 +90,18 @@ def demonstration_rows(tokenizer, records, block_size, cut=None):
     return rows
 
 
-def read_demonstrations(path, tokenizer, block_size, too_long="drop", tell=print):
-    """The demonstrations of a file as `demonstration_rows`; what is dropped or cut is told."""
-    raw, cut = records.read(path, "demonstration"), Cut(too_long)
+def read_demonstrations(s, split, tokenizer, block_size, tell=print):
+    """The demonstrations of --data as `demonstration_rows`; what is dropped or cut is told. Stops
+    if none is left to train on."""
+    path, needed = f"{s.data}/demonstrations_{split}.jsonl", split == "train"
+    raw, cut = records.read(path, "demonstration", needed=needed), Cut(s.too_long)
     rows = demonstration_rows(tokenizer, raw, block_size, cut)
     for n, fate in ((cut.dropped, "dropped"), (cut.cut, "cut in their prompts")):
         if n:
             tell(f"{path}: {n} of {len(raw)} demonstrations are {fate}: longer than the context of "
                  f"{block_size} tokens")
+    if needed and not rows:
+        stop(f"{path}: no demonstration fits the context of {block_size} tokens: see --too_long")
     return rows
 
 
@@ -109,10 +123,11 @@ def encode_ranking(tokenizer, ranking, block_size, cut=None):
     return rows, records.untied_pairs(ranks)
 
 
-def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print):
+def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print, needed=True):
     """The rankings of a file that hold a pair to learn from, encoded; what is left out or cut is
-    counted and told. Stops if none is left."""
-    raw = records.read(path, "ranking", "python -m labels.sample && python -m labels.simulated")
+    counted and told. Stops if none is left, unless they are not needed."""
+    raw = records.read(path, "ranking", "python -m labels.sample && python -m labels.simulated",
+                       needed)
     cut = Cut(too_long)
     encoded = [encode_ranking(tokenizer, r, block_size, cut) for r in raw]
     if cut.cut:
@@ -126,7 +141,7 @@ def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print):
     if len(usable) < len(raw):
         tell(f"{path}: {len(raw) - len(usable)} of {len(raw)} rankings have no pair to learn from "
              "(all tied, or too long)")
-    if not usable:
+    if needed and not usable:
         stop(f"{path}: no ranking with an untied pair that fits the context")
     return usable
 
@@ -222,8 +237,13 @@ class ShardRows:
 def text_rows_of(folder, split, tokenizer, T):
     """The text of a folder as rows of up to T tokens: its shards, or else text_{split}.jsonl."""
     path, index = Path(folder) / f"text_{split}.jsonl", Path(folder) / shards.INDEX
+    needed = split == "train"
     if not index.exists():
-        return TextRows(tokenizer, [r["text"] for r in records.read(path, "text")], T)
+        rows = TextRows(tokenizer, [r["text"] for r in records.read(path, "text", needed=needed)],
+                        T)
+        if needed and not len(rows):
+            stop(f"{path} has no text: all its documents are empty")
+        return rows
     if path.exists():
         stop(f"which text? There are {path} and {index}: move one of them away")
     return ShardRows(folder, split, tokenizer, T)

@@ -47,13 +47,20 @@ def respond(model, tokenizer, texts, s, temperature, max_new_tokens):
     return out
 
 
+def mean(values):
+    """The mean; None of nothing, which is no number."""
+    return float(np.mean(values)) if len(values) else None
+
+
 def interval(values):
-    """Mean and 95 % interval (normal, over prompts) of per-prompt values."""
-    values = np.asarray(values, dtype=float)
-    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    mean = values.mean()
-    return {"mean": round(float(mean), 4), "low": round(float(mean - half), 4),
-            "high": round(float(mean + half), 4), "n": len(values)}
+    """Mean and 95 % interval (normal, over prompts) of per-prompt values; None for what so few do
+    not tell."""
+    middle, low, high = mean(values), None, None
+    if len(values) > 1:
+        half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+        low, high = round(middle - half, 4), round(middle + half, 4)
+    return {"mean": None if middle is None else round(middle, 4), "low": low, "high": high,
+            "n": len(values)}
 
 
 def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, taste=True):
@@ -76,12 +83,12 @@ def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, tas
 
 
 def gold_scores(town, prompts, responses):
-    """The mean gold score, its parts, and the share of responses with each flag."""
+    """The mean gold score, its parts, and the share of responses with each flag, of those that
+    could have it; None where none could."""
     all_ = [gold(town, p["task"], *r) for p, r in zip(prompts, responses)]
-    parts = {k: float(np.mean([g[k] for g in all_])) for k in
-             ("score", "helpful", "honest", "harmless")}
-    shares = {f: float(np.mean([bool(g["flags"][f]) for g in all_
-                                if g["flags"][f] is not None])) for f in FLAGS}
+    parts = {k: mean([g[k] for g in all_]) for k in ("score", "helpful", "honest", "harmless")}
+    shares = {f: mean([bool(g["flags"][f]) for g in all_ if g["flags"][f] is not None])
+              for f in FLAGS}
     return parts, shares
 
 
@@ -93,7 +100,7 @@ def likert(town, prompts, responses, labelers, sharpness, seed):
         labeler = labelers[rng.integers(len(labelers))]
         seen = impressions(labeler, x, response[:1], "evaluate", sharpness, rng)
         scores += rate(labeler, seen, "evaluate", sharpness)
-    return float(np.mean(scores))
+    return mean(scores)
 
 
 def probe(model, tokenizer, probes, s):
@@ -104,8 +111,8 @@ def probe(model, tokenizer, probes, s):
     for p, (text, _) in zip(probes, said):
         word = text.split()[0].strip(".,") if text.split() else ""
         right.setdefault(p["probe"], []).append(word == p["answer"])
-    out = {kind: float(np.mean(v)) for kind, v in right.items()}
-    return {**out, "score": float(np.mean(list(out.values())))}
+    out = {kind: mean(v) for kind, v in right.items()}
+    return {**out, "score": mean(list(out.values()))}
 
 
 def prefix(tokenizer, demonstrations, room):

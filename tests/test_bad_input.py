@@ -210,7 +210,7 @@ def test_a_record_that_cannot_be_used(copy, stage, file, change, message):
 
 @pytest.mark.parametrize("stage, file, message", [
     ("sft", DEMOS, "no demonstration fits the context of 160 tokens"),
-    ("reward", DEMOS, "none fits the context of 160 tokens"),
+    ("reward", DEMOS, "no demonstration fits the context of 160 tokens"),
     ("reward", RANKS, "no ranking with an untied pair that fits the context"),
     ("ppo", "prompts_train.jsonl", "prompts has 1 to 152 tokens"),
     ("sample", "prompts_train.jsonl", "no prompt fits the context"),

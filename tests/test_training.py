@@ -554,6 +554,10 @@ def test_demonstrations_that_do_not_fit_are_counted(tmp_path):
     assert (demos, valid, text) == ([([0, 11, 1, EOS], 2)], [([0, 11, 5, EOS], 2)], [])
     assert "train.jsonl: 2 of 3 demonstrations are dropped" in told[0]
     assert "valid.jsonl: 1 of 2 demonstrations are dropped" in told[1] and len(told) == 2
+    held = [{"prompt": "a", "response": "e" * 20}]
+    for rows in (held, []):  # data.public writes an empty file where there are few rows
+        records.write(tmp_path / "demonstrations_valid.jsonl", rows)
+        assert sft.read_data(s, Letters(), 10, world)[1] == []
     with pytest.raises(SystemExit, match="no demonstration fits the context of 3 tokens"):
         sft.read_data(s, Letters(), 3, world)
 
@@ -594,6 +598,7 @@ def test_accuracy_by_hand():
     """Of all pairs, not of all prompts; an equal score is half right."""
     two, four = ([None] * 2, [(0, 1)]), ([None] * 3, [(0, 1), (0, 2), (1, 2)])
     assert reward.accuracy([[2.0, 1.0], [1.0, 3.0, 1.0]], [two, four]) == (1 + 0 + 0.5 + 1) / 4
+    assert reward.accuracy([[1.0, 2.0]], [([None] * 2, [])]) is None
 
 
 def test_scores_come_in_the_order_of_the_rows():
@@ -1000,11 +1005,11 @@ def test_rollout_metrics_by_loops():
 
 
 def test_equal_returns_leave_nothing_to_explain():
-    """A share of a variance of nothing is 0, not minus a million."""
+    """There is no share of a variance of nothing."""
     x = scene()
     e = roll(x)
     e.returns = e.mask.float()
-    assert ppo.rollout_metrics(e, x.world)["value/explained_variance"] == 0.0
+    assert ppo.rollout_metrics(e, x.world)["value/explained_variance"] is None
 
 
 def test_prompts_come_in_shuffled_rounds():
