@@ -2,9 +2,9 @@
 from evals.town import FLAGS
 
 
-def told(value, form):
+def told(value, form, else_="not measured"):
     """A number in its format; what was not measured says so."""
-    return "not measured" if value is None else form.format(value)
+    return else_ if value is None else form.format(value)
 
 
 def table(results):
@@ -30,9 +30,11 @@ def table(results):
         lines.append(f"| {pair} | {share(w['mean'])} | {span(w)} | {share(blind['mean'])} "
                      f"({span(blind)}) |")
     rm = ", ".join(f"{k.replace('_', ' ')} {v:.1%}" for k, v in results["rm_accuracy"].items())
-    lines += ["", "Training labelers agree with each other on "
-              f"{told(results['labeler_agreement'], '{:.1%} of untied pairs')}. The reward model "
-              + (f"agrees with {rm}." if rm else "was not measured.")]
+    lines += ["", told(results["labeler_agreement"], "Training labelers agree with each other on "
+                       "{:.1%} of untied pairs.",
+                       "How often training labelers agree with each other was not measured.")
+              + (f" The reward model agrees with {rm}." if rm else
+                 " The reward model was not measured.")]
     return lines
 
 

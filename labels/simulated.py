@@ -190,9 +190,9 @@ def main():
         facts = {"seed": s.seed, "sharpness": sharp, "agreement": reached, "pairs": n,
                  "seconds": round(time.time() - started, 1)}
         records.write_json(facts_file, facts)
-        share = "a share that was not measured" if reached is None else f"{reached:.1%}"
-        print(f"training labelers agree with each other on {share} of {n:,} untied pairs of "
-              f"{s.calibrate} samples (sharpness {sharp:.2f}, set on other prompts)")
+        print(f"training labelers agree with each other on {reached:.1%} of {n:,} untied pairs"
+              if n else "how often training labelers agree was not measured: no untied pair",
+              f"of {s.calibrate} samples (sharpness {sharp:.2f}, set on other prompts)")
     else:
         sharp = records.read_json(facts_file, "python -m labels.simulated")["sharpness"]
     groups = {"": training} if s.split == "train" else {"": training, "_heldout": heldout}
