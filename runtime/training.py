@@ -129,7 +129,8 @@ class Training:
             self.file.write(line.encode() + b"\n")
             self.file.flush()
             self.bar.update()
-            shown = {k: f"{numbers[k]:.3g}" for k in (*self.shown, "skipped") if k in numbers}
+            shown = {k: f"{numbers[k]:.3g}" for k in (*self.shown, "skipped")
+                     if numbers.get(k) is not None}
             self.bar.set_postfix(shown, refresh=False)
         if self.in_a_row >= self.s.max_skips:
             s = self.s

@@ -265,6 +265,32 @@ class Rows(list):
     """Text rows, all T long."""
     T = 11
 
+    @property
+    def tokens(self):
+        return sum(map(len, self))
+
+
+class Packed:
+    """A tokenizer whose texts are lists of ids."""
+    eos, size = EOS, VOCAB
+    encode_batch = staticmethod(list)
+
+
+def packed(n=30, T=24):
+    """(documents, their rows): the documents are longer than half a row, so that rows have room
+    left, and some longer than one."""
+    rng = random.Random(9)
+    documents = [[rng.randrange(EOS) for _ in range(rng.randint(*span))]
+                 for span in [(T // 2, T - 2)] * n + [(T, 3 * T)] * (n // 10)]
+    return documents, batches.TextRows(Packed, documents, T)
+
+
+def text_oracle(model, rows):
+    """(the loss of text rows, its tokens) by loops in float64: every token of a row that has one
+    before it."""
+    logprobs = [p for ids in rows for p in sequence_logprobs(model, ids)]
+    return -sum(logprobs) / len(logprobs), len(logprobs)
+
 
 def texts(n=40):
     rng = random.Random(5)
@@ -346,6 +372,43 @@ def test_held_out_text_is_not_held_in_memory(monkeypatch):
         assert sums[0][1] == len(mine) * (Rows.T - 1)
         assert got == pytest.approx(float(sft_oracle(model, mine).detach()), rel=1e-5)
     assert most[0] <= 12 and alive[0] == 0, "those, and the next ones while they are read"
+
+
+def test_the_loss_of_packed_text_is_that_of_its_own_tokens():
+    """Rows of documents are not full: what follows the last document is no text, in the loss, in
+    its gradient and in what is counted."""
+    (documents, text), model = packed(), tiny().eval()
+    rows = [text[i] for i in range(len(text))]
+    loss, tokens = text_oracle(model, rows)
+    assert tokens == sum(len(d) + 1 for d in documents) - len(rows) < 0.85 * 23 * len(rows)
+    world, sums = one_process(), []
+    world.sum = lambda x: sums.append(x) or torch.as_tensor(x)
+    for micro_batch in MICRO:
+        s = sft_settings(micro_batch=micro_batch, pretrain_mix=1.0, batch=64)
+        assert sft.evaluate_loss(model, WithoutPrompt(text), s, world) == pytest.approx(loss, 1e-5)
+        assert sums[-1][1] == tokens
+        (batch,), recorder = sft.batches(s, [], text, 0), Recorder(model)
+        got, _ = sft.train_step(model, recorder, batch, 0.1, s, one_process())
+        assert got == pytest.approx(loss, rel=1e-5)
+        same(recorder.steps[0], gradients(sft_oracle(model, batch), model))
+
+
+def test_the_mix_counts_what_rows_hold():
+    """Rows that are far from full: as many as hold a tenth of the tokens with loss."""
+    demos, (_, text) = demonstrations(400), packed(200, T=40)
+    rows = sum(sft.batches(sft_settings(pretrain_mix=0.1), demos, text, 0), [])
+    own = sum(len(ids) - 1 for ids, n in rows if ids in [text[i] for i in range(len(text))])
+    every = sum(len(ids) - n for ids, n in rows)
+    assert own / every == pytest.approx(0.1, abs=0.01)
+
+
+def test_text_rows_are_of_few_widths():
+    """In batches rows are hardly ever of another width than the longest: few shapes of tensors."""
+    rng = random.Random(1)
+    text = batches.TextRows(Packed, [[1] * rng.randint(5, 60) for _ in range(2000)], 128)
+    widths = [max(len(ids) for ids, _ in rows) for rows in
+              sft.batches(sft_settings(pretrain_mix=1.0, batch=8), [], text, 0)]
+    assert sum(w == 128 for w in widths) > 0.9 * len(widths)
 
 
 def test_sft_learns_to_copy():
@@ -491,6 +554,10 @@ def test_demonstrations_that_do_not_fit_are_counted(tmp_path):
     assert (demos, valid, text) == ([([0, 11, 1, EOS], 2)], [([0, 11, 5, EOS], 2)], [])
     assert "train.jsonl: 2 of 3 demonstrations are dropped" in told[0]
     assert "valid.jsonl: 1 of 2 demonstrations are dropped" in told[1] and len(told) == 2
+    held = [{"prompt": "a", "response": "e" * 20}]
+    for rows in (held, []):  # data.public writes an empty file where there are few rows
+        records.write(tmp_path / "demonstrations_valid.jsonl", rows)
+        assert sft.read_data(s, Letters(), 10, world)[1] == []
     with pytest.raises(SystemExit, match="no demonstration fits the context of 3 tokens"):
         sft.read_data(s, Letters(), 3, world)
 
@@ -531,6 +598,7 @@ def test_accuracy_by_hand():
     """Of all pairs, not of all prompts; an equal score is half right."""
     two, four = ([None] * 2, [(0, 1)]), ([None] * 3, [(0, 1), (0, 2), (1, 2)])
     assert reward.accuracy([[2.0, 1.0], [1.0, 3.0, 1.0]], [two, four]) == (1 + 0 + 0.5 + 1) / 4
+    assert reward.accuracy([[1.0, 2.0]], [([None] * 2, [])]) is None
 
 
 def test_scores_come_in_the_order_of_the_rows():
@@ -762,6 +830,40 @@ def test_ptx_joins_the_ppo_gradient_in_one_step(micro_batch):
     same(x.optimizers[0].steps[0], add(ppo_gradient, gradients(language, x.policy), 2.5))
 
 
+def ragged_text(n=8):
+    """Text rows of all lengths, as `ppo.text_rows` has them: -1 behind the end."""
+    rng = random.Random(6)
+    rows = [[rng.randrange(EOS) for _ in range(rng.randint(2, 23))] for _ in range(n)]
+    return rows, pad(rows, -1)[0]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_text_rows_that_are_not_full_join_with_their_own_tokens(micro_batch):
+    """The text loss of a minibatch is a mean over its text tokens, at any micro-batch and however
+    wide the tensor is; the logged one a mean over those of the iteration."""
+    rows, text = ragged_text()
+    changes, steps = dict(micro_batch=micro_batch, ptx=2.5, minibatch=4), []
+    for wider in (0, 1):
+        x = scene(**changes)
+        e = stale(roll(x))
+        got = update(x, e, F.pad(text, (0, wider), value=-1))
+        assert got["loss/ptx"] == pytest.approx(text_oracle(x.policy, rows)[0], rel=1e-5)
+        steps.append(x.optimizers[0].steps)
+    bare = scene(**{**changes, "ptx": 0.0})
+    update(bare, stale(roll(bare)))
+    first = ppo.order(2, bare.s.seed, 0).tolist()
+    for n, own in enumerate((rows[4 * k : 4 * k + 4] for k in first)):
+        language = gradients(sft_oracle(bare.policy, [(ids, 1) for ids in own]), bare.policy)
+        expected = add(bare.optimizers[0].steps[n], language, 2.5)
+        for found in steps:
+            same(found[n], expected)
+
+
+def test_without_text_there_is_no_text_loss():
+    x = scene()
+    assert "loss/ptx" not in update(x, roll(x))
+
+
 def test_each_minibatch_has_text_of_its_own():
     text = torch.tensor(texts()[:8])
     x, seen = scene(ptx=1.0, minibatch=4), []
@@ -774,10 +876,10 @@ def test_each_minibatch_has_text_of_its_own():
 def test_ppo_steps_on_two_ranks_are_the_steps_on_one():
     """Traps 23, 24: the same minibatches, advantages whitened over both ranks, averaged gradients,
     and the same metrics on both."""
-    text, changes = texts()[:8], dict(ptx=0.5, minibatch=4, micro_batch=3)
+    text, changes = ragged_text()[0], dict(ptx=0.5, minibatch=4, micro_batch=3)
     x = scene(**changes)
     e = roll(x)
-    expected = update(x, stale(e), torch.tensor(text))
+    expected = update(x, stale(e), pad(text, -1)[0])
     scenes = [scene(**changes) for _ in range(2)]
 
     def work(rank, total):
@@ -788,7 +890,7 @@ def test_ppo_steps_on_two_ranks_are_the_steps_on_one():
         old = stale(e)
         T = own.mask.size(1)
         own = replace(own, logprob=old.logprob[rank::2, :T], value=old.value[rank::2, :T])
-        metrics = update(y, own, torch.tensor(y.world.share(text)))
+        metrics = update(y, own, pad(y.world.share(text), -1)[0])
         return metrics, [o.steps for o in y.optimizers], ppo.rollout_metrics(own, y.world)
 
     a, b = in_ranks(2, work)
@@ -903,11 +1005,11 @@ def test_rollout_metrics_by_loops():
 
 
 def test_equal_returns_leave_nothing_to_explain():
-    """A share of a variance of nothing is 0, not minus a million."""
+    """There is no share of a variance of nothing."""
     x = scene()
     e = roll(x)
     e.returns = e.mask.float()
-    assert ppo.rollout_metrics(e, x.world)["value/explained_variance"] == 0.0
+    assert ppo.rollout_metrics(e, x.world)["value/explained_variance"] is None
 
 
 def test_prompts_come_in_shuffled_rounds():
