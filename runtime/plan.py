@@ -260,7 +260,7 @@ def architecture(preset, init, s):
         vocab = 50257 if s.tokenizer == "gpt2" else TOY.vocab_size
         return GPTConfig(vocab, s.block_size, s.n_layer, s.n_head, s.n_embd)
     if (path / "checkpoint.json").exists():
-        return GPTConfig(**json.loads((path / "checkpoint.json").read_text())["config"])
+        return GPTConfig(**json.loads((path / "checkpoint.json").read_text("utf-8"))["config"])
     path = (path.parent if path.is_file() else path) / "config.json"  # a file of weights, a folder
     return GPTConfig(**pretrained.read_config(path)) if path.exists() else TOY
 

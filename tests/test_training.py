@@ -1256,6 +1256,32 @@ def test_threads_wait_asleep_on_a_busy_machine_unless_their_user_chose(monkeypat
     assert spins(fake % ticks, "import settings", OMP_WAIT_POLICY="passive") == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="Linux tells it in /proc")
+@pytest.mark.parametrize("chosen, ranks, expected", [
+    (None, 2, 2), ("1", 2, 1), ("3", 2, 3), ("1", 1, 1)])
+def test_torchruns_ranks_share_the_cores_unless_their_user_chose(tmp_path, monkeypatch, chosen,
+                                                                 ranks, expected):
+    """torchrun sets OMP_NUM_THREADS=1 where its user set nothing: a 1 of the user's own stays 1.
+    The machine has 4 cores here. One line says what was set, where it is we who set it."""
+    (tmp_path / "rank.py").write_text(
+        "import os; os.sched_getaffinity = lambda _: range(4)\n"
+        "import settings, torch\nfrom runtime.world import World\nworld = World(0, 'cpu')\n"
+        "words = os.environ['OMP_NUM_THREADS'], str(torch.get_num_threads())\n"
+        "open(f'threads {world.rank}', 'w').write(' '.join(words))\nworld.close()")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+    done = subprocess.run([sys.executable, *torchrun, "rank.py"], cwd=tmp_path, text=True,
+                          capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    threads = [path.read_text() for path in tmp_path.glob("threads *")]
+    taken = min(expected, os.cpu_count())  # MKL gives no more than there are
+    assert threads == [f"{expected} {taken}"] * ranks
+    assert done.stdout.count(f"threads of each {expected}") == (chosen is None)
+
+
 def test_how_busy_a_machine_is(monkeypatch):
     ticks = iter([b"cpu  100 20 3 7 7", b"cpu  150 30 3 999 7"])  # idle time does not count
     monkeypatch.setattr(settings, "open", lambda _: io.TextIOWrapper(io.BytesIO(next(ticks))),
