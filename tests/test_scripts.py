@@ -160,6 +160,14 @@ def test_the_reward_model_is_measured_and_centred(demo):
     assert demo.weights("rm")["score.bias"].abs() > 0
 
 
+def test_ppo_warms_up_from_a_tenth(demo):
+    """App. C.4: over ten iterations the policy's rate rises from a tenth; the value function's
+    stays."""
+    s = demo.checkpoint("ppo-ptx")["settings"]
+    assert [m["lr"] for m in demo.log("ppo-ptx")] == pytest.approx([0.1 * s["lr"], 0.19 * s["lr"]])
+    assert {m["value_lr"] for m in demo.log("ppo-ptx")} == {s["value_lr"]}
+
+
 def test_ppo_logs_what_the_paper_watches(demo):
     with_ptx, without = demo.log("ppo-ptx")[0], demo.log("ppo")[0]
     for name in ("score", "kl", "objective", "policy/entropy", "policy/approx_kl",
