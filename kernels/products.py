@@ -31,8 +31,8 @@ def multiply_in(dtype):
 
 
 # oneDNN writes a program for each shape of a product that it has not met lately: 0.3 to 1 ms, as
-# much as such a product takes on a small model. Who is free to choose a number of rows takes a
-# multiple of this, so that there are few shapes.
+# much as such a product takes on a small model. Code that is free to choose a number of rows
+# takes a multiple of this, so that there are few shapes.
 ROWS = 16
 
 
