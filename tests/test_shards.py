@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from data import public, records, shards, tokenizer
 from data.batches import ShardRows, TextRows, text_rows_of
 from helpers import tiny, tiny_scalar
 from data.tokenizer import load_tokenizer
+from runtime import checkpoint
 from runtime.checkpoint import save
 
 ROOT = Path(__file__).parents[1]
@@ -549,6 +551,17 @@ def world(folder, vocabulary, monkeypatch):
         with torch.enable_grad():
             script.main()
     return path, ids, run
+
+
+def test_a_run_remembers_the_index_of_its_shards(world, vocabulary):
+    """It has the checksums of all: a resumed run must find the same one."""
+    path, _, _ = world
+    checkpoint.forget()
+    text_rows_of(path, "train", load_tokenizer(vocabulary), 8)
+    crc = zlib.crc32((path / shards.INDEX).read_bytes())
+    assert checkpoint.made_from()[str(path / shards.INDEX)] == crc
+    checkpoint.forget()
+    assert checkpoint.made_from() == {}
 
 
 def test_sft_pretrains_on_shards(world, monkeypatch):
