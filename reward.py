@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from data import records
 from data.batches import order, read_demonstrations, read_rankings
+from kernels.noise import narrow
 from kernels.prefixes import PrefixTree
 from model import GPT, ScalarGPT, causal
 from runtime.checkpoint import load, save
@@ -161,7 +162,7 @@ def main():
     config = sft.config
     config.dropout = 0.0
     precision(s.dtype, world, config.n_embd)
-    torch.manual_seed(s.seed)  # the same head, whatever `load` has drawn
+    torch.manual_seed(narrow(s.seed))  # the same head, whatever `load` has drawn
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())
     del sft  # or its weights would stay: 4 bytes a parameter

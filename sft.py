@@ -18,6 +18,7 @@ import torch
 from data.batches import (WithoutPrompt, order, pad_and_mask, read_demonstrations, read_prompts,
                           text_rows_of)
 from data.tokenizer import load_tokenizer
+from kernels.noise import first_row
 from model import GPT, GPTConfig, ScalarGPT, last_score, set_dropout
 from runtime.checkpoint import load, load_for, save
 from runtime.machine import precision
@@ -184,7 +185,7 @@ def main():
     precision(s.dtype, world, config.n_embd)
     set_dropout(model, s.dropout)
     demos, valid, text = read_data(s, tokenizer, config.block_size, world)
-    reward, prompts = None, []
+    reward, prompts, history, best, valid_loss = None, [], [], {}, {}
     if s.reward:
         reward = load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
         prompts = read_prompts(f"{s.data}/prompts_valid.jsonl", tokenizer, (model, reward), s,
@@ -197,14 +198,13 @@ def main():
     parameters = sum(p.numel() for p in model.parameters())
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "
                 f"{text.tokens if text else 0:,} tokens of text, {steps} steps")
-    history, best, valid_loss = [], {}, {}
     run = Training(world, s, steps, ("loss", "valid"), model=model, optimizer=optimizer,
                    history=history, best=best, valid=valid_loss)
     model.train()
     for epoch in range(s.epochs):
         for rows in run.steps(batches(s, demos, text, epoch)):
             lr = cosine(run.step, steps, s.lr, s.floor, s.warmup)
-            first = ((s.seed << 40) + run.step * s.batch) % 2**63  # each row of a run has its own
+            first = first_row(s.seed) + run.step * s.batch  # each row of a run has its own
             loss, norm = train_step(model, optimizer, rows, lr, s, world, first)
             run.log(step=run.step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)
         if epoch < len(history):

@@ -10,6 +10,7 @@ import torch
 
 from data import records, shards
 from data.tokenizer import TEMPLATE
+from kernels.noise import narrow
 
 
 def template(prompt, form=TEMPLATE):
@@ -276,7 +277,7 @@ def order(n, seed, epoch):
 
     An array of 8 bytes a row, where a list would take 36: text in shards has millions of rows.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(narrow(seed) * 1_000_003 + epoch)
     return torch.randperm(n, generator=generator).numpy()
 
 

@@ -25,12 +25,16 @@ def _has_triton():
     return importlib.util.find_spec("triton") is not None
 
 
+if CHOSEN == "triton" and not (torch.cuda.is_available() and _has_triton()):
+    raise SystemExit("error: KERNELS=triton needs a CUDA GPU and triton: leave KERNELS out")
+
+
 def triton_kernels(x, head_size=0):
     """The module of Triton kernels where it takes x (and heads of that size), else None."""
     if CHOSEN in ("reference", "tiled"):
         return None
-    if CHOSEN == "triton" and not (x.is_cuda and _has_triton()):
-        raise SystemExit("error: KERNELS=triton needs a CUDA GPU and triton: leave KERNELS out")
+    if CHOSEN == "triton" and not x.is_cuda:
+        raise SystemExit("error: KERNELS=triton runs on a GPU alone: leave --device=cpu out")
     if not (x.is_cuda and x.dtype != torch.float64 and head_size <= 128 and _has_triton()):
         return None  # larger heads: a block of queries and its sums would not fit the registers
     return importlib.import_module("kernels.gpu")  # it imports triton: a CPU does not need it

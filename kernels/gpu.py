@@ -10,7 +10,8 @@ A program (one of many that run at once) owns a block of the output and loops ov
     dlogits_rows_kernel   one row of logits,   loops over the vocabulary          -> dz
 
 No two programs write to one place, so that results are the same bit by bit every time. Imported
-only where a CUDA tensor comes in (and by the tests, which interpret the kernels on a CPU).
+only where a CUDA tensor comes in (and by the tests, which interpret the kernels on a CPU). What has
+run on which card, and how fast: docs/kernels.md.
 """
 import math
 

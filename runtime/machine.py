@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import products
+from kernels import choice, products
 from settings import stop
 
 # n_embd from which --dtype=auto takes bf16 on a CPU that has it: the toys', which train 1.3 times
@@ -21,10 +21,12 @@ def precision(dtype, world, width):
 
     Where bf16 is asked for it is taken, even if it is emulated and far slower. "auto" takes it
     where it pays: on a GPU that has it; on a CPU with instructions for it, for models of at least
-    WIDE. width: n_embd of the model.
+    WIDE; with KERNELS=reference never. width: n_embd of the model.
     """
-    if dtype not in ("auto", "float32", "bf16"):
-        stop(f"--dtype={dtype}: there are auto, float32 and bf16")
+    if choice.REFERENCE:
+        if dtype == "bf16":
+            stop("KERNELS=reference computes in float32: leave --dtype out")
+        dtype = "float32"
     if dtype == "auto":
         fast = (torch.cuda.is_bf16_supported(including_emulation=False)
                 if world.device.type == "cuda" else bf16_pays(width))

@@ -63,7 +63,7 @@ class Machine:
     outside: float  # bytes/s to other nodes: rings use all of a node's 8 network cards
     master: int = 4  # bytes of a weight, and of a gradient, that is trained
     low: int = 2  # bytes of a number in products: bf16, and of a frozen model's weights
-    cache: int = 2  # bytes of a number in a cache of keys and values: kernels/losses.py, cache_type
+    cache: int = 2  # bytes of a number in a cache of keys and values: kernels/decode.py, cache_type
     other: float = 0.0  # FLOP/s in the type that --dtype=auto does not take: float32, no TF32
     chunk: int = GPU_CHUNK  # logits at a time: kernels/losses.py, _chunks
 
@@ -260,7 +260,7 @@ def architecture(preset, init, s):
         vocab = 50257 if s.tokenizer == "gpt2" else TOY.vocab_size
         return GPTConfig(vocab, s.block_size, s.n_layer, s.n_head, s.n_embd)
     if (path / "checkpoint.json").exists():
-        return GPTConfig(**json.loads((path / "checkpoint.json").read_text())["config"])
+        return GPTConfig(**json.loads((path / "checkpoint.json").read_text("utf-8"))["config"])
     path = (path.parent if path.is_file() else path) / "config.json"  # a file of weights, a folder
     return GPTConfig(**pretrained.read_config(path)) if path.exists() else TOY
 

@@ -78,7 +78,7 @@ class Training:
         resume = s.resume or float(world.sum(restarts())) > 0
         found = self.find(resume)
         if found == "checkpoint.json":
-            self.compare(json.loads((self.folder / found).read_text()))
+            self.compare(json.loads((self.folder / found).read_text("utf-8")))
             world.print(f"{s.out} is finished: there is nothing to resume")
             self.close()
             raise SystemExit(0)
@@ -177,7 +177,7 @@ class Training:
                 self.keep(names[i + 1 :])
         finished = self.world.gather([checkpoint.exists()])[0]
         if finished and main:  # a kill may have left what `save` removes
-            meta = json.loads(checkpoint.read_text())
+            meta = json.loads(checkpoint.read_text("utf-8"))
             tidy(self.folder, (meta["weights"], meta["tokenizer"]))
         return checkpoint.name if finished else ""
 

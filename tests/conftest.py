@@ -5,7 +5,9 @@ Without a GPU Triton kernels are interpreted, which Triton decides when it is fi
 TEST_DEVICE=cuda in the environment lets tests make their tensors on a GPU: those that
 tests/bench/gpu_check.py names, which ask for nothing that only a CPU has.
 """
+import fcntl
 import os
+import shutil
 
 import pytest
 import torch
@@ -25,8 +27,20 @@ def default_device():
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    from demo import FLAGS, Demo, python  # the scripts' imports come after the lines above
-    folder, output = tmp_path_factory.mktemp("demo"), {}
-    for stage, arguments in FLAGS.items():
-        output[stage] = python(folder, *arguments)
-    return Demo(folder, output)
+    """The demo of tests/demo.py, in a folder that this process may write to.
+
+    pytest-xdist's workers build it once: the first that holds the lock. Each has a copy of its own,
+    as tests add runs to it, and files of the same name.
+    """
+    from demo import build, built  # the scripts' imports come after the lines above
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return build(folder)
+    shared = tmp_path_factory.getbasetemp().parent / "demo"  # of this run, of all its workers
+    with open(f"{shared}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or its holder dies
+        if built(shared) is None:
+            shutil.rmtree(shared, ignore_errors=True)
+            build(shared)
+    shutil.copytree(shared, folder)
+    return built(folder)

@@ -63,6 +63,20 @@ def python(folder, *arguments, processes=1, seconds=120, restarts=0):
     return output
 
 
+def build(folder):
+    """Run every stage in a new folder. Returns the Demo."""
+    folder.mkdir(parents=True)
+    output = {stage: python(folder, *arguments) for stage, arguments in FLAGS.items()}
+    (folder / "printed.json").write_text(json.dumps(output))  # the last file: now it is whole
+    return built(folder)
+
+
+def built(folder):
+    """The Demo that is in a folder; None where it is not whole."""
+    printed = folder / "printed.json"
+    return Demo(folder, json.loads(printed.read_text())) if printed.exists() else None
+
+
 @dataclass
 class Demo:
     folder: Path

@@ -250,11 +250,6 @@ def test_all_models_of_the_toy_take_the_same_type(monkeypatch, restored):
         assert kernels.products.PRODUCTS == torch.bfloat16
 
 
-def test_an_unknown_type_is_refused():
-    with pytest.raises(SystemExit, match="--dtype=fp16: there are auto, float32 and bf16"):
-        precision("fp16", one_process(), 64)
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
                     reason="reads what Linux says of an x86 CPU")
 def test_instructions_are_those_that_the_system_names():

@@ -144,7 +144,7 @@ def test_a_check_that_crashes_does_not_stop_the_others(tmp_path):
 # -------------------------------------------------------------------------------- time is used up
 
 def test_what_has_no_time_is_skipped():
-    p = gpu_check.Part("a", seconds=2.5)
+    p = gpu_check.Part("a", seconds=8)
     p.check("sleeps", lambda: time.sleep(30), 0.3)
     p.check("catches all it can", lambda: swallow(), 0.3)
     p.check("quick", lambda: {})

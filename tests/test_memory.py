@@ -12,6 +12,7 @@ from helpers import EOS, Recorder, close, one_process, same, tiny, tiny_scalar
 from kernels.prefixes import PrefixTree
 from model import Block, causal
 from sampler import generate
+from runtime import episodes
 from runtime.sharding import gathered
 from runtime.world import micro_batches, World
 from test_resume import STAGES, Run, assert_same, whole_runs  # noqa: F401, a fixture
@@ -277,9 +278,9 @@ def test_offloaded_weights_are_on_the_device_only_while_lent():
 def test_ppo_offloads_what_is_frozen_and_scores_where_the_samples_are(monkeypatch):
     """The four models of an iteration, as they are lent to it."""
     x, lent = steps.scene(), []
-    whole = ppo.gathered
-    monkeypatch.setattr(ppo, "gathered", lambda model, *device: lent.append((model, *device))
-                        or whole(model, *device))
+    for module in (ppo, episodes):
+        monkeypatch.setattr(module, "gathered", lambda model, *device: lent.append(
+            (model, *device)) or gathered(model, *device))
     steps.roll(x)
     cpu = torch.device("cpu")
     assert lent == [(x.policy,), (x.reference, cpu), (x.reward, cpu), (x.value, cpu)]

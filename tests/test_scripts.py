@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from data import records
 from data.toy import tasks, town, world
 from labels import simulated
 from data.batches import template
-from demo import FLAGS, WORLD, python
+from demo import FLAGS, ROOT, WORLD, python
 from helpers import VOCAB, close, tiny, tiny_scalar
 from model import GPT, last_score, ScalarGPT
 from sampler import generate
@@ -37,6 +38,36 @@ def test_the_world_is_the_same_in_any_process(demo, tmp_path):
     for path in tmp_path.iterdir():
         if path.name != "world.json":
             assert path.read_bytes() == (demo.folder / "out" / "toy" / path.name).read_bytes()
+
+
+FAKE = """#!/bin/bash
+for word in "$@"; do printf '%s\\n' "$word"; done >> "$CALLS"; echo >> "$CALLS"
+mkdir -p out/demo; echo "a report"
+"""
+
+
+@pytest.mark.parametrize("place", [".", "my runs"])
+def test_make_works_in_a_folder_with_spaces(tmp_path, monkeypatch, place):
+    """A real make on a copy in "a b", whose python only notes what it was called with."""
+    copy, calls = tmp_path / "a b", tmp_path / "calls"
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, copy)
+    python = copy / ".venv" / "bin" / "python"
+    python.write_text(FAKE)
+    python.chmod(0o755)
+    monkeypatch.setenv("CALLS", str(calls))
+    for target in ("demo", "check", "clean"):
+        done = subprocess.run(["make", target, f"IN={place}", "SEED=3"], cwd=copy, text=True,
+                              capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert target != "demo" or (copy / place / "out" / "demo").is_dir()
+    assert not (copy / place / "out").exists()
+    made = calls.read_text().split("\n\n")
+    assert made[0].split("\n")[:4] == ["-m", "pip", "install", "--quiet"]
+    assert f"{copy}/sft.py\n--preset=base\n--seed=3" in made
+    assert "-m\nlabels.sample\n--seed=3" in made
+    assert f"tests/check_demo.py\n{place}/out/demo/results.json" in made
 
 
 def test_checkpoints_are_folders_of_plain_files(demo):
@@ -127,6 +158,14 @@ def test_the_reward_model_is_measured_and_centred(demo):
                                       "ceiling_heldout"}
     assert all(0 <= v <= 1 for v in facts["accuracy"].values())
     assert demo.weights("rm")["score.bias"].abs() > 0
+
+
+def test_ppo_warms_up_from_a_tenth(demo):
+    """App. C.4: over ten iterations the policy's rate rises from a tenth; the value function's
+    stays."""
+    s = demo.checkpoint("ppo-ptx")["settings"]
+    assert [m["lr"] for m in demo.log("ppo-ptx")] == pytest.approx([0.1 * s["lr"], 0.19 * s["lr"]])
+    assert {m["value_lr"] for m in demo.log("ppo-ptx")} == {s["value_lr"]}
 
 
 def test_ppo_logs_what_the_paper_watches(demo):

@@ -158,6 +158,19 @@ def test_a_step_that_would_spoil_the_weights_is_not_taken(size):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_adam_has_the_papers_betas():
+    """App. C: .9 and .95. Two steps by hand, with gradients 1 and 3."""
+    weight = torch.nn.Parameter(torch.zeros(1, 1))
+    holder = torch.nn.ParameterList([weight])
+    optimizer, m, v, expected = make_optimizer(holder, 0.1, 0.0, eps=1e-12), 0.0, 0.0, 0.0
+    for n, g in enumerate((1.0, 3.0), 1):
+        weight.grad = torch.full((1, 1), g)
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+        expected -= 0.1 * (m / (1 - 0.9**n)) / (v / (1 - 0.95**n)) ** 0.5
+    assert float(weight) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_optimizer_steps_at_the_rate_that_it_is_given():
     model = torch.nn.Linear(3, 1)
     optimizer = make_optimizer(model, 99.0, 0.0)
@@ -308,15 +321,17 @@ def test_an_epoch_has_every_demonstration_once():
     assert list(sft.batches(s, demos, [], 1)) == epochs[1], "the same on every rank"
 
 
-def test_the_pretraining_mix_is_a_share_of_the_loss_tokens():
-    """Appendix C.3: 10 % of what carries loss is text; over the epochs it is other text."""
-    demos, text, used = demonstrations(200), texts(), []
+@pytest.mark.parametrize("mix", [0.1, 0.3])
+def test_the_pretraining_mix_is_a_share_of_the_loss_tokens(mix):
+    """Appendix C.3: 10 % of what carries loss is text, to the row; over the epochs other text."""
+    demos, text, used = demonstrations(200), texts(200), []
     for epoch in range(3):
-        rows = sum(sft.batches(sft_settings(pretrain_mix=0.1), demos, text, epoch), [])
+        rows = sum(sft.batches(sft_settings(pretrain_mix=mix), demos, text, epoch), [])
         chosen = [r for r in rows if r[0] in text]
         assert sorted(r for r in rows if r[0] not in text) == sorted(demos)
         loss_tokens = sum(len(ids) - n for ids, n in rows)
-        assert len(chosen) * (Rows.T - 1) / loss_tokens == pytest.approx(0.1, abs=0.02)
+        a_row = (Rows.T - 1) / loss_tokens
+        assert len(chosen) * a_row == pytest.approx(mix, abs=0.6 * a_row)
         used += [tuple(ids) for ids, _ in chosen]
     assert len(set(used)) > len(used) / 3, "other text in other epochs"
 
@@ -1254,6 +1269,32 @@ def test_threads_wait_asleep_on_a_busy_machine_unless_their_user_chose(monkeypat
     assert spins(fake % 0, "import settings") == own
     assert spins(fake % ticks, "import settings", OMP_NUM_THREADS="1") == own
     assert spins(fake % ticks, "import settings", OMP_WAIT_POLICY="passive") == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="Linux tells it in /proc")
+@pytest.mark.parametrize("chosen, ranks, expected", [
+    (None, 2, 2), ("1", 2, 1), ("3", 2, 3), ("1", 1, 1)])
+def test_torchruns_ranks_share_the_cores_unless_their_user_chose(tmp_path, monkeypatch, chosen,
+                                                                 ranks, expected):
+    """torchrun sets OMP_NUM_THREADS=1 where its user set nothing: a 1 of the user's own stays 1.
+    The machine has 4 cores here. One line says what was set, where it is we who set it."""
+    (tmp_path / "rank.py").write_text(
+        "import os; os.sched_getaffinity = lambda _: range(4)\n"
+        "import settings, torch\nfrom runtime.world import World\nworld = World(0, 'cpu')\n"
+        "words = os.environ['OMP_NUM_THREADS'], str(torch.get_num_threads())\n"
+        "open(f'threads {world.rank}', 'w').write(' '.join(words))\nworld.close()")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+    done = subprocess.run([sys.executable, *torchrun, "rank.py"], cwd=tmp_path, text=True,
+                          capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    threads = [path.read_text() for path in tmp_path.glob("threads *")]
+    taken = min(expected, os.cpu_count())  # MKL gives no more than there are
+    assert threads == [f"{expected} {taken}"] * ranks
+    assert done.stdout.count(f"threads of each {expected}") == (chosen is None)
 
 
 def test_how_busy_a_machine_is(monkeypatch):

@@ -891,72 +891,84 @@ def one_rank():
 FIRST, LATER = 2e-5, 2e-3
 
 
+class Sides:
+    """Runs of the scripts on the CPU and on the GPU. Where both are the CPU, the second rounds
+    otherwise: its micro-batches have another size."""
+
+    def __init__(self, p, folder):
+        self.s = Scripts(p, (32, 2, 4, 64) if p.tiny else (64, 2, 4, 128), 4, folder)
+        self.sides = {"cpu": ("cpu", []),
+                      "gpu": (p.device.type, [] if p.cuda else ["--micro_batch=3"])}
+
+    def run(self, script, name, out, side, *extra, **options):
+        device, more = self.sides[side]
+        return {out: (script, self.s.flags(script, name, device, out, [*extra, *more]), options)}
+
+    def both(self, script, name, out, extra=()):
+        return {**self.run(script, name, f"{out}-cpu", "cpu", *extra),
+                **self.run(script, name, f"{out}-gpu", "gpu", *extra)}
+
+    def killed(self, script, name, out, side, after, extra):
+        return self.run(script, name, out, side, *extra, "--save_every=1", CHECK_KILL=str(after))
+
+    def again(self, script, name, out, side, extra):
+        return self.run(script, name, out, side, *extra, "--save_every=1", "--resume")
+
+    def alike(self, out, first=FIRST, later=LATER, other=None):
+        """Differences of two logs; a function, as the runs are not there yet."""
+        return lambda: logs_differ(self.s.log(f"{out}-cpu"), self.s.log(other or f"{out}-gpu"),
+                                   first, later)
+
+
 def part_d(p):
     p.facts.update(where(p))
-    size = (32, 2, 4, 64) if p.tiny else (64, 2, 4, 128)
     with tempfile.TemporaryDirectory() as folder:
-        s = Scripts(p, size, 4, folder)
-        # Where both are the CPU, the second rounds otherwise: its micro-batches have another size.
-        sides = {"cpu": ("cpu", []), "gpu": (p.device.type, [] if p.cuda else ["--micro_batch=3"])}
-
-        def both(script, name, out, extra=(), **options):
-            return {f"{out}-{side}": (script, s.flags(script, name, device, f"{out}-{side}",
-                                                      [*extra, *more]), options)
-                    for side, (device, more) in sides.items()}
-
-        def killed(script, name, out, side, after, extra=()):
-            device, more = sides[side]
-            return {out: (script, s.flags(script, name, device, out, [
-                *extra, *more, "--save_every=1"]), dict(CHECK_KILL=str(after)))}
-
-        def again(script, name, out, side, extra=()):
-            device, more = sides[side]
-            return {out: (script, s.flags(script, name, device, out, [
-                *extra, *more, "--save_every=1", "--resume"]), {})}
-
-        def alike(out, first=FIRST, later=LATER, other=None):
-            return logs_differ(s.log(f"{out}-cpu"), s.log(other or f"{out}-gpu"), first, later)
-
-        warm = ["--dropout=0.2", "--init=out/base-cpu", "--preset=init", "--epochs=2",
-                "--pretrain_mix=0.2"]
-
-        def sft(out):
-            return [f for f in warm if f != "--preset=init"]
-
-        base = both("sft", "base", "base")
-        p.check("pretraining: CPU and GPU run", lambda: s.run(base) and {}, 120)
-        p.check("pretraining: losses step by step", lambda: alike("base"))
+        sides = Sides(p, folder)
+        base = sides.both("sft", "base", "base")
+        p.check("pretraining: CPU and GPU run", lambda: sides.s.run(base) and {}, 120)
+        p.check("pretraining: losses step by step", sides.alike("base"))
         # From here on all begin with the CPU's checkpoint.
-        at = "base-cpu"
-        crossed = [*sft("sft"), "--init=out/base-gpu"]  # a checkpoint of the GPU's, on the CPU
-        second = {**both("sft", at, "sft", sft("sft")), **both("reward", at, "rm"),
-                  "sft-crossed": ("sft", s.flags("sft", at, "cpu", "sft-crossed", crossed), {}),
-                  **killed("sft", at, "sft-up", "cpu", 3, sft("sft")),
-                  **killed("sft", at, "sft-down", "gpu", 3, sft("sft"))}
-        p.check("SFT with dropout, reward model: CPU and GPU run",
-                lambda: gone(s, second, s.run(second, must=False)), 120)
-        p.check("SFT with dropout: losses step by step", lambda: alike("sft"))
-        p.check("reward model: losses step by step", lambda: alike("rm"))
-        ppo = [f"--reward=out/rm-cpu", "--iterations=3", "--show=0"]
-        third = {**both("ppo", at, "ppo", ppo), **killed("ppo", at, "ppo-up", "cpu", 1, ppo),
-                 **killed("ppo", at, "ppo-down", "gpu", 1, ppo),
-                 **again("sft", at, "sft-up", "gpu", sft("sft")),
-                 **again("sft", at, "sft-down", "cpu", sft("sft"))}
-        found = {}
-        p.check("PPO-ptx: CPU and GPU run", lambda: found.update(s.run(third, must=False))
-                or gone(s, third, found), 120)
-        p.check("SFT resumed, CPU to GPU", lambda: alike("sft", other="sft-up"))
-        p.check("SFT resumed, GPU to CPU", lambda: alike("sft", other="sft-down"))
-        p.check("PPO-ptx: ids of the first iteration", lambda: same_ids(found))
-        # Later iterations sample with weights that differ by rounding: a token may be another.
-        p.check("PPO-ptx: losses of the first iteration", lambda: logs_differ(
-            s.log("ppo-cpu")[:1], s.log("ppo-gpu")[:1], 2e-3, 0))
-        p.check("PPO-ptx: losses of all iterations", lambda: alike("ppo", 2e-3, 5e-2))
-        fourth = {**again("ppo", at, "ppo-up", "gpu", ppo),
-                  **again("ppo", at, "ppo-down", "cpu", ppo)}
-        p.check("PPO-ptx: resumed on the other device", lambda: s.run(fourth) and {}, 120)
-        p.check("PPO-ptx resumed, CPU to GPU", lambda: alike("ppo", 2e-3, 5e-2, "ppo-up"))
-        p.check("PPO-ptx resumed, GPU to CPU", lambda: alike("ppo", 2e-3, 5e-2, "ppo-down"))
+        sft = ["--dropout=0.2", "--init=out/base-cpu", "--epochs=2", "--pretrain_mix=0.2"]
+        ppo = ["--reward=out/rm-cpu", "--iterations=3", "--show=0"]
+        tuned_on_both(p, sides, sft)
+        rolled_out_on_both(p, sides, sft, ppo)
+        last = {**sides.again("ppo", "base-cpu", "ppo-up", "gpu", ppo),
+                **sides.again("ppo", "base-cpu", "ppo-down", "cpu", ppo)}
+        p.check("PPO-ptx: resumed on the other device", lambda: sides.s.run(last) and {}, 120)
+        p.check("PPO-ptx resumed, CPU to GPU", sides.alike("ppo", 2e-3, 5e-2, "ppo-up"))
+        p.check("PPO-ptx resumed, GPU to CPU", sides.alike("ppo", 2e-3, 5e-2, "ppo-down"))
+
+
+def tuned_on_both(p, sides, sft):
+    """SFT and the reward model; one SFT run of each side is killed after three steps."""
+    s, at = sides.s, "base-cpu"
+    crossed = [*sft, "--init=out/base-gpu"]  # a checkpoint of the GPU's, on the CPU
+    runs = {**sides.both("sft", at, "sft", sft), **sides.both("reward", at, "rm"),
+            "sft-crossed": ("sft", s.flags("sft", at, "cpu", "sft-crossed", crossed), {}),
+            **sides.killed("sft", at, "sft-up", "cpu", 3, sft),
+            **sides.killed("sft", at, "sft-down", "gpu", 3, sft)}
+    p.check("SFT with dropout, reward model: CPU and GPU run",
+            lambda: gone(s, runs, s.run(runs, must=False)), 120)
+    p.check("SFT with dropout: losses step by step", sides.alike("sft"))
+    p.check("reward model: losses step by step", sides.alike("rm"))
+
+
+def rolled_out_on_both(p, sides, sft, ppo):
+    """PPO-ptx, one run of each side killed; and SFT resumed on the other device."""
+    s, at, found = sides.s, "base-cpu", {}
+    runs = {**sides.both("ppo", at, "ppo", ppo), **sides.killed("ppo", at, "ppo-up", "cpu", 1, ppo),
+            **sides.killed("ppo", at, "ppo-down", "gpu", 1, ppo),
+            **sides.again("sft", at, "sft-up", "gpu", sft),
+            **sides.again("sft", at, "sft-down", "cpu", sft)}
+    p.check("PPO-ptx: CPU and GPU run", lambda: found.update(s.run(runs, must=False))
+            or gone(s, runs, found), 120)
+    p.check("SFT resumed, CPU to GPU", sides.alike("sft", other="sft-up"))
+    p.check("SFT resumed, GPU to CPU", sides.alike("sft", other="sft-down"))
+    p.check("PPO-ptx: ids of the first iteration", lambda: same_ids(found))
+    # Later iterations sample with weights that differ by rounding: a token may be another.
+    p.check("PPO-ptx: losses of the first iteration", lambda: logs_differ(
+        s.log("ppo-cpu")[:1], s.log("ppo-gpu")[:1], 2e-3, 0))
+    p.check("PPO-ptx: losses of all iterations", sides.alike("ppo", 2e-3, 5e-2))
 
 
 def logs_of(s, plain, out):
@@ -1011,68 +1023,73 @@ def memory_facts(peak, plan_, what="peak"):
     return facts
 
 
+class Ways:
+    """Runs of one script in several ways, and what each of them must show."""
+
+    def __init__(self, p, folder):
+        size = (16, 2, 2, 32) if p.tiny else (256, 8, 10, 640)
+        self.p, self.folder = p, folder
+        self.s = Scripts(p, size, 4 if p.tiny else 16, folder)
+        self.found, self.plans, self.runs = {}, {}, {}
+
+    def add(self, script, name, out, *extra, **options):
+        more = ["--iterations=2"] if script == "ppo" else []
+        flags = self.s.flags(script, name, self.p.device.type, out, [*extra, *more])
+        self.runs[out] = script, flags, options
+
+    def works(self, out, script, flags, options):
+        """That a run ended well, and went the way that it was to go."""
+        found = self.found.get(out)
+        if found is None:
+            raise Skip("it did not run")
+        if found["code"]:
+            return dict(bad=f"ends with {found['code']}", output=found["output"].splitlines()[-25:])
+        self.plans[out] = planned(self.folder, script, flags, self.p.cuda)
+        facts = {k: found.get(k) for k in ("products", "group", "in_parts")}
+        group = ("nccl" if self.p.cuda else "gloo") if "CHECK_ONE_RANK" in options else None
+        parts = bool(group) and "--shard" in flags
+        if (facts["group"], facts["in_parts"]) != (group, parts):
+            facts["bad"] = f"not the way it was to go: {facts}"
+        return facts
+
+    def go(self, what, plain, same):
+        """Run what was added; `same`: those whose log must be that of the run `plain`."""
+        p, mine, self.runs = self.p, self.runs, {}
+        p.check(f"{what}: run", lambda: self.found.update(self.s.run(mine, must=False)), 120)
+        for out, run in mine.items():
+            p.check(f"{out}: runs", functools.partial(self.works, out, *run))
+        for out in same:  # in float32, another order of sums at most
+            p.check(f"{out}: numbers of {plain}", functools.partial(logs_of, self.s, plain, out))
+        for out in mine:
+            p.check(f"{out}: memory", functools.partial(measured_memory, p, self.found, self.plans,
+                                                        out))
+
+
 def part_e(p):
     p.facts.update(where(p))
-    size = (16, 2, 2, 32) if p.tiny else (256, 8, 10, 640)
-    device, rows = p.device.type, 4 if p.tiny else 16
     with tempfile.TemporaryDirectory() as folder:
-        s = Scripts(p, size, rows, folder)
-        found, plans, runs = {}, {}, {}
-
-        def add(script, name, out, *extra, **options):
-            flags = s.flags(script, name, device, out, [
-                *extra, *(["--iterations=2"] if script == "ppo" else [])])
-            runs[out] = script, flags, options
-
-        def go(what, same, seconds=120):
-            """Run what was added; `same`: {out: the plain run whose log it must have}."""
-            mine = dict(runs)
-            runs.clear()
-
-            def works(out):
-                if out not in found:
-                    raise Skip("it did not run")
-                if found[out]["code"]:
-                    return dict(bad=f"ends with {found[out]['code']}",
-                                output=found[out]["output"].splitlines()[-25:])
-                script, flags, options = mine[out]
-                plans[out] = planned(folder, script, flags, p.cuda)
-                facts = {k: found[out].get(k) for k in ("products", "group", "in_parts")}
-                group = ("nccl" if p.cuda else "gloo") if "CHECK_ONE_RANK" in options else None
-                parts = bool(group) and "--shard" in flags
-                if (facts["group"], facts["in_parts"]) != (group, parts):
-                    facts["bad"] = f"not the way it was to go: {facts}"
-                return facts
-
-            p.check(f"{what}: run", lambda: found.update(s.run(mine, must=False)), seconds)
-            for out in mine:
-                p.check(f"{out}: runs", functools.partial(works, out))
-            for out, plain in same.items():  # in float32, another order of sums at most
-                p.check(f"{out}: numbers of {plain}", functools.partial(logs_of, s, plain, out))
-            for out in mine:
-                p.check(f"{out}: memory", lambda out=out: measured_memory(p, found, plans, out))
-
-        one = dict(ranks=True, CHECK_ONE_RANK="1")
+        ways, one = Ways(p, folder), dict(ranks=True, CHECK_ONE_RANK="1")
+        add = ways.add
         add("sft", "model", "model")
         add("sft", "model", "sft-checkpointing", "--activation_checkpointing")
         add("sft", "model", "sft-shard-1", "--shard", ranks=True)
         add("sft", "model", "sft-ddp-group", **one)
         add("sft", "model", "sft-shard-group", "--shard", "--save_every=2", **one)
         add("sft", "model", "sft-bf16", "--dtype=bf16")
-        go("sft", {out: "model" for out in ("sft-checkpointing", "sft-shard-1", "sft-ddp-group",
-                                            "sft-shard-group")})
+        ways.go("sft", "model", ["sft-checkpointing", "sft-shard-1", "sft-ddp-group",
+                                 "sft-shard-group"])
         add("reward", "model", "model-rm")
         add("reward", "model", "rm-checkpointing", "--activation_checkpointing")
         add("reward", "model", "rm-shard-group", "--shard", **one)
-        go("reward", {out: "model-rm" for out in ("rm-checkpointing", "rm-shard-group")})
+        ways.go("reward", "model-rm", ["rm-checkpointing", "rm-shard-group"])
         add("ppo", "model", "ppo")
         add("ppo", "model", "ppo-offload", "--offload")
         add("ppo", "model", "ppo-checkpointing", "--activation_checkpointing")
         add("ppo", "model", "ppo-shard-group", "--shard", **one)
         add("ppo", "model", "ppo-shard-offload-group", "--shard", "--offload", **one)
         add("ppo", "model", "ppo-bf16", "--dtype=bf16")
-        go("ppo", {out: "ppo" for out in ("ppo-offload", "ppo-checkpointing", "ppo-shard-group",
-                                          "ppo-shard-offload-group")})
+        ways.go("ppo", "ppo", ["ppo-offload", "ppo-checkpointing", "ppo-shard-group",
+                               "ppo-shard-offload-group"])
     for name, changes in {"plain": {}, "micro-batches of 4": dict(micro_batch=4),
                           "checkpointing": dict(activation_checkpointing=True),
                           "float32": dict(dtype="float32", micro_batch=4)}.items():
