@@ -149,6 +149,17 @@ def untied_pairs(ranks):
     return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
 
 
+def make_folder(folder):
+    """The folder of files that are to be written after a long time: stops at once where it cannot
+    be made, or written to."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        stop(f"{folder} cannot be made ({error.strerror}): choose another --out")
+    if not os.access(folder, os.W_OK):
+        stop(f"{folder} cannot be written to: choose another --out")
+
+
 @contextlib.contextmanager
 def whole(path):
     """A temporary file that takes the name `path` when it is done: whole or not there."""
