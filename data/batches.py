@@ -196,7 +196,9 @@ class ShardRows:
     """
 
     def __init__(self, folder, split, tokenizer, T):
-        index = records.read_json(Path(folder) / shards.INDEX, "python -m data.shards")
+        path = Path(folder) / shards.INDEX
+        index = records.read_json(path, "python -m data.shards")
+        records.remember(path, path.read_bytes())  # it has the checksums of all shards
         entries = [shard[split] for shard in index["shards"] if split in shard]
         if index["fingerprint"] != tokenizer.fingerprint:
             stop(f"{folder}: its shards are of the tokenizer {index['tokenizer']}, the model's is "

@@ -15,10 +15,12 @@ import contextlib
 import json
 import math
 import os
+import zlib
 from pathlib import Path
 
 from settings import stop
 
+READ = {}  # file -> CRC-32 of its bytes, of the data that this run has read
 HUMAN, ASSISTANT = "Human:", "\n\nAssistant:"  # the turns of a chat, as hh-rlhf writes them
 
 
@@ -109,12 +111,12 @@ def shorten(value):
 def read(path, kind, hint="python -m data.toy.world", needed=True):
     """All records of a JSONL file, validated. Blank lines are skipped. Stops where there is none,
     unless it is not needed, as what is held out to measure: data.public writes empty files, too."""
-    path, records = Path(path), []
+    path, records, crc = Path(path), [], 0
     if not path.exists():
         stop(f"no file {path}: run `{hint}` first")
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
+            crc, where = zlib.crc32(line, crc), f"{path}:{number}"
             if not line.strip():
                 continue
             try:
@@ -126,14 +128,36 @@ def read(path, kind, hint="python -m data.toy.world", needed=True):
             except RecursionError:
                 stop(f"{where}: nested too deep")
             records.append(check(record, kind, where))
+    READ[str(path)] = crc
     if needed and not records:
         stop(f"{path} has no {kind} records")
     return records
 
 
+def remember(path, content):
+    """Keep what tells a file of data from another under the same name. content: its bytes."""
+    READ[str(path)] = zlib.crc32(content)
+
+
+def forget():
+    """Where a program does several runs: what one has read is not the next one's."""
+    READ.clear()
+
+
 def untied_pairs(ranks):
     """Ranks of one prompt's K completions (1 is best) -> [(better, worse), ...] without ties."""
     return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
+
+
+def make_folder(folder):
+    """The folder of files that are to be written after a long time: stops at once where it cannot
+    be made, or written to."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        stop(f"{folder} cannot be made ({error.strerror}): choose another --out")
+    if not os.access(folder, os.W_OK):
+        stop(f"{folder} cannot be written to: choose another --out")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from settings import stop
 
 import tiktoken
 
+from data import records
+
 EOS = "<|endoftext|>"
 TEMPLATE = "{prompt}\n"  # how a prompt is put before a model, see data/batches.py
 # Words with the space before them, numbers digit by digit, runs of punctuation, line ends.
@@ -96,6 +98,7 @@ def load_tokenizer(name, folder="."):
     if not path.exists():
         stop(f"no tokenizer {path}: run `python -m data.toy.world` first")
     source = path.read_bytes()
+    records.remember(path, source)
     try:
         ranks = {base64.b64decode(token): int(rank)
                  for token, rank in (line.split() for line in source.splitlines() if line)}

@@ -186,6 +186,7 @@ def evaluate(s, world):
     versus, seconds = pairs("versus", s.versus, "/"), seconds_of(s, rm)
     _, heldout = pool(facts["seed"])
     models = read_models(s, prompts, demos, probes)
+    records.make_folder(s.out)
     tables = ("win_rate", "win_rate_without_taste", "gold", "gold_parts", "flags", "likert",
               "probes", "probe_kinds", "parameters", "seconds")
     results = {"labeler_agreement": facts["agreement"], **{name: {} for name in tables}}

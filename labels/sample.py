@@ -10,6 +10,7 @@ whether it ended by itself.
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from settings import Computing, parse, stop  # before torch
 
@@ -94,6 +95,8 @@ def main():
     models = [load(path, {"GPT": GPT}, "python sft.py")[:2] for path in paths]
     precision(s.dtype, world, max(model.config.n_embd for model, _ in models))
     prompts = fitting_all(prompts, models, s.max_new_tokens, world)
+    out = s.out or f"{s.data}/completions_{s.split}.jsonl"
+    records.make_folder(Path(out).parent)
     rng = random.Random(f"sample {s.seed}")
     todo = [[] for _ in paths]  # of each model: (prompt number, episode number, prompt text)
     episode = 0
@@ -109,7 +112,6 @@ def main():
                                                world.device, path))
         for (number, _, _), completion in zip(own, completions):
             prompts[number]["completions"].append(completion)
-    out = s.out or f"{s.data}/completions_{s.split}.jsonl"
     if world.main:
         records.write(out, prompts)
         records.write_json(out.removesuffix(".jsonl") + ".facts.json", {

@@ -21,7 +21,7 @@ from runtime import pretrained
 from runtime.sharding import full, kind
 from settings import stop
 
-LOADED = {}  # folder -> weights, of the checkpoints that this program began with
+LOADED = {}  # folder -> weights, of the checkpoints that this program began with, or of the hub
 OURS = re.compile(r"(model|tokenizer|state)(-\d+)?(-[0-9a-f]{8})?\.(pt|tiktoken)(\.writing)?"
                   r"|state-\d+")  # a folder of shards
 
@@ -83,9 +83,22 @@ def save(path, model, tokenizer, settings, **facts):
         names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
     meta = {"kind": kind(model).__name__, "config": dataclasses.asdict(model.config), **names,
             "fingerprint": tokenizer.fingerprint, "template": tokenizer.template,
-            "settings": dataclasses.asdict(settings), **records.numbers(facts)}
+            "settings": dataclasses.asdict(settings), "made_from": made_from(),
+            **records.numbers(facts)}
     write(path / "checkpoint.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
     tidy(path, names.values())
+
+
+def made_from():
+    """What this run has read to make a model: {file of data or folder of a model: what tells it
+    from another under the same name}."""
+    return {**records.READ, **LOADED}
+
+
+def forget():
+    """Begin a run: nothing is read yet. See `made_from`."""
+    records.forget()
+    LOADED.clear()
 
 
 def tidy(path, keep):
@@ -118,7 +131,9 @@ def load(path, classes, hint):
     path = Path(path)
     if not (path / "checkpoint.json").exists():
         if pretrained.known(path):
-            return pretrained.load(path, classes)
+            model, tokenizer, meta = pretrained.load(path, classes)
+            LOADED[str(path)] = "-".join(map(checksum, meta.pop("files")))
+            return model, tokenizer, meta
         stop(f"{path} has no checkpoint: run `{hint}` first")
     meta = records.read_json(path / "checkpoint.json", hint)
     for key in ("kind", "config", "weights", "tokenizer"):

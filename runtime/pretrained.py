@@ -89,8 +89,8 @@ def download(name):
 
 def load(name, classes):
     """A repository of the hub, a folder, or a file of weights with its config.json beside it ->
-    (model, tokenizer, facts), as `runtime.load`. classes: {"GPT": GPT, ...}, the kinds that the
-    caller can use.
+    (model, tokenizer, facts), as `checkpoint.load`; the facts name the files of the weights, too.
+    classes: {"GPT": GPT, ...}, the kinds that the caller can use.
     """
     path = Path(name)
     if not path.exists():
@@ -109,7 +109,9 @@ def load(name, classes):
     fill(model, weights, file, assign=True)
     tokenizer = find_tokenizer(folder, sizes["vocab_size"])
     match(tokenizer, model.config, folder)
-    return model, tokenizer, {"kind": kind, "settings": {}}
+    index = file.name.endswith(".index.json")
+    files = [file, *(file.parent / part for part in (parts(file) if index else []))]
+    return model, tokenizer, {"kind": kind, "settings": {}, "files": files}
 
 
 def read_json(path):

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from runtime import plan
-from runtime.checkpoint import LOADED, refuse_others, remove, tidy, whole, write
+from runtime.checkpoint import forget, made_from, refuse_others, remove, tidy, whole, write
 from runtime.machine import keep_freed_memory
 from runtime.sharding import bare, like_weights, put
 from runtime.states import leaves, read_shards, stand_ins, write_shards
@@ -51,6 +51,7 @@ def start(settings, presets):
     """(the settings of this run, its World). With --plan: prints what the run would cost, and
     stops."""
     script = script_of(settings)
+    forget()
     s = parse(settings, presets, plan=functools.partial(plan.show, script))
     return s, World(s.seed, s.device, s.timeout)
 
@@ -77,7 +78,7 @@ class Training:
         resume = s.resume or float(world.sum(restarts())) > 0
         found = self.find(resume)
         if found == "checkpoint.json":
-            self.compare(json.loads((self.folder / found).read_text("utf-8"))["settings"])
+            self.compare(json.loads((self.folder / found).read_text("utf-8")))
             world.print(f"{s.out} is finished: there is nothing to resume")
             self.close()
             raise SystemExit(0)
@@ -216,9 +217,9 @@ class Training:
         if self.file:
             os.fsync(self.file.fileno())  # the log never lags behind a state
         state = {"settings": dataclasses.asdict(self.s), "steps": self.total, "step": self.step,
-                 "skipped": self.skipped, "in_a_row": self.in_a_row, "loaded": LOADED,
-                 "seconds": self.world.seconds(), "noise": noise, "parts": stand_ins(tree),
-                 "files": files}
+                 "skipped": self.skipped, "in_a_row": self.in_a_row,
+                 "made_from": made_from(), "seconds": self.world.seconds(), "noise": noise,
+                 "parts": stand_ins(tree), "files": files}
         name = write(self.folder / f"{name}.pt", lambda f: torch.save(state, f))
         self.keep([name] + [f.name for f in self.states() if f.name != name][: bool(self.step)])
 
@@ -226,11 +227,7 @@ class Training:
         """Take over a state. It does not matter how many ranks wrote it, or how many read it, or
         whether either of them had the models in parts. Shards come last, each to its place."""
         state = self.read(name)
-        self.compare(state["settings"])
-        for folder, weights in state["loaded"].items():
-            if LOADED.get(folder, weights) != weights:
-                stop(f"{folder} has changed since {self.s.out} was started from it: leave --resume "
-                     "out to start again")
+        self.compare(state)
         if state["steps"] != self.total and not hasattr(self.s, "iterations"):
             stop(f"{self.s.data} has changed: it makes {self.total} steps, those of {self.s.out} "
                  f"were {state['steps']}. Leave --resume out to start again")
@@ -253,14 +250,20 @@ class Training:
         if self.world.rank < len(state["noise"]):
             set_rng_state(state["noise"][self.world.rank], self.world.device)
 
-    def compare(self, settings):
-        """Stop where this run has other settings than the one that is to be resumed."""
-        now = dataclasses.asdict(self.s)
+    def compare(self, facts):
+        """Stop where this run has other settings, data or models than the one that is to be
+        resumed. facts: of a state or of a finished run; older ones do not say all."""
+        now, settings = dataclasses.asdict(self.s), facts["settings"]
         other = [k for k in now if k not in FREE and settings.get(k, now[k]) != now[k]]
         if other:
             stop(f"{self.s.out} is a run with " + " ".join(f"--{k}={settings[k]}" for k in other)
                  + ", not " + " ".join(f"--{k}={now[k]}" for k in other)
                  + ": give it the same settings, or leave --resume out to start again")
+        before, read = facts.get("made_from", facts.get("loaded", {})), made_from()
+        for name in {**before, **(read if "made_from" in facts else {})}:
+            if before.get(name) != read.get(name):
+                stop(f"{name} has changed since {self.s.out} was started from it: put it back, or "
+                     "leave --resume out to start again")
 
     # ------------------------------------------------------------------------------------ faults
 

@@ -272,6 +272,100 @@ def test_a_changed_input_is_an_error(demo):
     assert code == 1 and "out/sft-copy has changed since out/changed was started" in output
 
 
+def other_responses(path):
+    """As many lines as before, each of another response, or of ranks the other way round."""
+    rows = [json.loads(line) for line in open(path, encoding="utf-8")]
+    for row in rows:
+        if "ranks" in row:
+            row["ranks"] = [1 + max(row["ranks"]) - r for r in row["ranks"]]
+        else:
+            row["response" if "response" in row else "text"] = "Something else."
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def three_lines(path):
+    path.write_bytes(b"".join(path.read_bytes().splitlines(True)[:3]))
+
+
+def other_tokens(path):
+    first, second, *rest = path.read_bytes().splitlines(True)
+    (a, m), (b, n) = first.split(), second.split()
+    path.write_bytes(b"".join([a + b" " + n + b"\n", b + b" " + m + b"\n", *rest]))
+
+
+SCRATCH = ("--init=scratch", "--block_size=160", "--n_layer=1", "--n_head=2", "--n_embd=16",
+           "--pretrain_mix=1", "--reward=", "--epochs=1")
+
+
+@pytest.mark.parametrize("stage, flags, changes", [
+    ("sft", (), {"demonstrations_train": other_responses, "demonstrations_valid": three_lines,
+                 "text_train": other_responses, "prompts_valid": three_lines}),
+    ("sft", SCRATCH, {"text_train": other_responses, "text_valid": other_responses,
+                      "tokenizer": other_tokens}),
+    ("reward", (), {"rankings_train": other_responses, "rankings_valid": other_responses,
+                    "rankings_valid_heldout": os.remove, "demonstrations_train": three_lines}),
+    ("ppo", (), {"prompts_train": three_lines, "text_train": other_responses}),
+], ids=["sft", "scratch", "reward", "ppo"])
+def test_changed_data_is_an_error_that_names_the_file(demo, stage, flags, changes, tmp_path):
+    """Whatever a run has read: as many steps as before, and yet another run. With the file put back
+    it goes on; when it is finished, it is of the old file still."""
+    data = demo.folder / "out" / f"data-{tmp_path.name}"
+    shutil.copytree(demo.folder / "out" / "toy", data)
+    run = interrupted(demo, stage, f"of-{data.name}", 3, *flags, f"--data=out/{data.name}")
+    files = {name: next(data.glob(f"{name}.*")) for name in changes}
+    for name, change in changes.items():
+        before = files[name].read_bytes()
+        change(files[name])
+        code, output = run.ends("--resume")
+        assert code == 1 and output.count("error:") == 1, output
+        file = f"out/{data.name}/{files[name].name}"
+        assert f"{file} has changed since out/{run.folder.name} was started" in output
+        assert len(run.states()) == 2, "nothing is lost"
+        files[name].write_bytes(before)
+    code, output = run.ends("--resume")
+    assert code == 0 and "resumed at step" in output, output
+    assert "is finished" in run.ends("--resume")[1]
+    change(files[name])
+    code, output = run.ends("--resume")
+    assert code == 1 and f"{files[name].name} has changed" in output
+
+
+def test_changed_weights_in_another_format_are_an_error(demo):
+    """A folder of Hugging Face's has no checksum in its names."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    python(demo.folder, "-m", "runtime.huggingface", "export", "out/sft", "theirs")
+    run = interrupted(demo, "reward", "from-theirs", 3, "--init=theirs")
+    before = (demo.folder / "theirs" / "model.safetensors").read_bytes()
+    changed = bytearray(before)
+    changed[-1] ^= 1  # the last bit of a weight
+    (demo.folder / "theirs" / "model.safetensors").write_bytes(changed)
+    code, output = run.ends("--resume")
+    assert code == 1 and "theirs has changed since out/from-theirs was started" in output
+    (demo.folder / "theirs" / "model.safetensors").write_bytes(before)
+    assert run.ends("--resume")[0] == 0
+
+
+def test_a_state_that_does_not_say_what_it_read_is_resumed(demo, whole_runs):
+    """One of an earlier version: it names the checkpoints alone."""
+    run = interrupted(demo, "reward", "earlier", 3)
+    for file in run.states():
+        state = torch.load(file, weights_only=True)
+        read = state.pop("made_from")
+        state["loaded"] = {"out/init": read["out/init"]}
+        file.unlink()
+        write(file.with_name(file.name.rpartition("-")[0] + ".pt"),
+              lambda f, state=state: torch.save(state, f))
+    code, output = run.ends("--resume")
+    assert code == 0 and "resumed at step" in output, output
+    assert_same(run, whole_runs["reward"])
+    facts = run.folder / "checkpoint.json"
+    meta = json.loads(facts.read_text())
+    del meta["made_from"]
+    facts.write_text(json.dumps(meta))
+    code, output = run.ends("--resume")
+    assert code == 0 and "is finished" in output, output
+
+
 def test_a_longer_ppo_run_may_be_resumed(demo, whole_runs):
     run = interrupted(demo, "ppo", "longer", 2, "--iterations=3")
     code, output = run.ends("--resume", "--iterations=5")

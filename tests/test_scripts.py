@@ -262,6 +262,17 @@ def test_what_cannot_be_evaluated_is_told_at_once(demo, monkeypatch, flag, compl
     assert complaint in stops(monkeypatch, demo.folder, "evaluate", flag)
 
 
+@pytest.mark.parametrize("module, flags", [
+    ("evaluate", ["--models=sft=out/sft,ppo=out/ppo"]), ("labels.sample", ["--max_new_tokens=4"])])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_sampled(
+        demo, monkeypatch, tmp_path, module, flags):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(eval_town, "respond", None)
+    monkeypatch.setattr(importlib.import_module("labels.sample"), "sample_rows", None)
+    message = stops(monkeypatch, demo.folder, module, *flags, f"--out={tmp_path}/file/in/out")
+    assert f"{tmp_path}/file/in" in message and "choose another --out" in message
+
+
 def test_the_exported_models_say_and_score_the_same_in_transformers(demo, tmp_path):
     """Greedy text of the PPO model, prompt by prompt and as the terminal prints it; the scores of
     a ragged batch. Prompts go in as text, through each side's own tokenizer."""

@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from data import public, records, shards, tokenizer
 from data.batches import ShardRows, TextRows, text_rows_of
 from helpers import tiny, tiny_scalar
 from data.tokenizer import load_tokenizer
+from runtime import checkpoint
 from runtime.checkpoint import save
 
 ROOT = Path(__file__).parents[1]
@@ -233,7 +236,7 @@ def test_a_kill_at_any_step_changes_nothing(tmp_path, inline, vocabulary, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", watched(os.replace))
-        patch.setattr(shards.zlib, "crc32", watched(shards.zlib.crc32))
+        patch.setattr(shards, "zlib", SimpleNamespace(crc32=watched(zlib.crc32)))
         shards.build(settings(tmp_path, vocabulary, chunk=4000, shard_tokens=3000))
     whole = contents(out)
     assert len(whole) > 6 and len(copies) > 40
@@ -549,6 +552,17 @@ def world(folder, vocabulary, monkeypatch):
         with torch.enable_grad():
             script.main()
     return path, ids, run
+
+
+def test_a_run_remembers_the_index_of_its_shards(world, vocabulary):
+    """It has the checksums of all: a resumed run must find the same one."""
+    path, _, _ = world
+    checkpoint.forget()
+    text_rows_of(path, "train", load_tokenizer(vocabulary), 8)
+    crc = zlib.crc32((path / shards.INDEX).read_bytes())
+    assert checkpoint.made_from()[str(path / shards.INDEX)] == crc
+    checkpoint.forget()
+    assert checkpoint.made_from() == {}
 
 
 def test_sft_pretrains_on_shards(world, monkeypatch):
