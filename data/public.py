@@ -122,8 +122,8 @@ def parse_json(text, path, number):
         return value
     except json.JSONDecodeError as e:
         stop(f"{path}:{number + e.lineno - 1}: not JSON: {e.msg} at column {e.colno}")
-    except UnicodeEncodeError as e:
-        stop(f"{path}:{number}: not Unicode: {e.reason}")
+    except UnicodeEncodeError:
+        stop(f"{path}:{number}: not Unicode: half of a surrogate pair")
     except RecursionError:
         stop(f"{path}:{number}: nested too deep")
 

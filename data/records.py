@@ -12,8 +12,10 @@ end-of-text token. The prompt of a chat holds its turns (`asked`). A bad line st
 its file, line, field and what was expected.
 """
 import contextlib
+import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 from settings import stop
@@ -110,16 +112,50 @@ def read(path, kind, hint="python -m data.toy.world"):
                 continue
             try:
                 record = json.loads(line.decode("utf-8"))
+                if b"\\u" in line:
+                    json.dumps(record, ensure_ascii=False).encode()
             except UnicodeDecodeError as e:
                 stop(f"{where}: not UTF-8 at byte {e.start}")
             except json.JSONDecodeError as e:
                 stop(f"{where}: not JSON: {e.msg} at column {e.colno}")
+            except UnicodeEncodeError:
+                stop(f"{where}: not Unicode: half of a surrogate pair")
             except RecursionError:
                 stop(f"{where}: nested too deep")
             records.append(check(record, kind, where))
     if not records:
         stop(f"{path} has no {kind} records")
     return records
+
+
+# What a folder on a network, of FUSE or of Windows says to fsync, which it has not.
+UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM,
+            errno.EBADF}
+
+
+TOLD = set()  # of these, what was said
+
+
+def sync(file):
+    """Let an open file, or the names in a folder (a path), be on the disk. Where that is refused it
+    is said once, and the run goes on: only a power cut can then lose what was written."""
+    try:
+        if isinstance(file, (str, Path)):
+            number = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+        else:
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+        if not TOLD & {error.errno}:
+            print(f"warning: {getattr(file, 'name', file)} cannot be synced ({error.strerror}): "
+                  "after a power cut what was written last may be missing", file=sys.stderr)
+        TOLD.add(error.errno)
 
 
 def untied_pairs(ranks):

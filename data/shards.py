@@ -204,8 +204,7 @@ def write_shard(out, number, results, s, progress):
                 if sum(entry["tokens"] for entry in entries.values()) >= s.shard_tokens:
                     break
             for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
+                records.sync(file)
         entries = {k: entry for k, entry in entries.items() if entry["tokens"]}
         for split in entries:  # an empty file could not be mapped into memory
             os.replace(paths[split], paths[split].with_suffix(""))

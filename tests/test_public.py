@@ -421,7 +421,7 @@ def test_what_is_replaced_is_told(tmp_path):
     (b'{"prompt": 3, "completion": "b"}\n', "1: field 'prompt': expected str, got 3"),
     (b'{"prompt": "a", "completion": "b"}\n\n{"prompt"\n', "3: not JSON: "),
     (b'{"prompt": "\xff"}\n', "1: not UTF-8 at byte 12"),
-    (b'{"prompt": "\\ud800", "completion": "b"}\n', "1: not Unicode: surrogates not allowed"),
+    (b'{"prompt": "\\ud800", "completion": "b"}\n', "1: not Unicode: half of a surrogate pair"),
     (b'["prompt"]\n', "1: expected a JSON object, got [\"prompt\"]"),
     (b"[" * 100_000 + b"\n", "1: nested too deep"),
 ])
