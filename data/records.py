@@ -100,11 +100,26 @@ def shorten(value):
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def is_toy(folder):
+    """Whether a folder is the toy's, which has commands to fill it, or somebody's own."""
+    return Path(folder) == Path("out/toy") or (Path(folder) / "world.json").exists()
+
+
+def missing(path, kind, hint):
+    """The line on a file of records that is not there: the command that makes it, or what belongs
+    into it."""
+    if is_toy(path.parent):
+        return f"no file {path}: run `{hint}` first"
+    fields = ", ".join(f"{name!r} ({expected})" for name, (_, expected) in FIELDS[kind].items())
+    return f"no file {path}: a {kind} a line, a JSON object with {fields}; see docs/data.md"
+
+
 def read(path, kind, hint="python -m data.toy.world"):
-    """All records of a JSONL file, validated. Blank lines are skipped."""
+    """All records of a JSONL file, validated. Blank lines are skipped. hint: the command of the toy
+    that writes it."""
     path, records = Path(path), []
     if not path.exists():
-        stop(f"no file {path}: run `{hint}` first")
+        stop(missing(path, kind, hint))
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
