@@ -6,6 +6,7 @@
     python chat.py out/hh/ppo --chat                    for a model that learnt from chats
     python chat.py gpt2 "Once upon a time"              any model that --init takes
 """
+import re
 import sys
 from dataclasses import dataclass
 
@@ -167,6 +168,8 @@ def main(argv=None):
             words.append(sys.stdin.buffer.read().decode())
         except UnicodeDecodeError:
             stop("the prompt on stdin is no UTF-8 text")
+    if re.search("[\ud800-\udfff]", " ".join(words)):  # what Python makes of other bytes
+        stop("the prompt is no UTF-8 text")
     if len(words) == 2 and not words[1].strip():
         stop("the prompt is empty")
     try:

@@ -28,6 +28,7 @@ from settings import parse, stop  # before torch
 
 from data import hub, records
 from data.records import ASSISTANT, HUMAN
+from data.tokenizer import EOS
 
 FIELDS = {"rankings": "completions", "demonstrations": "response", "text": "text",
           "prompts": "prompt"}  # the field that tells each kind of record
@@ -51,6 +52,7 @@ class Settings:
     cap: int = 200  # prompts of one author at most, where authors are known (section 3.2)
     pii: bool = True  # leave out training prompts with personal data (section 3.2)
     document: int = 4000  # characters of a document at most, if it has a blank line to cut at
+    separator: str = ""  # of documents in a text, as TinyStories has <|endoftext|>
     max_bytes: int = 2**30  # of one file, unpacked: a small .gz can hide a huge file
     max_line: int = 2**28  # of one line, unpacked; a .json file may be a list in a single one
 
@@ -122,8 +124,8 @@ def parse_json(text, path, number):
         return value
     except json.JSONDecodeError as e:
         stop(f"{path}:{number + e.lineno - 1}: not JSON: {e.msg} at column {e.colno}")
-    except UnicodeEncodeError as e:
-        stop(f"{path}:{number}: not Unicode: {e.reason}")
+    except UnicodeEncodeError:
+        stop(f"{path}:{number}: not Unicode: half of a surrogate pair")
     except RecursionError:
         stop(f"{path}:{number}: nested too deep")
 
@@ -249,7 +251,7 @@ def self_instruct(row):
 def t0(row):
     """{"prompt", "completion"}, the end-of-text token of GPT written out after the completion."""
     yield demonstration(take(row, "prompt"),
-                        take(row, "completion").removesuffix("<|endoftext|>"))
+                        take(row, "completion").removesuffix(EOS))
 
 
 def hh_rlhf(row):
@@ -455,15 +457,17 @@ PII = {  # (?<!...): a match begins only where its run of characters does, so th
 }
 
 
-def documents(text, size):
+def documents(text, size, separator=""):
     """Cut a text at blank lines, and at wikitext's titles, into documents of `size` characters.
 
     They are shorter where the next paragraph does not fit, and longer where one alone does not.
     Nothing but white space at the cuts is lost (see `trimmed`); line ends of Windows become our
-    own.
+    own. Before that a text is cut at each separator, which goes.
     """
     out = [""]
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if separator and separator in text:
+        return [d for piece in text.split(separator) for d in documents(piece, size)]
     for paragraph in re.findall(r".+?(?:\n\s*\n|\Z)", text, re.S):
         if len(out[-1]) + len(paragraph) > size or TITLE.match(paragraph):
             out.append("")
@@ -484,13 +488,19 @@ def derive(kind, item, s):
     if isinstance(item, str):
         yield kind, item
     elif kind == "text":
-        yield from ((kind, {"text": d}) for d in documents(item["text"], s.document))
+        yield from ((kind, {"text": d}) for d in documents(item["text"], s.document,
+                                                                s.separator))
     else:
         yield kind, item
         if kind == "rankings" and s.demonstrations:
             yield "demonstrations", best(item)
         if kind != "prompts" and s.prompts:
             yield "prompts", {k: item[k] for k in ("prompt", *OF_PROMPT) if k in item}
+
+
+def typed(record):
+    """Whether the text of a record spells out the end-of-text token of GPT, which stays text."""
+    return EOS in json.dumps(record, ensure_ascii=False)
 
 
 def luhn(digits):
@@ -555,8 +565,8 @@ def arrange(items, s):
 
 def build(settings):
     """Read, split, write. Returns the counts: {"rows": n, "kept": {kind: {split: n}},
-    "altered": {kind: n}, "dropped": {kind: {reason: n}}, "replaced": [kind]}, those of which there
-    were files."""
+    "altered": {kind: n}, "dropped": {kind: {reason: n}}, "typed": n, "replaced": [kind]}: of how
+    many records spell out EOS, and of which kinds there were files."""
     s, rows, altered = settings, 0, collections.Counter()
     if s.name not in DATASETS or not s.file and not DATASETS[s.name][3]:
         stop("give one of these names, and --file=PATH where no file is named or you have it\n"
@@ -578,6 +588,8 @@ def build(settings):
     if DATASETS[s.name][0] not in files:
         stop(f"{s.file or s.name}: {rows} rows and no {DATASETS[s.name][0]}; dropped: "
              f"{facts['dropped']}")
+    facts["typed"] = sum(typed(r) for splits in files.values() for out in splits.values()
+                         for r in out)
     facts["replaced"] = [k for k in files if Path(s.out, f"{k}_train.jsonl").exists()]
     for kind, splits in files.items():
         for split, out in splits.items():
@@ -597,6 +609,9 @@ def report(facts, out):
                          "space, before a text, or white space behind it")
         lines += [f"{'':17}{n:7,} dropped: {reason}"
                   for reason, n in facts["dropped"].get(kind, {}).items()]
+    if facts["typed"]:
+        lines.append(f"  {facts['typed']:,} records have {EOS} in them. It stays text, of several "
+                     f"tokens; --separator='{EOS}' cuts text there")
     if facts["replaced"]:
         lines.append(f"  in place of the {', '.join(facts['replaced'])} that were there (to keep "
                      "those: another --out, --demonstrations=false, --prompts=false)")

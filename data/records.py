@@ -12,9 +12,11 @@ end-of-text token. The prompt of a chat holds its turns (`asked`). A bad line st
 its file, line, field and what was expected.
 """
 import contextlib
+import errno
 import json
 import math
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -108,12 +110,27 @@ def shorten(value):
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def is_toy(folder):
+    """Whether a folder is the toy's, which has commands to fill it, or somebody's own."""
+    return Path(folder) == Path("out/toy") or (Path(folder) / "world.json").exists()
+
+
+def missing(path, kind, hint):
+    """The line on a file of records that is not there: the command that makes it, or what belongs
+    into it."""
+    if is_toy(path.parent):
+        return f"no file {path}: run `{hint}` first"
+    fields = ", ".join(f"{name!r} ({expected})" for name, (_, expected) in FIELDS[kind].items())
+    return f"no file {path}: a {kind} a line, a JSON object with {fields}; see docs/data.md"
+
+
 def read(path, kind, hint="python -m data.toy.world", needed=True):
     """All records of a JSONL file, validated. Blank lines are skipped. Stops where there is none,
-    unless it is not needed, as what is held out to measure: data.public writes empty files, too."""
+    unless it is not needed, as what is held out to measure: data.public writes empty files, too.
+    hint: the command of the toy that writes it."""
     path, records, crc = Path(path), [], 0
     if not path.exists():
-        stop(f"no file {path}: run `{hint}` first")
+        stop(missing(path, kind, hint))
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             crc, where = zlib.crc32(line, crc), f"{path}:{number}"
@@ -121,10 +138,14 @@ def read(path, kind, hint="python -m data.toy.world", needed=True):
                 continue
             try:
                 record = json.loads(line.decode("utf-8"))
+                if b"\\u" in line:
+                    json.dumps(record, ensure_ascii=False).encode()
             except UnicodeDecodeError as e:
                 stop(f"{where}: not UTF-8 at byte {e.start}")
             except json.JSONDecodeError as e:
                 stop(f"{where}: not JSON: {e.msg} at column {e.colno}")
+            except UnicodeEncodeError:
+                stop(f"{where}: not Unicode: half of a surrogate pair")
             except RecursionError:
                 stop(f"{where}: nested too deep")
             records.append(check(record, kind, where))
@@ -142,6 +163,36 @@ def remember(path, content):
 def forget():
     """Where a program does several runs: what one has read is not the next one's."""
     READ.clear()
+
+
+# What a folder on a network, of FUSE or of Windows says to fsync, which it has not.
+UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM,
+            errno.EBADF}
+
+
+TOLD = set()  # of these, what was said
+
+
+def sync(file):
+    """Let an open file, or the names in a folder (a path), be on the disk. Where that is refused it
+    is said once, and the run goes on: only a power cut can then lose what was written."""
+    try:
+        if isinstance(file, (str, Path)):
+            number = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+        else:
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+        if not TOLD & {error.errno}:
+            print(f"warning: {getattr(file, 'name', file)} cannot be synced ({error.strerror}): "
+                  "after a power cut what was written last may be missing", file=sys.stderr)
+        TOLD.add(error.errno)
 
 
 def untied_pairs(ranks):

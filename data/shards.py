@@ -36,10 +36,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data import public, records
-from data.tokenizer import load_tokenizer
+from data.tokenizer import EOS, load_tokenizer
 
 INDEX, SPLITS = "text_shards.json", ("train", "valid")
-FIXED = ("field", "split_valid", "document", "shard_tokens", "chunk")  # settings that shape shards
+FIXED = ("field", "split_valid", "document", "separator", "shard_tokens", "chunk")  # shape shards
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Settings:
     field: str = "text"  # of a JSON line that holds the document
     split_valid: float = 0.0005  # share of the documents that is held out, by a hash of their text
     document: int = 4000  # characters of a document in a .txt file, see data/public.py
+    separator: str = ""  # of documents in a text, as TinyStories has <|endoftext|>
     shard_tokens: int = 100_000_000  # a shard ends with the chunk that brings it to this many
     chunk: int = 2**20  # bytes that a worker gets at a time
     workers: int = 2  # processes that tokenise
@@ -68,14 +69,15 @@ def chunks(files, place, s):
     """(file, its line, bytes that begin there, the place behind them) of all text from `place` on.
 
     A place is {"file": number, "offset": bytes, "line": number}. A chunk is whole lines of one
-    file, and of a .txt file whole paragraphs, unless they go on for twice the length of a chunk.
+    file, and of a .txt file whole paragraphs (or all up to a separator), unless they go on for
+    twice the length of a chunk.
     """
     for i in range(place["file"], len(files)):
         first, offset, lines, size = place["line"], place["offset"], [], 0
         for line, raw in public.read_raw(files[i], s.max_bytes, s.max_line, offset, first):
             lines.append(raw)
             size += len(raw)
-            if size >= (2 if is_prose(files[i]) and raw.strip() else 1) * s.chunk:
+            if size >= (2 if is_prose(files[i]) and not ends(raw, s.separator) else 1) * s.chunk:
                 place = {"file": i, "offset": offset + size, "line": line + 1}
                 yield files[i], first, b"".join(lines), place
                 first, offset, lines, size = line + 1, offset + size, [], 0
@@ -83,35 +85,45 @@ def chunks(files, place, s):
         yield files[i], first, b"".join(lines), place
 
 
+def ends(raw, separator):
+    """Whether a document of a .txt file can end with this line: it is blank, or ends with the
+    separator where there is one."""
+    return raw.rstrip().endswith(separator.encode()) if separator else not raw.strip()
+
+
 def documents(path, first, body, s):
     """The documents in the bytes of a chunk, which begins in line `first` of a file."""
     lines = enumerate(body.split(b"\n"), first)
     if is_prose(path):
         yield from public.documents(
-            "\n".join(public.decode(raw, path, number) for number, raw in lines), s.document)
+            "\n".join(public.decode(raw, path, number) for number, raw in lines), s.document,
+            s.separator)
         return
     for number, raw in lines:
         if raw.strip():
             row = public.parse_json(public.decode(raw, path, number).rstrip(), path, number)
             try:
-                yield public.take(row, s.field)
+                text = public.take(row, s.field)
+                yield from text.split(s.separator) if s.separator else [text]
             except public.Bad as e:
                 stop(f"{path}:{number}: {e}")
 
 
 def tokenise(tokenizer, path, first, body, s):
     """A chunk -> {split: (ids of its documents, each ended by EOS, and how many they are)}, and
-    how many documents were empty."""
-    ids, count, empty = {split: [] for split in SPLITS}, collections.Counter(), 0
+    a Counter: how many documents were empty, and in how many EOS is typed."""
+    ids, count = {split: [] for split in SPLITS}, collections.Counter()
+    notes = collections.Counter()
     for text in documents(path, first, body, s):
         if text.strip():
             split = "valid" if public.chance(text) < s.split_valid else "train"
             ids[split] += tokenizer.encode(text)
             ids[split].append(tokenizer.eos)
             count[split] += 1
+            notes["typed"] += EOS in text
         else:
-            empty += 1
-    return {k: (np.array(v, dtype_of(tokenizer)), count[k]) for k, v in ids.items()}, empty
+            notes["empty"] += 1
+    return {k: (np.array(v, dtype_of(tokenizer)), count[k]) for k, v in ids.items()}, notes
 
 
 def dtype_of(tokenizer):
@@ -184,16 +196,16 @@ def in_order(pool, tasks, ahead, s, noted=None):
 
 def write_shard(out, number, results, s, progress):
     """Write a shard of the results to come. Returns ({split: its entry in the index}, the place
-    behind it, empty documents). If anything fails, what was written is deleted."""
+    behind it, a Counter as of `tokenise`). If anything fails, what was written is deleted."""
     entries = {split: {"file": f"text_{split}_{number:05}.bin", "tokens": 0, "documents": 0,
                        "crc32": 0} for split in SPLITS}
     paths = {split: out / f"{entry['file']}.writing" for split, entry in entries.items()}
-    empty = 0
+    notes = collections.Counter()
     try:
         with contextlib.ExitStack() as stack:
             files = {k: stack.enter_context(open(path, "wb")) for k, path in paths.items()}
-            for place, found, blank in results:
-                empty += blank
+            for place, found, own in results:
+                notes += own
                 for split, (ids, count) in found.items():
                     entry = entries[split]
                     files[split].write(ids)
@@ -204,15 +216,14 @@ def write_shard(out, number, results, s, progress):
                 if sum(entry["tokens"] for entry in entries.values()) >= s.shard_tokens:
                     break
             for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
+                records.sync(file)
         entries = {k: entry for k, entry in entries.items() if entry["tokens"]}
         for split in entries:  # an empty file could not be mapped into memory
             os.replace(paths[split], paths[split].with_suffix(""))
     finally:
         for path in paths.values():
             path.unlink(missing_ok=True)
-    return entries, place, empty
+    return entries, place, notes
 
 
 def begin(s, tokenizer, files):
@@ -220,13 +231,13 @@ def begin(s, tokenizer, files):
     fresh = {"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint,
              "dtype": dtype_of(tokenizer).name, **{name: getattr(s, name) for name in FIXED},
              "files": [[str(path), path.stat().st_size] for path in files],
-             "next": {"file": 0, "offset": 0, "line": 1}, "empty": 0, "shards": []}
+             "next": {"file": 0, "offset": 0, "line": 1}, "empty": 0, "typed": 0, "shards": []}
     path = Path(s.out) / INDEX
     if not path.exists():
         return fresh
     index = records.read_json(path, "python -m data.shards")
     for key in ("fingerprint", "files", *FIXED):
-        if index.get(key) != fresh[key]:
+        if index.get(key, "") != fresh[key]:
             stop(f"{path} is of another run, its {key!r} differs: choose another --out, or delete "
                  "it to begin again")
     for entry in (entry for shard in index["shards"] for entry in shard.values()):
@@ -259,9 +270,10 @@ def build(settings):
             tasks = chunks(files, index["next"], s)
             results = in_order(pool, tasks, 2 * s.workers, s, noted)
             while index["next"]["file"] < len(files):
-                shard, place, empty = write_shard(out, len(index["shards"]), results, s, bar.update)
+                shard, place, notes = write_shard(out, len(index["shards"]), results, s, bar.update)
                 index["shards"] += [shard] if shard else []
-                index.update(next=place, empty=index["empty"] + empty)
+                index["next"] = place
+                index.update({k: index.get(k, 0) + notes[k] for k in ("empty", "typed")})
                 if not index["shards"]:
                     stop(f"{s.file}: no document, or none that is not empty")
                 records.write_json(out / INDEX, index)  # from here on the shard counts
@@ -285,6 +297,8 @@ def main():
     print(f"{s.out}: {train:,} tokens to train on and {valid:,} held out, of "
           f"{total(index, 'documents'):,} documents in {len(index['shards'])} shards; "
           f"{index['empty']:,} empty documents left out\n"
+          + (f"{index['typed']:,} documents have {EOS} in them. It stays text, of several tokens; "
+             f"--separator='{EOS}' cuts there\n" if index.get("typed") else "")
           + (f"{rate:,.0f} tokens/s with {s.workers} workers" if rate else "it was all there"))
 
 

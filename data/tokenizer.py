@@ -96,7 +96,8 @@ def load_tokenizer(name, folder="."):
             stop(f"the gpt2 tokenizer cannot be fetched: {GPT2_FILES}")
     path = Path(folder) / name
     if not path.exists():
-        stop(f"no tokenizer {path}: run `python -m data.toy.world` first")
+        stop(f"no tokenizer {path}: run `python -m data.toy.world` first, or say --tokenizer=gpt2 "
+             "for text of your own (docs/data.md)")
     source = path.read_bytes()
     records.remember(path, source)
     try:

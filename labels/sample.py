@@ -5,10 +5,13 @@
     python -m labels.sample --models=out/sft --k_min=1 --k_max=1    one response a prompt
 
 Each line that it writes is a prompt record with `completions`: text, the model it came from, and
-whether it ended by itself.
+whether it ended by itself. Killed at any moment, the same command goes on where it was.
 """
+import dataclasses
+import json
 import math
 import random
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,21 +58,101 @@ class Settings(Computing):
                     f"{len(self.models.split(','))} --models")
 
 
-def sample_rows(model, tokenizer, rows, s, device, note=""):
+class Partial:
+    """Samples on the disk as they come, for a killed run to go on from: NAME.partial-RANK.
+
+    The first line says what they are made from, each other one is a batch. Whose file it is does
+    not matter: ranks look for their episodes in all of them.
+    """
+
+    def __init__(self, out, made_from, world):
+        out = Path(out)
+        self.beside, self.known, self.world = out.with_name(f"{out.name}.partial-"), {}, world
+        own, length, others = Path(f"{self.beside}{world.rank}"), 0, 0
+        for path in self.paths():
+            batches, end = self.read(path, made_from)
+            others += end == 0
+            for batch in batches:
+                self.known.update(zip(batch["episodes"], batch["completions"]))
+            if path == own:
+                length = end
+                world.started -= batches[-1]["seconds"] if batches else 0
+        if others:
+            world.print(f"{self.beside}*: of other settings, models or prompts, and not used")
+        own.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(own, "a+b")
+        self.file.truncate(length)  # without the half of a line
+        if not length:
+            self.file.write(json.dumps(made_from).encode() + b"\n")
+
+    def paths(self):
+        folder = self.beside.parent
+        return sorted(path for path in (folder.iterdir() if folder.is_dir() else ())
+                      if path.name.startswith(self.beside.name))
+
+    @staticmethod
+    def read(path, made_from):
+        """(the batches of a file, the bytes up to the last whole one); ([], 0) of other samples."""
+        batches, end = [], 0
+        for line in open(path, "rb"):
+            try:
+                value = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                value = None
+            if value is None or not end and value != made_from:
+                break
+            batches += [value] if end else []
+            end += len(line)
+        return batches, end
+
+    def add(self, episodes, completions):
+        batch = {"episodes": episodes, "completions": completions, "seconds": self.world.seconds()}
+        self.file.write(json.dumps(batch).encode() + b"\n")
+        self.file.flush()
+
+    def remove(self):
+        """All is in its file: called by all ranks."""
+        self.file.close()
+        self.world.barrier()
+        for path in self.paths():
+            path.unlink(missing_ok=True)  # another rank may have been there
+
+
+def made_from(s, models, prompts):
+    """What samples depend on, as JSON has it: settings, weights, tokenizers and prompts."""
+    weights = []
+    for model, tokenizer in models:
+        crc = 0
+        for x in model.state_dict().values():
+            crc = zlib.crc32(x.cpu().contiguous().numpy(), crc)
+        weights.append([crc, tokenizer.fingerprint, tokenizer.template])
+    settings = {k: v for k, v in dataclasses.asdict(s).items() if k != "out"}
+    return {"settings": settings, "models": weights,
+            "prompts": zlib.crc32(json.dumps([p["prompt"] for p in prompts]).encode())}
+
+
+def sample_rows(model, tokenizer, rows, s, partial, note=""):
     """rows: [(episode number, prompt text)] -> [completion], in the same order.
 
     Rows are sampled in order of length, so that a batch holds prompts of similar lengths; the noise
-    belongs to the episode number, so that the batches do not matter.
+    belongs to the episode number, so that the batches do not matter. A batch that is in `partial`
+    is taken from there.
     """
     out = [None] * len(rows)
     encoded = [encode_prompt(tokenizer, prompt) for _, prompt in rows]
     by_length = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
     for start in tqdm(range(0, len(rows), s.batch), desc=f"sample {note}", leave=False):
         part = by_length[start : start + s.batch]
-        samples = generate(model, [encoded[i] for i in part], s.max_new_tokens, tokenizer.eos,
-                           s.temperature, s.seed, [rows[i][0] for i in part])
-        for i, ids, ended in zip(part, samples.responses(), samples.ended.tolist()):
-            out[i] = {"text": tokenizer.decode(ids), "model": note, "ended": ended}
+        episodes = [rows[i][0] for i in part]
+        if not partial.known.keys() >= set(episodes):
+            samples = generate(model, [encoded[i] for i in part], s.max_new_tokens, tokenizer.eos,
+                               s.temperature, s.seed, episodes)
+            completions = [{"text": tokenizer.decode(ids), "model": note, "ended": ended} for
+                           ids, ended in zip(samples.responses(), samples.ended.tolist())]
+            partial.add(episodes, completions)
+            partial.known.update(zip(episodes, completions))
+        for i, episode in zip(part, episodes):
+            out[i] = partial.known[episode]
     return out
 
 
@@ -105,11 +188,14 @@ def main():
         for i in rng.choices(range(len(paths)), weights, k=rng.randint(s.k_min, s.k_max)):
             todo[i].append((number, episode, prompt["prompt"]))
             episode += 1
+    partial = Partial(out, made_from(s, models, prompts), world)
+    if partial.known:
+        world.print(f"{out}: {len(partial.known):,} of {episode:,} completions are there already")
     for path, own, (model, tokenizer) in zip(paths, todo, models):
         model.to(world.device)
         rows = world.share(own)
         completions = world.gather(sample_rows(model, tokenizer, [r[1:] for r in rows], s,
-                                               world.device, path))
+                                               partial, path))
         for (number, _, _), completion in zip(own, completions):
             prompts[number]["completions"].append(completion)
     if world.main:
@@ -117,6 +203,7 @@ def main():
         records.write_json(out.removesuffix(".jsonl") + ".facts.json", {
             "models": s.models, "temperature": s.temperature, "seed": s.seed,
             "completions": episode, "seconds": world.seconds()})
+    partial.remove()
     world.print(f"{out}: {episode:,} completions of {len(prompts):,} prompts from {s.models} "
                 f"({world.seconds():.0f} s)")
     world.close()

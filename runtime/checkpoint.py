@@ -46,23 +46,15 @@ def write(path, content):
     try:
         with open(temporary, "wb") as file:
             content(file)
-            file.flush()
-            os.fsync(file.fileno())
+            records.sync(file)
         if path.suffix != ".json":
             path = path.with_stem(f"{path.stem}-{checksum(temporary)}")
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk even a part of a file is in the way
         raise
-    sync_names(path.parent)
+    records.sync(path.parent)
     return path.name
-
-
-def sync_names(folder):
-    """Let the names in a folder be on the disk, too."""
-    file = os.open(folder, os.O_RDONLY)
-    os.fsync(file)
-    os.close(file)
 
 
 def save(path, model, tokenizer, settings, **facts):

@@ -199,6 +199,9 @@ def fill(model, weights, path, assign=False):
         if weights[name].shape != wanted[name].shape:
             refuse(path, f"holds {name} of shape {list(weights[name].shape)}, its configuration "
                          f"asks for {list(wanted[name].shape)}")
+        if not weights[name].isfinite().all():
+            refuse(path, f"holds {name} with NaN or infinite numbers: what trained it went astray, "
+                         "or it is damaged; make it again, or choose another checkpoint")
     model.load_state_dict(weights, assign=assign)
 
 

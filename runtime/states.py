@@ -13,7 +13,8 @@ import warnings
 
 import torch
 
-from runtime.checkpoint import checksum, sync_names
+from data import records
+from runtime.checkpoint import checksum
 from runtime.sharding import sharded
 from settings import stop
 
@@ -44,13 +45,16 @@ def write_shards(folder, tree, world):
     world.barrier()
     try:
         with telling():
-            dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder))
+            dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder, sync_files=False))
     except BaseException:
         if world.main:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    sync_names(folder)
     mine = [*folder.glob(f"__{world.rank}_*"), *[folder / ".metadata"] * world.main]
+    for path in mine:
+        with open(path, "r+b") as file:
+            records.sync(file)
+    records.sync(folder)
     sums = world.gather([{file.name: checksum(file) for file in mine}])
     files = {name: crc for some in sums for name, crc in some.items()}
     if world.main and not all((folder / name).exists() for name in files):

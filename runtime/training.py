@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from data import records
 from runtime import plan
 from runtime.checkpoint import forget, made_from, refuse_others, remove, tidy, whole, write
 from runtime.machine import keep_freed_memory
@@ -215,7 +216,7 @@ class Training:
         if not self.world.main:
             return
         if self.file:
-            os.fsync(self.file.fileno())  # the log never lags behind a state
+            records.sync(self.file)  # the log never lags behind a state
         state = {"settings": dataclasses.asdict(self.s), "steps": self.total, "step": self.step,
                  "skipped": self.skipped, "in_a_row": self.in_a_row,
                  "made_from": made_from(), "seconds": self.world.seconds(), "noise": noise,

@@ -96,6 +96,18 @@ def disk_full(n):
     save.calls, torch.save = 0, save
 
 
+def no_sync(code, folders=False):
+    """The disk refuses to say that it has all: of files; of folders it refuses even the opening."""
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    original = os.open
+    os.fsync = refuse
+    if folders:
+        os.open = lambda path, *rest, **more: (
+            refuse if os.path.isdir(path) else original)(path, *rest, **more)
+
+
 def slow(seconds):
     """Each step takes longer, so that a signal finds the run where it is wanted."""
     before_each(training.Training, "log", lambda *_: time.sleep(seconds))
@@ -114,7 +126,8 @@ def hang(rank, step):
                     lambda n, *_: time.sleep(1000) if n == step else None)
 
 
-HARM = dict(kill_at_operation=kill_at_operation, disk_full=disk_full, slow=slow, die=die, hang=hang,
+HARM = dict(kill_at_operation=kill_at_operation, disk_full=disk_full, no_sync=no_sync,
+            slow=slow, die=die, hang=hang,
             out_of_memory=out_of_memory, nan=functools.partial(gradients_of, math.nan),
             huge=functools.partial(gradients_of, 1e30))
 

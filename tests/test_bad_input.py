@@ -101,9 +101,11 @@ def spoil(folder, how):
         weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][:-1]
     elif how == "missing":
         weights.popitem()
+    elif how in ("nan", "inf"):
+        weights["transformer.ln_f.weight"][3] = float(how)
     elif how == "code":
         weights = Code()
-    if how in ("shape", "missing", "code"):
+    if how in ("shape", "missing", "code", "nan", "inf"):
         replaced(folder, meta, "weights", weights, ".pt")
     elif how == "cut":
         replaced(folder, meta, "weights", (folder / meta["weights"]).read_bytes()[:-300], ".pt")
@@ -129,6 +131,8 @@ EVERY = [stage for stage, (_, checkpoint) in STAGES.items() if checkpoint]
 @pytest.mark.parametrize("how, message, stages", [
     ("shape", "holds transformer.wpe.weight of shape [159, 16], its configuration asks for [160",
      EVERY[:1]),
+    ("nan", "holds transformer.ln_f.weight with NaN or infinite numbers: ", EVERY),
+    ("inf", "holds transformer.ln_f.weight with NaN or infinite numbers: ", EVERY[:1]),
     ("missing", "does not hold ", EVERY[:1]), ("cut", "is damaged or not complete", EVERY[:1]),
     ("cut on the disk", "is damaged (its checksum differs)", EVERY[:1]),
     ("code", "is refused: it holds more than tensors", EVERY),
@@ -178,6 +182,10 @@ DEMOS, RANKS = "demonstrations_train.jsonl", "rankings_train.jsonl"
     ("sft", DEMOS, changed(prompt=" "), "field 'prompt': expected a string that is not empty"),
     ("sft", DEMOS, lambda line: b'{"prompt": "\xff"}', "not UTF-8 at byte 12"),
     ("sft", DEMOS, lambda line: line[:-9], "not JSON: "),
+    ("sft", DEMOS, changed(response="half \ud83d"), "not Unicode: half of a surrogate pair"),
+    ("reward", RANKS, completion(text="half \ud83d"), "not Unicode: half of a surrogate pair"),
+    ("ppo", "prompts_train.jsonl", changed(more="\udc00"), "not Unicode: half of a surrogate "),
+    ("sample", "prompts_train.jsonl", changed(prompt="half \ud83d"), "not Unicode: half of a s"),
     ("sft", DEMOS, lambda line: b"[" * 10**5, "nested too deep"),
     ("sft", "demonstrations_valid.jsonl", changed(response=3), "field 'response': expected a str"),
     ("sft --reward", "prompts_valid.jsonl", changed(prompt=None), "prompt has no field 'prompt'"),

@@ -87,6 +87,7 @@ def test_a_long_wrong_value_is_shortened(tmp_path):
 
 
 def test_a_missing_file_names_the_command_to_run_first(tmp_path):
+    (tmp_path / "world.json").write_text("{}")  # as the toy's folder has
     with pytest.raises(SystemExit, match="no file .*x.jsonl: run `python do_this.py` first"):
         records.read(tmp_path / "x.jsonl", "text", "python do_this.py")
     with pytest.raises(SystemExit, match="some.jsonl has no text records"):

@@ -1,6 +1,7 @@
 """Models in Hugging Face's GPT-2 format: in, out, and against transformers itself."""
 import base64
 import importlib
+import itertools
 import json
 import os
 import pickle
@@ -19,7 +20,8 @@ import real_input
 from data import batches
 from runtime import checkpoint
 from data import records, tokenizer
-from data.batches import demonstration_rows, encode_prompt
+from data.batches import demonstration_rows, encode_prompt, encode_response
+from demo import ROOT
 from helpers import close, same, tiny, tiny_scalar
 from model import GPT, ScalarGPT, last_score
 from sampler import generate
@@ -179,6 +181,36 @@ def test_greedy_continuations_are_the_same_token_for_token(tmp_path, words, expo
 
 
 # ------------------------------------------------------------------------------- reward models
+
+TYPED = ("Who?", "a\n", "\n\n b", "<|endoftext|>", "So <|endoftext|>\n\nend <|pad|>", "  x  \n",
+         "\u00e9\u732b\U0001f600", "\n", "\tone\n  two")
+
+
+@pytest.mark.parametrize("vocabulary", ["words", "gpt2"])
+def test_the_recipe_of_the_docs_gives_our_scores(tmp_path, monkeypatch, request, vocabulary):
+    """The code of docs/models.md is run as it is; then its `row` takes every pair of texts."""
+    own = request.getfixturevalue(vocabulary)
+    size = dict(vocab_size=own.size, block_size=96)
+    mine = tiny_scalar(**size)
+    huggingface.export(tiny(**size), own, tmp_path / "exported" / "policy", 4)
+    huggingface.export(mine, own, tmp_path / "exported" / "reward")
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    recipe, = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(recipe, names)
+    pairs = list(itertools.product(TYPED, (*TYPED, "")))
+    expected = []
+    for prompt, response in pairs:
+        ids = encode_prompt(own, prompt) + encode_response(own, response)
+        with torch.no_grad():
+            expected.append(float(mine(torch.tensor([ids]))[0, -1]))
+    rows = [names["row"](*pair) for pair in pairs]
+    batch = names["tokenizer"].pad({"input_ids": rows}, return_tensors="pt")
+    with torch.no_grad():
+        close(names["reward"](**batch).logits[:, 0], expected, 1e-5)
+    assert len({round(x, 4) for x in expected}) > len(TYPED) ** 2 // 2, "all alike: tests little"
+
 
 @pytest.mark.parametrize("bias", [0.0, 2.5, -40.0])
 def test_scores_of_ragged_batches_are_the_same_there(tmp_path, words, bias):

@@ -437,6 +437,21 @@ def test_every_row_is_written_or_counted(tmp_path, name, suffix):
     assert kept(kind) > 40 and lost(facts, kind) > 2
 
 
+def test_text_is_cut_at_the_separator_or_the_mark_is_counted(tmp_path):
+    """TinyStories is one file, with GPT's end of text spelled out between its stories."""
+    stories = [f"Story {i}.\n\nThe end." for i in range(6)]
+    (tmp_path / "a.txt").write_bytes("\r\n<|endoftext|>\r\n".join(stories).encode())
+    facts, files = build(tmp_path, "text", tmp_path / "a.txt")
+    assert facts["typed"] == 1 and len(union(files, "text")) == 1
+    assert "1 records have <|endoftext|> in them" in public.report(facts, "out")
+    facts, files = build(tmp_path, "text", tmp_path / "a.txt", separator="<|endoftext|>")
+    assert sorted(r["text"] for r in union(files, "text")) == stories
+    assert facts["typed"] == 0 and "<|endoftext|>" not in public.report(facts, "out")
+    facts, _ = build(tmp_path, "alpaca", save(tmp_path / "b.jsonl", [
+        {"instruction": "Why?", "input": "", "output": "So.<|endoftext|>"}]))
+    assert facts["typed"] == 1  # the demonstration; its prompt has none
+
+
 def test_what_is_replaced_is_told(tmp_path):
     """Two datasets into one folder, as the presets want it: demonstrations and prompts are of the
     second, unless it is told not to write its own."""
@@ -459,7 +474,7 @@ def test_what_is_replaced_is_told(tmp_path):
     (b'{"prompt": 3, "completion": "b"}\n', "1: field 'prompt': expected str, got 3"),
     (b'{"prompt": "a", "completion": "b"}\n\n{"prompt"\n', "3: not JSON: "),
     (b'{"prompt": "\xff"}\n', "1: not UTF-8 at byte 12"),
-    (b'{"prompt": "\\ud800", "completion": "b"}\n', "1: not Unicode: surrogates not allowed"),
+    (b'{"prompt": "\\ud800", "completion": "b"}\n', "1: not Unicode: half of a surrogate pair"),
     (b'["prompt"]\n', "1: expected a JSON object, got [\"prompt\"]"),
     (b"[" * 100_000 + b"\n", "1: nested too deep"),
 ])

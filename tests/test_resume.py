@@ -3,6 +3,7 @@
 Runs are forked from a process that has imported the scripts (see harm.py), so that killing many of
 them takes little time. `make long` kills twenty times a stage, `make test` three times.
 """
+import collections
 import errno
 import hashlib
 import json
@@ -427,6 +428,91 @@ def test_there_is_always_one_whole_checkpoint(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 3, "what was left of the others is gone"
 
 
+# ---------------------------------------------------------------------------------------- samples
+
+def sampling(demo, folder, *flags, harms=(), **environment):
+    """A process of labels.sample in a folder of its own; its output is the file `printed` there."""
+    return harm.start(folder, folder / "printed", "-m", "labels.sample", f"--data={folder}",
+                      f"--models={demo.folder}/out/sft,{demo.folder}/out/init", "--weights=2,1",
+                      "--max_new_tokens=8", "--batch=20", *flags, harm=harms,
+                      **{"RANK": "0", "WORLD_SIZE": "1", **environment})
+
+
+def ended(process):
+    process.join(60)
+    assert process.exitcode is not None, "hangs"
+    return process.exitcode
+
+
+@pytest.fixture
+def prompts(demo, tmp_path):
+    """(a folder with prompts, the bytes of their completions by a run that nobody disturbed)."""
+    whole = tmp_path / "whole"
+    for folder in (whole, tmp_path / "killed"):
+        folder.mkdir()
+        shutil.copy(demo.folder / "out" / "toy" / "prompts_train.jsonl", folder)
+    assert ended(sampling(demo, whole)) == 0, (whole / "printed").read_text()
+    assert {path.name for path in whole.iterdir()} == {
+        "prompts_train.jsonl", "printed", "completions_train.jsonl", "completions_train.facts.json"}
+    return tmp_path / "killed", (whole / "completions_train.jsonl").read_bytes()
+
+
+def test_killed_while_it_samples_it_goes_on_to_the_same_bits(demo, prompts):
+    """Killed between batches, within a line, in the last write; each time it finds what was there.
+    """
+    folder, expected = prompts
+    out, partial = folder / "completions_train.jsonl", folder / "completions_train.jsonl.partial-0"
+    models = collections.Counter(c["model"] for line in expected.splitlines()
+                                 for c in json.loads(line)["completions"])
+    batches = sum(-(-n // 20) for n in models.values())
+    # Of the counted operations the first are json.dumps of the prompts and mkdir of the folder;
+    # then comes the first line, where it is not there; then one for each batch.
+    for operation, lines in (5, 2), (5, 4), (2, 4), (2 + batches - 3 + 2, batches + 1):
+        assert ended(sampling(demo, folder, harms=[("kill_at_operation", operation)])) != 0
+        assert partial.read_bytes().count(b"\n") == lines and not out.exists()
+        partial.write_bytes(partial.read_bytes() + b'{"episodes": [1, 2')
+    before = partial.read_bytes().rpartition(b"\n")[0]
+    there = sum(len(json.loads(line)["episodes"]) for line in before.split(b"\n")[1:])
+    (folder / "printed").unlink()
+    assert ended(sampling(demo, folder)) == 0
+    assert f": {there:,} of {there:,} completions" in (folder / "printed").read_text()
+    assert out.read_bytes() == expected and not partial.exists()
+
+
+def test_samples_of_other_settings_or_prompts_are_not_taken(demo, prompts):
+    folder, expected = prompts
+    kill = [("kill_at_operation", 6)]
+    assert ended(sampling(demo, folder, "--seed=7", harms=kill)) != 0
+    assert ended(sampling(demo, folder)) == 0
+    assert "not used" in (folder / "printed").read_text()
+    assert (folder / "completions_train.jsonl").read_bytes() == expected
+    assert ended(sampling(demo, folder, harms=kill)) != 0
+    lines = (folder / "prompts_train.jsonl").read_bytes().splitlines(True)
+    (folder / "prompts_train.jsonl").write_bytes(b"".join(lines[::-1]))
+    assert ended(sampling(demo, folder)) == 0
+    assert (folder / "printed").read_text().count("not used") == 2
+    assert (folder / "completions_train.jsonl").read_bytes() != expected
+    assert not list(folder.glob("*partial*"))
+
+
+def test_two_ranks_are_killed_and_one_goes_on(demo, prompts):
+    folder, expected = prompts
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [sampling(demo, folder, harms=[("kill_at_operation", 6)], RANK=str(rank),
+                      WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+             for rank in range(2)]
+    assert all(ended(process) != 0 for process in ranks)
+    files = sorted(folder.glob("*partial*"))
+    assert [file.name[-1] for file in files] == ["0", "1"]
+    assert all(file.read_bytes().count(b"\n") >= 3 for file in files)
+    assert ended(sampling(demo, folder)) == 0
+    assert "completions are there already" in (folder / "printed").read_text()
+    assert (folder / "completions_train.jsonl").read_bytes() == expected
+    assert not list(folder.glob("*partial*"))
+
+
 # ----------------------------------------------------------------------------------------- faults
 
 @pytest.mark.parametrize("stage, harm", [("sft", "nan"), ("reward", "huge"), ("ppo", "nan")])
@@ -472,6 +558,22 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(demo, whole_runs):
     assert [f.name[:12] for f in run.states()] == ["state-000000", "state-000002"]
     assert run.ends("--resume")[0] == 0
     assert_same(run, whole_runs["reward"])
+
+
+@pytest.mark.parametrize("code, folders", [
+    (errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EACCES, True)])
+def test_a_folder_that_cannot_be_synced_is_one_warning(demo, whole_runs, code, folders):
+    run = Run(demo, "reward", f"unsynced-{code}")
+    ended, output = run.ends(harms=[("no_sync", code, folders)])
+    assert ended == 0, output
+    assert output.count("warning: ") == 1 and "cannot be synced (" in output
+    assert_same(run, whole_runs["reward"])
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_while_it_is_synced_ends_the_run(demo, code):
+    ended, output = Run(demo, "reward", f"failed-{code}").ends(harms=[("no_sync", code)])
+    assert ended == 1 and os.strerror(code) in output and "warning" not in output
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line_before_the_first_step(demo):

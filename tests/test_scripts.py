@@ -459,6 +459,26 @@ def test_a_missing_input_names_the_command_to_run_first(monkeypatch, part, tmp_p
     assert message.startswith("error: ") and f"run `{command}" in message
 
 
+@pytest.mark.parametrize("module, flags, file, holds", [
+    ("sft", ["--init=out/base"], "demonstrations_train.jsonl", ["demonstration", "prompt",
+                                                                 "response"]),
+    ("sft", ["--init=out/base", "--pretrain_mix=1"], "text_train.jsonl", ["text"]),
+    ("reward", [], "rankings_train.jsonl", ["ranking", "prompt", "completions", "ranks"]),
+    ("ppo", ["--max_new_tokens=8"], "prompts_train.jsonl", ["prompt"]),
+    ("labels.sample", ["--models=out/sft", "--weights=1", "--split=valid"], "prompts_valid.jsonl",
+     ["prompt"]),
+])
+def test_a_missing_file_of_ones_own_data_is_described(monkeypatch, part, module, flags, file,
+                                                      holds):
+    """The toy's command would not write it."""
+    folder = part("base", "sft", "init", "rm")
+    (folder / "mine").mkdir()
+    message = stops(monkeypatch, folder, module, "--data=mine", *flags)
+    assert message.startswith(f"error: no file mine/{file}: a {holds[0]} a line, ")
+    assert all(f"'{name}' (" in message for name in holds[1:]) and "docs/data.md" in message
+    assert "data.toy" not in message and "python" not in message
+
+
 def test_the_wrong_kind_of_checkpoint_is_refused(monkeypatch, part):
     assert "out/rm holds a ScalarGPT, expected GPT" in stops(monkeypatch, part("rm"), "ppo",
                                                               "--init=out/rm")

@@ -21,6 +21,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiktoken
+import tiktoken_ext.openai_public
 import torch
 
 import ppo
@@ -387,7 +389,7 @@ GOOD = b'{"text": "a cat"}\n'
     ("a.jsonl", GOOD + b'["b"]', ':2: expected a JSON object, got ["b"]'),
     ("a.jsonl", GOOD + b'{"text": "b', ":2: not JSON: "),
     ("a.jsonl", GOOD + b'{"text": "\xff"}\n', ":2: not UTF-8 at byte 10"),
-    ("a.jsonl", b'{"text": "\\ud800"}\n', ":1: not Unicode: surrogates not allowed"),
+    ("a.jsonl", b'{"text": "\\ud800"}\n', ":1: not Unicode: half of a surrogate pair"),
     pytest.param("a.jsonl", b"[" * 19_000, ":1: nested too deep", id="deep"),
     ("a.jsonl", GOOD + b" " * 10**5, ":2: more than 20,000 bytes unpacked: if you trust the file, "
                                      "raise --max_line"),
@@ -451,7 +453,8 @@ def test_the_command(tmp_path, vocabulary):
              "--split_valid=0.1"]
     done = command(*flags)
     assert done.returncode == 0, done.stderr
-    first, last = done.stdout.splitlines()
+    first, marks, last = done.stdout.splitlines()
+    assert marks.endswith(f"--separator='{tokenizer.EOS}' cuts there") and marks[0] in "123456789"
     found = read_back(tmp_path / "out")
     assert f"{len(found['train'][0]):,} tokens to train on and {len(found['valid'][0]):,}" in first
     assert re.fullmatch(r"[\d,]+ tokens/s with 2 workers", last)
@@ -520,7 +523,7 @@ def test_without_shards_there_are_text_files(tmp_path, vocabulary):
     own = load_tokenizer(vocabulary)
     rows = text_rows_of(tmp_path, "train", own, 100)
     assert type(rows) is TextRows and rows[0] == own.encode("a cat") + [own.eos]
-    with pytest.raises(SystemExit, match="no file .*text_valid.jsonl: run"):
+    with pytest.raises(SystemExit, match="no file .*text_valid.jsonl: a text a line"):
         text_rows_of(tmp_path, "valid", own, 100)
 
 
@@ -590,6 +593,97 @@ def test_ppo_mixes_shards_in(world, vocabulary, tmp_path):
     records.write_json(path / shards.INDEX, {**index, "tokenizer": "gpt2", "fingerprint": "x"})
     with pytest.raises(SystemExit, match="its shards are of the tokenizer gpt2, the model's is"):
         run(ppo, *flags)
+
+
+# ------------------------------------------------------------------------------------- hard texts
+
+def in_parts(own, text):
+    """The ids of a text, character by character: white space is cut whenever a run of it has got
+    to 65,536."""
+    ids, part, run = [], "", 0
+    for letter in own.prepare(text):
+        run = run + 1 if letter.isspace() else 0
+        if run == 2**16 + 1:
+            ids, part, run = ids + own.encoding.encode_ordinary(part), "", 1
+        part += letter
+    return ids + own.encoding.encode_ordinary(part)
+
+
+def like_gpt2(path):
+    """A tokenizer of ours with GPT-2's pattern, which cannot take a million spaces."""
+    own = load_tokenizer(path)
+    own.encoding = tiktoken.Encoding("x", pat_str=tiktoken_ext.openai_public.r50k_pat_str,
+                                     mergeable_ranks=own.encoding._mergeable_ranks,
+                                     special_tokens={tokenizer.EOS: own.eos})
+    return own
+
+
+HARD = [" " * 10**6, "a" + " " * 10**6 + "cat", "the\n" + "\n" * (2**16 - 1) + " cat",
+        "a" + "\t" * (2**16 + 1), "\u2003" * 2**17 + "b" + " " * (2**17 + 3) + "c"]
+
+
+@pytest.mark.parametrize("number", range(len(HARD)))
+@pytest.mark.parametrize("kind", [load_tokenizer, like_gpt2])
+def test_white_space_without_end_is_tokenised_in_parts(vocabulary, kind, number):
+    own, text = kind(vocabulary), HARD[number]
+    ids = own.encode(text)
+    assert ids == in_parts(own, text) == own.encode_batch(["a", text, "the cat"])[1]
+    assert own.decode(ids) == text
+    assert own.encode_batch(["a", text, "the cat"])[::2] == [own.encode("a"), own.encode("the cat")]
+
+
+def test_other_text_is_one_part(vocabulary):
+    """What tiktoken can take is tokenised as it always was."""
+    own = load_tokenizer(vocabulary)
+    spaces = " " * (2**16 - 1)
+    for text in ("", "x" * 10**6, "cat " * 10**5, spaces + "a " + spaces, "\n \n" * 9):
+        assert tokenizer.parts(text) == [text]
+        assert own.encode(text) == own.encoding.encode_ordinary(own.prepare(text))
+
+
+def test_shards_of_white_space_without_end(tmp_path, inline, monkeypatch, vocabulary):
+    """In a .txt file and in JSON lines, with the pattern that makes tiktoken panic."""
+    own = like_gpt2(vocabulary)
+    monkeypatch.setattr(shards, "load_tokenizer", lambda name: own)
+    text = "the cat" + " " * 10**6 + "sat"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text(json.dumps({"text": text}) + '\n{"text": "a cat"}\n')
+    (tmp_path / "in" / "b.txt").write_text(text)
+    index, _ = shards.build(settings(tmp_path, vocabulary, file=str(tmp_path / "in"),
+                                     split_valid=0.0))
+    ids = [*in_parts(own, text), own.eos]
+    expected = [*ids, *own.encode("a cat"), own.eos, *ids]
+    assert list(read_back(tmp_path / "out")["train"][0]) == expected
+    assert shards.total(index, "documents") == 3
+
+
+@pytest.mark.parametrize("chunk", [40, 300, 2**20])
+def test_documents_end_at_the_separator(tmp_path, inline, vocabulary, chunk):
+    """Wherever chunks end: stories of several paragraphs stay whole, and none has the mark."""
+    rng, own, mark = random.Random(chunk), load_tokenizer(vocabulary), tokenizer.EOS
+    words = [word for word in WORDS if word != mark]
+    stories = ["\n\n".join(" ".join(rng.choices(words, k=3)) for _ in range(2)) for _ in range(40)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("".join(f"{x}\n{mark}\n" for x in stories[:20]),
+                                           encoding="utf-8")
+    (tmp_path / "in" / "b.jsonl").write_text(json.dumps({"text": mark.join(stories[20:])}))
+    s = settings(tmp_path, vocabulary, file=str(tmp_path / "in"), chunk=chunk, split_valid=0.0,
+                 separator=mark)
+    index, _ = shards.build(s)
+    expected = [i for story in stories for i in (*own.encode(story), own.eos)]
+    assert list(read_back(tmp_path / "out")["train"][0]) == expected
+    assert index["typed"] == 0 and shards.total(index, "documents") == 40
+
+
+def test_a_mark_that_stays_text_is_counted(tmp_path, inline, vocabulary, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text(f'{{"text": "a {tokenizer.EOS}"}}\n{{"text": "cat"}}\n'
+                                             f'{{"text": "{tokenizer.EOS * 2}"}}\n')
+    monkeypatch.setattr(sys, "argv", ["shards", f"--file={tmp_path}/in", f"--out={tmp_path}/out",
+                                      f"--tokenizer={vocabulary}"])
+    shards.main()
+    assert f"2 documents have {tokenizer.EOS} in them" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / shards.INDEX).read_text())["typed"] == 2
 
 
 # ------------------------------------------------------------------------------------ real files
