@@ -8,7 +8,7 @@
 # make bench     our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
 IN ?= .
-PY := $(CURDIR)/.venv/bin/python
+PY := "$(CURDIR)/.venv/bin/python"
 export PYTHONPATH := $(CURDIR)
 SEEDED = $(if $(SEED),--seed=$(SEED))
 BIG := --n_layer=3 --n_head=8 --n_embd=512 --lr=1.5e-3 --out=out/big
@@ -22,14 +22,14 @@ WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core
 # $(call step,file that shows it is done,what it is,script or module and its settings)
 # Where an interrupted run has left a state, --resume goes on from it.
 define step
-	@cd $(IN) && if [ -e $(1) ]; then echo "$(2): $(1) is already there"; else \
+	@cd "$(IN)" && if [ -e $(1) ]; then echo "$(2): $(1) is already there"; else \
 		ls $(dir $(1))state-*.pt > /dev/null 2>&1 && again=--resume || again=; \
 		echo "$(2): python $(3) $(SEEDED) $$again"; \
-		$(PY) $(if $(filter -m,$(3)),,$(CURDIR)/)$(3) $(SEEDED) $$again; fi
+		$(PY) $(if $(filter -m,$(3)),,"$(CURDIR)"/)$(3) $(SEEDED) $$again; fi
 endef
 
 demo: install
-	@mkdir -p $(IN)
+	@mkdir -p "$(IN)"
 	$(call step,out/toy/world.json,toy world,-m data.toy.world)
 	$(call step,out/base/checkpoint.json,pretraining,sft.py --preset=base)
 	$(call step,out/sft/checkpoint.json,step 1: SFT,sft.py)
@@ -42,13 +42,13 @@ demo: install
 	$(call step,out/ppo/checkpoint.json,step 3: PPO,ppo.py --preset=ppo)
 	$(call step,out/ppo-ptx/checkpoint.json,step 3: PPO-ptx,ppo.py)
 	$(call step,$(DEMO)/results.json,evaluation,evaluate.py > $(DEMO).txt)
-	@cat $(IN)/$(DEMO).txt
+	@cat "$(IN)/$(DEMO).txt"
 
 figures: demo install-dev
 	$(call step,out/big/checkpoint.json,pretraining of 9 times the parameters,sft.py --preset=base $(BIG))
 	$(call step,out/figures/results.json,evaluation,evaluate.py --preset=figures > out/figures.txt)
-	@cat $(IN)/out/figures.txt
-	@cd $(IN) && $(PY) -m evals.figures --demo=out/figures
+	@cat "$(IN)/out/figures.txt"
+	@cd "$(IN)" && $(PY) -m evals.figures --demo=out/figures
 
 seeds:
 	for seed in 1 2 3; do $(MAKE) demo IN=runs/seed-$$seed SEED=$$seed || exit 1; done
@@ -67,7 +67,7 @@ bench: .venv-bench/installed  # e.g. make bench BENCH='--rows=ce,step --repeats=
 	.venv-bench/bin/python tests/bench/bench.py $(BENCH)
 
 check:  # the demo's promises, read from its own results
-	$(PY) tests/check_demo.py $(IN)/$(DEMO)/results.json
+	$(PY) tests/check_demo.py "$(IN)/$(DEMO)/results.json"
 
 install: .venv/installed
 install-dev: .venv/installed-dev
@@ -92,4 +92,4 @@ install-dev: .venv/installed-dev
 	@touch $@
 
 clean:  # what the demo made; the environment stays
-	rm -rf $(IN)/out
+	rm -rf "$(IN)/out"

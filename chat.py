@@ -126,6 +126,8 @@ class Speaker:
         """The reward model's score of a prompt with its response, as text; "" without one."""
         if self.reward is None:
             return ""
+        if len(ids) > (most := self.reward.config.block_size):
+            return f"(no score: {len(ids)} tokens, the reward model's context has {most})"
         ids = torch.tensor([ids], device=next(self.reward.parameters()).device)
         return f"{float(self.reward(ids)[0, -1]):+.2f}"
 

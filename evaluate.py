@@ -56,7 +56,7 @@ def main():
     lines = table(results)
     (out / "report.md").write_text("\n".join(
         ["# What the feedback did", "", *lines, "", "## Some answers to test prompts",
-         *examples(prompts, answers, random.Random(s.seed))]) + "\n")
+         *examples(prompts, answers, random.Random(s.seed))]) + "\n", encoding="utf-8")
     print("\n".join(lines))
     print(f"\nreport: {out}/report.md   numbers: {out}/results.json   all answers: "
           f"{out}/answers.jsonl")

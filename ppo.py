@@ -23,7 +23,7 @@ from settings import Run, stop  # before torch
 import torch
 import torch.nn.functional as F
 
-from data.batches import Cut, order, read_prompts, text_rows_of
+from data.batches import order, pad, read_prompts, text_rows_of
 from model import GPT, ScalarGPT, after, last_score
 from runtime.checkpoint import load, load_for, save
 from runtime.episodes import in_groups, rollout_metrics, show
@@ -207,15 +207,17 @@ def groups_of(rows, lengths, s, world):
     return [[rows[i] for i in group] for group in world.micro_batches(lengths, s)]
 
 
-def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
+def update_policy(policy, optimizer, e, rows, tokens, text, words, lr, s, world):
     """One step on a minibatch: the PPO gradient plus gamma times the text gradient.
 
     rows: this rank's episodes of the minibatch; tokens: response tokens of the whole minibatch;
-    text: this rank's text rows, [n, T]. Returns (sums over this rank's tokens, gradient norm).
+    text: this rank's text rows, [n, T], -1 behind the end of a row; words: how many text tokens the
+    whole minibatch has that something stands before. Returns (sums over this rank's tokens,
+    gradient norm).
     """
     groups = groups_of(rows, e.samples.widths[rows].tolist(), s, world)
     texts = groups_of(text, [text.size(1)] * len(text), s, world) if s.ptx else []
-    sums = dict.fromkeys(POLICY_METRICS, 0.0)
+    sums = dict.fromkeys(POLICY_METRICS + ("loss/ptx",) * bool(s.ptx), 0.0)
     for g in accumulate(policy, groups, more=bool(texts)):
         T = int(e.samples.widths[g].max())
         ids, mask, old, advantage = (x[g, :T] for x in (e.samples.ids, e.mask, e.logprob,
@@ -230,15 +232,14 @@ def update_policy(policy, optimizer, e, rows, tokens, text, lr, s, world):
         sums["policy/approx_kl"] += 0.5 * log_ratio.square().sum().double()
         sums["policy/clip_fraction"] += ((log_ratio.exp() - 1).abs() > s.clip_ratio).sum()
     for ids in accumulate(policy, [torch.stack(text) for text in texts]):
-        every = s.ptx_rows * (ids.size(1) - 1)  # text tokens of the whole minibatch
-        loss_of = lambda logprob, mask: -logprob.sum() / every
-        loss, *_ = policy(ids, torch.ones_like(ids), objective=loss_of)
-        sums["loss/ptx"] += world.backward(s.ptx * loss) / s.ptx * tokens
+        loss_of = lambda logprob, mask: -logprob.masked_fill(~mask, 0.0).sum() / words
+        loss, *_ = policy(ids.clamp(min=0), ids >= 0, objective=loss_of)
+        sums["loss/ptx"] += world.backward(s.ptx * loss) / s.ptx * words
     return sums, take_step(policy, optimizer, lr, s.clip, s.explode)
 
 
 POLICY_METRICS = ("loss/policy", "policy/entropy", "policy/approx_kl", "policy/clip_fraction",
-                  "policy/ratio", "loss/ptx")
+                  "policy/ratio")
 
 
 def update_value(value_model, optimizer, e, rows, tokens, s, world):
@@ -256,7 +257,7 @@ def update_value(value_model, optimizer, e, rows, tokens, s, world):
 
 def update(policy, value_model, optimizers, ema, e, text, lr, iteration, s, world):
     """Step 5: the minibatches of an iteration. Returns the metrics of the update."""
-    sums, seen, norms = Counter(), 0.0, []
+    sums, seen, read, norms = Counter(), 0.0, 0.0, []
     share, per_epoch = s.minibatch // world.size, s.batch // s.minibatch
     texts = text.chunk(s.inner_epochs * per_epoch)
     for epoch in range(s.inner_epochs):
@@ -264,16 +265,18 @@ def update(policy, value_model, optimizers, ema, e, text, lr, iteration, s, worl
         # its members are the same for any number of ranks (`World.share` deals them out in turn).
         for k in order(per_epoch, s.seed, iteration * s.inner_epochs + epoch):
             rows = list(range(k * share, (k + 1) * share))
-            tokens = float(world.sum(e.mask[rows].sum()))
             own = texts[epoch * per_epoch + k] if s.ptx else text
-            a, norm = update_policy(policy, optimizers[0], e, rows, tokens, own, lr, s, world)
+            counts = torch.stack([e.mask[rows].sum(), (own[:, 1:] >= 0).sum()])
+            tokens, words = world.sum(counts).tolist()
+            a, norm = update_policy(policy, optimizers[0], e, rows, tokens, own, words, lr, s,
+                                    world)
             b, value_norm = update_value(value_model, optimizers[1], e, rows, tokens, s, world)
             for name, p in bare(policy).state_dict().items():
                 ema[name].lerp_(p, 1 - s.ema)
             sums.update(world.totals({**a, **b}))
-            seen += tokens
+            seen, read = seen + tokens, read + words
             norms.append((norm, value_norm))
-    metrics = {name: x / seen for name, x in sums.items()}
+    metrics = {name: x / (read if name == "loss/ptx" else seen) for name, x in sums.items()}
     metrics["policy/grad_norm"], metrics["value/grad_norm"] = (sum(n) / len(n) for n in zip(*norms))
     return metrics
 
@@ -288,13 +291,14 @@ def episode_prompts(prompts, iteration, s, world):
 
 
 def text_rows(text, iteration, s, world):
-    """This rank's text rows of an iteration, [n, T]; drawn in shuffled rounds like the prompts."""
+    """This rank's text rows of an iteration, [n, T], -1 behind the end of a row; drawn in shuffled
+    rounds like the prompts."""
     if not s.ptx:
         return torch.zeros(0, 1, dtype=torch.long)
     n = s.batch // s.minibatch * s.ptx_rows * s.inner_epochs
     shuffled = order(len(text), s.seed, 0)
     chosen = world.share([shuffled[(iteration * n + i) % len(text)] for i in range(n)])
-    return torch.tensor([text[i] for i in chosen], device=world.device)
+    return pad([text[i] for i in chosen], -1)[0].to(world.device)
 
 
 def main():
@@ -309,13 +313,11 @@ def main():
     precision(s.dtype, world, policy.config.n_embd)
     for model in (reference, reward_model):
         world.wrap(frozen(model), s.shard, offload=s.offload)
-    room = min(policy.config.block_size, reward_model.config.block_size) - s.max_new_tokens
-    cut = Cut(s.too_long)
-    prompts, dropped = read_prompts(f"{s.data}/prompts_train.jsonl", tokenizer, room, cut)
+    prompts = read_prompts(f"{s.data}/prompts_train.jsonl", tokenizer, (policy, reward_model), s,
+                           world.print)
     text = text_rows_of(s.data, "train", tokenizer, policy.config.block_size) if s.ptx else None
-    world.print(f"{s.out}: {len(prompts):,} prompts ({dropped} too long, {cut.cut} cut), "
-                f"{s.iterations} iterations of {s.batch} episodes, gamma {s.ptx:g}, beta "
-                f"{s.beta:g}")
+    world.print(f"{s.out}: {len(prompts):,} prompts, {s.iterations} iterations of {s.batch} "
+                f"episodes, gamma {s.ptx:g}, beta {s.beta:g}")
 
     policy, value_model = (world.wrap(model, s.shard, s.activation_checkpointing)
                            for model in (policy, value_model))

@@ -14,13 +14,14 @@ differences, so at the end a bias is set for which demonstrations score 0 on ave
 from dataclasses import dataclass
 from pathlib import Path
 
-from settings import Run, stop  # before torch
+from settings import Run  # before torch
 
 import torch
 import torch.nn.functional as F
 
 from data import records
 from data.batches import order, read_demonstrations, read_rankings
+from kernels.noise import narrow
 from kernels.prefixes import PrefixTree
 from model import GPT, ScalarGPT, causal
 from runtime.checkpoint import load, save
@@ -123,27 +124,27 @@ def accuracy(scores, rankings):
     """The share of untied pairs whose better completion has the higher score; equal counts half."""
     right = [0.5 * (scores_of[i] >= scores_of[j]) + 0.5 * (scores_of[i] > scores_of[j])
              for scores_of, (_, pairs) in zip(scores, rankings) for i, j in pairs]
-    return sum(right) / max(1, len(right))
+    return sum(right) / len(right) if right else None
 
 
-def heldout_accuracy(model, tokenizer, s, config, world):
-    """Accuracy on prompts that were not trained on, for both groups of labelers, and its ceiling.
+def read_heldout(s, tokenizer, block_size, world):
+    """Rankings of prompts that are not trained on, {group of labelers: rankings}, and the ceilings
+    of the accuracy on them. Read before the first step: a bad line must not cost the weights.
 
-    The ceiling is the accuracy of the labelers' mean utility, which simulated rankings carry: no
+    A ceiling is the accuracy of the labelers' mean utility, which simulated rankings carry: no
     model of the average labeler can be expected to predict one labeler's noisy choice better.
     """
-    out = {}
+    rankings, ceilings = {}, {}
     for name, suffix in (("train_labelers", ""), ("heldout_labelers", "_heldout")):
         path = Path(f"{s.data}/rankings_valid{suffix}.jsonl")
         if not path.exists():
             continue
-        rankings = read_rankings(path, tokenizer, config.block_size, s.too_long, world.print)
-        out[name] = accuracy(score(model, [rows for rows, _ in rankings], s, world), rankings)
-        raw = records.read(path, "ranking")
-        if all("expected" in r for r in raw):
+        rankings[name] = read_rankings(path, tokenizer, block_size, s.too_long, world.print, False)
+        raw = records.read(path, "ranking", needed=False)
+        if all(records.has_utilities(r) for r in raw):
             own = [(None, records.untied_pairs(r["ranks"])) for r in raw]
-            out["ceiling" + suffix] = accuracy([r["expected"] for r in raw], own)
-    return out
+            ceilings["ceiling" + suffix] = accuracy([r["expected"] for r in raw], own)
+    return rankings, ceilings
 
 
 def center(model, rows, s, world):
@@ -161,18 +162,15 @@ def main():
     config = sft.config
     config.dropout = 0.0
     precision(s.dtype, world, config.n_embd)
-    torch.manual_seed(s.seed)  # the same head, whatever `load` has drawn
+    torch.manual_seed(narrow(s.seed))  # the same head, whatever `load` has drawn
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())
     del sft  # or its weights would stay: 4 bytes a parameter
     rankings = read_rankings(f"{s.data}/rankings_train.jsonl", tokenizer, config.block_size,
                              s.too_long, world.print)
-    demos = [ids for ids, _ in read_demonstrations(
-        f"{s.data}/demonstrations_train.jsonl", tokenizer, config.block_size, s.too_long,
-        world.print)]
-    if not demos:
-        stop(f"{s.data}/demonstrations_train.jsonl: none fits the context of {config.block_size} "
-             "tokens, and the bias is set by them: see --too_long")
+    demos = [ids for ids, _ in read_demonstrations(s, "train", tokenizer, config.block_size,
+                                                   world.print)]
+    heldout, facts = read_heldout(s, tokenizer, config.block_size, world)
     completions = sum(len(rows) for rows, _ in rankings)
     pairs = sum(len(p) for _, p in rankings)
     steps = s.epochs * -(-len(rankings) // s.batch)
@@ -193,7 +191,9 @@ def main():
     model.eval()
     offset = center(model, demos, s, world)
     spread = torch.tensor(sum(score(model, [rows for rows, _ in rankings[:500]], s, world), []))
-    facts = heldout_accuracy(model, tokenizer, s, config, world)
+    for name, own in heldout.items():
+        facts[name] = accuracy(score(model, [rows for rows, _ in own], s, world), own)
+    facts = {name: x for name, x in facts.items() if x is not None}  # else there was no pair
     save(s.out, bare(model), tokenizer, s, accuracy=facts, demonstrations_scored=offset,
          score_mean=float(spread.mean()), score_std=float(spread.std()), seconds=world.seconds())
     world.print(f"{s.out}: held-out accuracy "

@@ -5,13 +5,15 @@
     stop         the end of a program in one clear line
     extra        a module of an optional package, or the line that says how to install it
 
-Errors of the machine become one line, and on a machine that is shared the threads of this program
-sleep where they would wait for one another in a loop.
+Errors of the machine become one line, and output that cannot be written stops nothing. The ranks of
+torchrun share the cores. On a machine that is shared the threads of this program sleep where they
+would wait for one another in a loop.
 """
 import dataclasses
 import difflib
 import importlib
 import inspect
+import io
 import os
 import re
 import sys
@@ -84,7 +86,7 @@ BOUNDS = {
     "[0, 1]": "ema floor pretrain_mix gae_lambda discount agreement share",
     "[0, 1)": "dropout split_valid split_test",
     "(-inf, inf)": "unfinished",
-    "[0, 4294967296)": "seed",  # 32 bits
+    "[0, 9223372036854775808)": "seed",  # 63 bits
 }
 CHOICES = {"device": "auto cpu cuda", "dtype": "auto float32 bf16", "split": "train valid test",
            "too_long": "drop keep_end keep_beginning"}
@@ -228,7 +230,64 @@ def described(flag, bounds, words):
 
 
 # ------------------------------------------------------------------------- before torch
-#
+
+class Kept(io.FileIO):
+    """The end of a standard stream to which writing never fails. What cannot be written is lost:
+    nobody reads a pipe any more (`| head -1`), the terminal is gone, the disk of a log is full."""
+
+    def write(self, data):
+        try:
+            return super().write(data) or len(data)
+        except OSError:
+            return len(data)
+
+
+def kept(stream):
+    """sys.stdout or sys.stderr such that no output stops a program: its files are what it is run
+    for. A character that the stream's encoding lacks is spelled out, as \\xe9."""
+    if stream is None:  # closed before the program began
+        return open(os.devnull, "w", encoding="utf-8")
+    if stream not in (sys.__stdout__, sys.__stderr__):
+        return stream  # a notebook's or a test's
+    raw, how = getattr(stream.buffer, "raw", stream.buffer), "backslashreplace"
+    if type(raw) is not io.FileIO:  # a terminal of Windows
+        stream.reconfigure(errors=how)
+        return stream
+    stream.flush()
+    end = Kept(raw.fileno(), "wb", closefd=False)
+    end = end if stream.buffer is raw else io.BufferedWriter(end)  # python -u has no buffer
+    return io.TextIOWrapper(end, stream.encoding, how, line_buffering=stream.line_buffering,
+                            write_through=stream.write_through)
+
+
+def begun_with(process):
+    """The environment with which a process of this machine was started, {} where the system does
+    not tell. What it has changed since is not in it."""
+    try:
+        with open(f"/proc/{process}/environ", "rb") as file:
+            return dict(line.partition(b"=")[::2] for line in file.read().split(b"\0") if line)
+    except OSError:
+        return {}
+
+
+def shared_cores():
+    """How many threads each of torchrun's ranks is to have for all cores of this machine to be
+    used; 0: that is not ours to say.
+
+    Where OMP_NUM_THREADS is not set torchrun sets it to 1 for its ranks, who cannot see in their
+    own environment whether it was their user. torchrun's has what its user set.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    if ranks < 2 or chosen not in (None, "1"):
+        return 0
+    before = begun_with(os.getppid())
+    if chosen and (not before or b"OMP_NUM_THREADS" in before):
+        return 0
+    known = hasattr(os, "sched_getaffinity")
+    return max(1, (len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1) // ranks)
+
+
 # A parallel step of PyTorch ends when its last thread is done. GNU's OpenMP lets the others look
 # for it in a loop, for milliseconds. On idle cores that is the quickest way. But where another
 # program keeps a core busy, they use up the time in which the missing thread could have run, and a
@@ -268,6 +327,10 @@ def report(kind, error, trace):
         sys.__excepthook__(kind, error, trace)
 
 
+sys.stdout, sys.stderr = kept(sys.stdout), kept(sys.stderr)
+THREADS = shared_cores()
+if THREADS:
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # read when torch loads OpenMP, as the next one is
 if os.environ.get("OMP_NUM_THREADS") != "1" and not OWN & set(os.environ) and busy() >= BUSY:
-    os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch loads OpenMP
+    os.environ["GOMP_SPINCOUNT"] = SPINS
 sys.excepthook = report

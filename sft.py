@@ -11,13 +11,14 @@ over the tokens of the response and its EOS; prompt tokens carry no loss (sectio
 """
 from dataclasses import dataclass
 
-from settings import Run, stop  # before torch
+from settings import Run  # before torch
 
 import torch
 
-from data.batches import (Cut, WithoutPrompt, order, pad_and_mask, read_demonstrations,
-                          read_prompts, text_rows_of)
+from data.batches import (WithoutPrompt, order, pad_and_mask, read_demonstrations, read_prompts,
+                          text_rows_of)
 from data.tokenizer import load_tokenizer
+from kernels.noise import first_row
 from model import GPT, GPTConfig, ScalarGPT, last_score, set_dropout
 from runtime.checkpoint import load, load_for, save
 from runtime.machine import precision
@@ -94,7 +95,8 @@ def text_share(s, demos, text):
     if s.pretrain_mix in (0, 1):
         return len(text)  # none, or all
     tokens = sum(len(ids) - n for ids, n in demos)
-    return max(1, round(tokens * s.pretrain_mix / (1 - s.pretrain_mix) / text.T))
+    of_row = text.tokens / len(text) - 1  # on average; a row's first token carries no loss
+    return max(1, round(tokens * s.pretrain_mix / (1 - s.pretrain_mix) / of_row))
 
 
 def batches(s, demos, text, epoch):
@@ -131,7 +133,8 @@ def train_step(model, optimizer, rows, lr, s, world, first=0):
 
 @torch.no_grad()
 def evaluate_loss(model, rows, s, world, most=2**11):
-    """Mean cross-entropy over the loss tokens of `rows`, dropout off; `most` rows are in memory."""
+    """Mean cross-entropy over the loss tokens of `rows`, dropout off; None without one. `most` rows
+    are in memory."""
     model.eval()
     total, tokens = 0.0, 0
     with gathered(model) as whole:
@@ -143,7 +146,7 @@ def evaluate_loss(model, rows, s, world, most=2**11):
                 tokens += int(mask.sum())
     model.train()
     total, tokens = world.sum([total, tokens]).tolist()
-    return total / max(1, tokens)
+    return total / tokens if tokens else None
 
 
 def mean_reward(model, reward, prompts, s, world, eos):
@@ -158,18 +161,15 @@ def mean_reward(model, reward, prompts, s, world, eos):
 
 
 def read_data(s, tokenizer, block_size, world):
-    """(demonstrations, validation rows, text rows) as the settings ask for; [] for what they do
-    not."""
+    """(demonstrations, validation rows, text rows) as the settings ask for; [] for the others."""
     demos, valid, text = [], [], []
     if s.pretrain_mix < 1:
-        demos, valid = (read_demonstrations(f"{s.data}/demonstrations_{split}.jsonl", tokenizer,
-                                            block_size, s.too_long, world.print)
+        demos, valid = (read_demonstrations(s, split, tokenizer, block_size, world.print)
                         for split in ("train", "valid"))
-        if not demos:
-            stop(f"{s.data}: no demonstration fits the context of {block_size} tokens")
     if s.pretrain_mix > 0:
-        text, held = (text_rows_of(s.data, x, tokenizer, block_size) for x in ("train", "valid"))
-        valid = valid or WithoutPrompt(held)
+        text = text_rows_of(s.data, "train", tokenizer, block_size)
+    if s.pretrain_mix == 1:
+        valid = WithoutPrompt(text_rows_of(s.data, "valid", tokenizer, block_size))
     return demos, valid, text
 
 
@@ -185,32 +185,32 @@ def main():
     precision(s.dtype, world, config.n_embd)
     set_dropout(model, s.dropout)
     demos, valid, text = read_data(s, tokenizer, config.block_size, world)
-    reward, prompts = None, []
+    reward, prompts, history, best, valid_loss = None, [], [], {}, {}
     if s.reward:
         reward = load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
+        prompts = read_prompts(f"{s.data}/prompts_valid.jsonl", tokenizer, (model, reward), s,
+                               world.print)
         reward = world.wrap(frozen(reward), s.shard)
-        prompts, _ = read_prompts(f"{s.data}/prompts_valid.jsonl", tokenizer,
-                                  config.block_size - s.max_new_tokens, Cut(s.too_long))
 
     model = world.wrap(model, s.shard, s.activation_checkpointing)
     optimizer = make_optimizer(model, s.lr, s.weight_decay)
     steps = s.epochs * -(-(len(demos) + text_share(s, demos, text)) // s.batch)
     parameters = sum(p.numel() for p in model.parameters())
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "
-                f"{len(text) * config.block_size if text else 0:,} tokens of text, {steps} steps")
-    history, best, valid_loss = [], {}, {}
+                f"{text.tokens if text else 0:,} tokens of text, {steps} steps")
     run = Training(world, s, steps, ("loss", "valid"), model=model, optimizer=optimizer,
                    history=history, best=best, valid=valid_loss)
     model.train()
     for epoch in range(s.epochs):
         for rows in run.steps(batches(s, demos, text, epoch)):
             lr = cosine(run.step, steps, s.lr, s.floor, s.warmup)
-            first = ((s.seed << 40) + run.step * s.batch) % 2**63  # each row of a run has its own
+            first = first_row(s.seed) + run.step * s.batch  # each row of a run has its own
             loss, norm = train_step(model, optimizer, rows, lr, s, world, first)
             run.log(step=run.step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)
         if epoch < len(history):
             continue  # a resumed run has been here
-        valid_loss["valid"] = evaluate_loss(model, valid, s, world)
+        if (measured := evaluate_loss(model, valid, s, world)) is not None:
+            valid_loss["valid"] = measured
         history.append({"epoch": epoch + 1, **valid_loss})
         if reward is not None:
             history[-1]["reward"] = mean_reward(model, reward, prompts, s, world, tokenizer.eos)
@@ -220,7 +220,7 @@ def main():
         put(bare(model), best["weights"])
     save(s.out, bare(model), tokenizer, s, parameters=parameters,
          epoch=best.get("epoch", s.epochs), history=history, seconds=world.seconds())
-    losses = " ".join(f"{h['valid']:.3f}" for h in history) or "not measured, as it began"
+    losses = " ".join(f"{h['valid']:.3f}" for h in history if "valid" in h) or "not measured"
     chosen = f"; epoch {best['epoch']} has the best reward, {best['reward']:.2f}" if best else ""
     world.print(f"{s.out}: validation loss by epoch {losses}{chosen} ({world.seconds():.0f} s)")
     run.close()

@@ -10,6 +10,7 @@ import torch
 
 from data import records, shards
 from data.tokenizer import TEMPLATE
+from kernels.noise import narrow
 
 
 def template(prompt, form=TEMPLATE):
@@ -50,19 +51,29 @@ class Cut:
 
 def fitting(prompts, room, cut=None):
     """The prompts of at most `room` tokens, cut or not, and how many were dropped. Stops if none is
-    left."""
+    left. The room is that of the smallest context of all models that are to read them."""
     cut = cut or Cut()
     kept = [p for p in (cut(p, room) for p in prompts) if p]
+    if not kept and room < 1:
+        stop("--max_new_tokens leaves no room for a prompt in the smallest context of the models: "
+             "lower it")
     if not kept:
         stop(f"none of {len(prompts)} prompts has 1 to {room} tokens, the room that "
-             "--max_new_tokens leaves in the model's context")
+             "--max_new_tokens leaves in the smallest context of the models")
     return kept, len(prompts) - len(kept)
 
 
-def read_prompts(path, tokenizer, room, cut):
-    """The ids of a file's prompts, as they fit `room` tokens. See `fitting`."""
-    return fitting([encode_prompt(tokenizer, r["prompt"]) for r in records.read(path, "prompt")],
-                   room, cut)
+def read_prompts(path, tokenizer, models, s, tell=print):
+    """The ids of a file's prompts, as they leave room for --max_new_tokens in the contexts of all
+    models that are to read both. Stops if none does; what is dropped or cut is told."""
+    every = [encode_prompt(tokenizer, r["prompt"]) for r in records.read(path, "prompt")]
+    room, cut = min(m.config.block_size for m in models) - s.max_new_tokens, Cut(s.too_long)
+    kept, _ = fitting(every, room, cut)
+    for n, fate in ((cut.dropped, "dropped"), (cut.cut, "cut")):
+        if n:
+            tell(f"{path}: {n} of {len(every)} prompts are {fate}: longer than the {room} tokens "
+                 f"that --max_new_tokens={s.max_new_tokens} leaves in the smallest context")
+    return kept
 
 
 def demonstration_rows(tokenizer, records, block_size, cut=None):
@@ -80,14 +91,18 @@ def demonstration_rows(tokenizer, records, block_size, cut=None):
     return rows
 
 
-def read_demonstrations(path, tokenizer, block_size, too_long="drop", tell=print):
-    """The demonstrations of a file as `demonstration_rows`; what is dropped or cut is told."""
-    raw, cut = records.read(path, "demonstration"), Cut(too_long)
+def read_demonstrations(s, split, tokenizer, block_size, tell=print):
+    """The demonstrations of --data as `demonstration_rows`; what is dropped or cut is told. Stops
+    if none is left to train on."""
+    path, needed = f"{s.data}/demonstrations_{split}.jsonl", split == "train"
+    raw, cut = records.read(path, "demonstration", needed=needed), Cut(s.too_long)
     rows = demonstration_rows(tokenizer, raw, block_size, cut)
     for n, fate in ((cut.dropped, "dropped"), (cut.cut, "cut in their prompts")):
         if n:
             tell(f"{path}: {n} of {len(raw)} demonstrations are {fate}: longer than the context of "
                  f"{block_size} tokens")
+    if needed and not rows:
+        stop(f"{path}: no demonstration fits the context of {block_size} tokens: see --too_long")
     return rows
 
 
@@ -109,10 +124,11 @@ def encode_ranking(tokenizer, ranking, block_size, cut=None):
     return rows, records.untied_pairs(ranks)
 
 
-def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print):
+def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print, needed=True):
     """The rankings of a file that hold a pair to learn from, encoded; what is left out or cut is
-    counted and told. Stops if none is left."""
-    raw = records.read(path, "ranking", "python -m labels.sample && python -m labels.simulated")
+    counted and told. Stops if none is left, unless they are not needed."""
+    raw = records.read(path, "ranking", "python -m labels.sample && python -m labels.simulated",
+                       needed)
     cut = Cut(too_long)
     encoded = [encode_ranking(tokenizer, r, block_size, cut) for r in raw]
     if cut.cut:
@@ -126,16 +142,18 @@ def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print):
     if len(usable) < len(raw):
         tell(f"{path}: {len(raw) - len(usable)} of {len(raw)} rankings have no pair to learn from "
              "(all tied, or too long)")
-    if not usable:
+    if needed and not usable:
         stop(f"{path}: no ranking with an untied pair that fits the context")
     return usable
 
 
 class TextRows:
-    """Documents as rows of T tokens, EOS after each document, whole documents side by side.
+    """Documents as rows of up to T tokens, EOS after each document, whole documents side by side.
 
-    A document goes into the fullest open row that has room for it, so that hardly any place stays
-    empty (EOS fills it) and no document loses its beginning; one longer than T is cut into pieces.
+    A document goes into the fullest open row that has room for it, so that most rows are full and
+    no document loses its beginning; one longer than T is cut into pieces. What a row lacks is not
+    filled up: a place without text would count as text. A row of one token teaches nothing, as
+    nothing stands before it, and is left out.
     """
 
     OPEN = 64  # rows that wait for a document of their missing length
@@ -154,18 +172,18 @@ class TextRows:
                     rows.append(row)
                     open_rows.append(row)
                 row += piece
+        rows = [row for row in rows if len(row) > 1]
         dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-        self.T = min(T, max(map(len, rows)))
-        self.rows = np.full((len(rows), self.T), tokenizer.eos, dtype)
-        for out, row in zip(self.rows, rows):
-            out[: len(row)] = row
+        self.ends = np.cumsum([0, *map(len, rows)])
+        self.ids = np.fromiter(itertools.chain.from_iterable(rows), dtype, self.ends[-1])
+        self.tokens = int(self.ends[-1])  # of all rows together
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.ends) - 1
 
     def __getitem__(self, i):
         """Row i as a list of ids."""
-        return self.rows[i].tolist()
+        return self.ids[self.ends[i] : self.ends[i + 1]].tolist()
 
 
 class ShardRows:
@@ -193,6 +211,7 @@ class ShardRows:
                       for e in entries]
         self.ends = list(itertools.accumulate(e["tokens"] for e in entries))
         self.T = min(T, self.ends[-1])
+        self.tokens = len(self) * self.T  # of all rows together
 
     @staticmethod
     def part(path, dtype, tokens):
@@ -217,10 +236,15 @@ class ShardRows:
 
 
 def text_rows_of(folder, split, tokenizer, T):
-    """The text of a folder as rows of T tokens: its shards, or else text_{split}.jsonl."""
+    """The text of a folder as rows of up to T tokens: its shards, or else text_{split}.jsonl."""
     path, index = Path(folder) / f"text_{split}.jsonl", Path(folder) / shards.INDEX
+    needed = split == "train"
     if not index.exists():
-        return TextRows(tokenizer, [r["text"] for r in records.read(path, "text")], T)
+        rows = TextRows(tokenizer, [r["text"] for r in records.read(path, "text", needed=needed)],
+                        T)
+        if needed and not len(rows):
+            stop(f"{path} has no text: all its documents are empty")
+        return rows
     if path.exists():
         stop(f"which text? There are {path} and {index}: move one of them away")
     return ShardRows(folder, split, tokenizer, T)
@@ -251,7 +275,7 @@ def order(n, seed, epoch):
 
     An array of 8 bytes a row, where a list would take 36: text in shards has millions of rows.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(narrow(seed) * 1_000_003 + epoch)
     return torch.randperm(n, generator=generator).numpy()
 
 

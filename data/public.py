@@ -76,7 +76,7 @@ def find_files(names):
         if not found:
             stop(f"no {', '.join(SUFFIXES)} file in {path}" if path.is_dir() else f"no file {path}")
         out += found
-    return out
+    return list({path.resolve(): path for path in out}.values())  # a file named twice is read once
 
 
 def read_raw(path, max_bytes, max_line, offset=0, number=1):
@@ -160,11 +160,26 @@ def take(row, field, kind=str):
 
 # --------------------------------------------------------------------------- rows into records
 
+def trimmed(text):
+    """A text without the blank lines before it and the white space behind it. What its first line
+    is indented by stays, as in code it says something; a space alone is no indent."""
+    return re.sub(r"\A(?:[^\S\n]*\n)*(?: (?=\S))?", "", text).rstrip()
+
+
+def trim(record):
+    """`trimmed` for all texts of a record. Returns (the record, whether that altered it)."""
+    out = {k: trimmed(v) if k in FIELDS.values() and isinstance(v, str) else v
+           for k, v in record.items()}
+    if "completions" in out:
+        out["completions"] = [{**c, "text": trimmed(c["text"])} for c in out["completions"]]
+    return out, out != record
+
+
 def demonstration(prompt, response, **more):
     """The record with its further fields, or the reason why there is none."""
     if not prompt.strip() or not response.strip():
         return "empty response" if prompt.strip() else "empty prompt"
-    return {"prompt": prompt.strip(), "response": response.strip(), **more}
+    return {"prompt": prompt, "response": response, **more}
 
 
 def ranking(prompt, texts, ranks, **more):
@@ -174,13 +189,11 @@ def ranking(prompt, texts, ranks, **more):
     """
     if len(texts) < 2:
         raise Bad(f"a ranking needs at least 2 completions, got {len(texts)}")
-    texts = [text.strip() for text in texts]
     if not prompt.strip():
         return "empty prompt"
-    if len(set(texts)) == 1:
+    if len(set(map(trimmed, texts))) == 1:
         return "all completions are the same"
-    return {"prompt": prompt.strip(), "completions": [{"text": t} for t in texts], "ranks": ranks,
-            **more}
+    return {"prompt": prompt, "completions": [{"text": t} for t in texts], "ranks": ranks, **more}
 
 
 def joined(instruction, context):
@@ -195,7 +208,7 @@ def text(row):
 def prompts(row):
     """A list of prompts: strings, or {"prompt"}."""
     prompt = row if isinstance(row, str) else take(row, "prompt")
-    yield {"prompt": prompt.strip()} if prompt.strip() else "empty prompt"
+    yield {"prompt": prompt} if prompt.strip() else "empty prompt"
 
 
 def alpaca(row):
@@ -243,7 +256,8 @@ def hh_rlhf(row):
     """{"chosen", "rejected"}: two transcripts "Human: ... Assistant: ..." that begin alike.
 
     The prompt ends at the last Assistant turn *that both share*. It is not always the last turn of
-    each: a few replies contain a second "Assistant:", and it stays in the reply.
+    each: a few replies contain a second "Assistant:", and it stays in the reply. The blank line
+    before the first turn and the space before a reply are the format's.
     """
     chosen, rejected = take(row, "chosen"), take(row, "rejected")
     end = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT) + len(ASSISTANT)
@@ -252,7 +266,8 @@ def hh_rlhf(row):
     elif any(f"\n\n{HUMAN}" in transcript[end:] for transcript in (chosen, rejected)):
         yield "the person speaks again after the shared prompt"
     else:
-        yield ranking(chosen[:end], [chosen[end:], rejected[end:]], [1, 2])
+        replies = [transcript[end:].removeprefix(" ") for transcript in (chosen, rejected)]
+        yield ranking(chosen[:end].removeprefix("\n\n"), replies, [1, 2])
 
 
 def withheld(message):
@@ -327,7 +342,8 @@ def webgpt(row):
 
 def summarize(row):
     """{"info": {"subreddit", "title", "post"} or {"article"}, "summaries": [{"text"}, {"text"}],
-    "choice": the number of the better one, from 0, "worker"}.
+    "choice": the number of the better one, from 0, "worker"}. A summary begins with the space that
+    parts it from "TL;DR:".
     """
     info, summaries = take(row, "info", dict), take(row, "summaries", list)
     choice = take(row, "choice", int)
@@ -338,7 +354,7 @@ def summarize(row):
                   f"POST: {take(info, 'post')}\n\nTL;DR:")
     else:
         prompt = f"Article:\n\n{take(info, 'article')}\n\nTL;DR:"
-    yield ranking(prompt, [take(s, "text") for s in summaries],
+    yield ranking(prompt, [take(s, "text").removeprefix(" ") for s in summaries],
                   [1 + (i != choice) for i in range(len(summaries))], labeler=row.get("worker"))
 
 
@@ -401,9 +417,14 @@ def download(name):
     return paths
 
 
-def convert(name, rows):
-    """(place, row) of dataset `name` -> (kind, record or reason) of all that the rows hold."""
+def convert(name, rows, altered=None):
+    """(place, row) of dataset `name` -> (kind, record or reason) of all that the rows hold.
+
+    altered: a Counter of the records, by kind, from which white space was taken (see `trim`). The
+    text of a document is not: `documents` cuts it.
+    """
     kind, loader, *_ = DATASETS[name]
+    altered = collections.Counter() if altered is None else altered
     for where, row in rows:
         try:
             for item in loader(row):
@@ -412,6 +433,9 @@ def convert(name, rows):
                 else:
                     own = next(k for k, field in FIELDS.items() if field in item)
                     item = {k: v for k, v in item.items() if v is not None}
+                    if own != "text":
+                        item, changed = trim(item)
+                        altered[own] += changed
                     yield own, records.check(item, own.rstrip("s"), where)
         except Bad as e:
             stop(f"{where}: {e}")
@@ -435,7 +459,8 @@ def documents(text, size):
     """Cut a text at blank lines, and at wikitext's titles, into documents of `size` characters.
 
     They are shorter where the next paragraph does not fit, and longer where one alone does not.
-    Nothing but white space at the cuts is lost.
+    Nothing but white space at the cuts is lost (see `trimmed`); line ends of Windows become our
+    own.
     """
     out = [""]
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -443,7 +468,7 @@ def documents(text, size):
         if len(out[-1]) + len(paragraph) > size or TITLE.match(paragraph):
             out.append("")
         out[-1] += paragraph
-    return [document.strip() for document in out if document.strip()]
+    return [trimmed(document) for document in out if document.strip()]
 
 
 def best(record):
@@ -530,8 +555,9 @@ def arrange(items, s):
 
 def build(settings):
     """Read, split, write. Returns the counts: {"rows": n, "kept": {kind: {split: n}},
-    "dropped": {kind: {reason: n}}, "replaced": [kind]}, those of which there were files."""
-    s, rows = settings, 0
+    "altered": {kind: n}, "dropped": {kind: {reason: n}}, "replaced": [kind]}, those of which there
+    were files."""
+    s, rows, altered = settings, 0, collections.Counter()
     if s.name not in DATASETS or not s.file and not DATASETS[s.name][3]:
         stop("give one of these names, and --file=PATH where no file is named or you have it\n"
               + "\n".join(map(listed, DATASETS)))
@@ -543,10 +569,10 @@ def build(settings):
                 rows += 1
                 yield row
 
-    files, dropped = arrange((part for kind, item in convert(s.name, read())
+    files, dropped = arrange((part for kind, item in convert(s.name, read(), altered)
                               for part in derive(kind, item, s)), s)
     kept = {kind: {split: len(r) for split, r in splits.items()} for kind, splits in files.items()}
-    facts = {"rows": rows, "kept": kept, "dropped": {}}
+    facts = {"rows": rows, "kept": kept, "altered": dict(+altered), "dropped": {}}
     for (kind, reason), n in sorted(dropped.items()):
         facts["dropped"].setdefault(kind, {})[reason] = n
     if DATASETS[s.name][0] not in files:
@@ -566,6 +592,9 @@ def report(facts, out):
         splits = facts["kept"].get(kind, {})
         lines.append(f"  {kind:15}{sum(splits.values()):7,} kept: "
                      + ", ".join(f"{n:,} {split}" for split, n in splits.items()))
+        if kind in facts["altered"]:
+            lines.append(f"{'':17}{facts['altered'][kind]:7,} read without the blank lines, or the "
+                         "space, before a text, or white space behind it")
         lines += [f"{'':17}{n:7,} dropped: {reason}"
                   for reason, n in facts["dropped"].get(kind, {}).items()]
     if facts["replaced"]:

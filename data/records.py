@@ -13,6 +13,7 @@ its file, line, field and what was expected.
 """
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def is_ranks(value):
     return isinstance(value, list) and all(type(r) is int and r >= 1 for r in value)
 
 
+def has_utilities(ranking):
+    """Whether a ranking says, as simulated ones do, how much labelers like each completion."""
+    values = ranking.get("expected")
+    return (isinstance(values, list) and len(values) == len(ranking["completions"])
+            and all(type(x) in (int, float) and math.isfinite(x) for x in values))
+
+
 FIELDS = {
     "text": {"text": (is_text, "a string")},
     "prompt": {"prompt": (is_filled, "a string that is not empty")},
@@ -98,8 +106,9 @@ def shorten(value):
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read(path, kind, hint="python -m data.toy.world"):
-    """All records of a JSONL file, validated. Blank lines are skipped."""
+def read(path, kind, hint="python -m data.toy.world", needed=True):
+    """All records of a JSONL file, validated. Blank lines are skipped. Stops where there is none,
+    unless it is not needed, as what is held out to measure: data.public writes empty files, too."""
     path, records = Path(path), []
     if not path.exists():
         stop(f"no file {path}: run `{hint}` first")
@@ -117,7 +126,7 @@ def read(path, kind, hint="python -m data.toy.world"):
             except RecursionError:
                 stop(f"{where}: nested too deep")
             records.append(check(record, kind, where))
-    if not records:
+    if needed and not records:
         stop(f"{path} has no {kind} records")
     return records
 
@@ -151,10 +160,19 @@ def write(path, records):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def numbers(facts):
+    """Facts with None for each float that is no number, as JSON has no word for NaN or infinity."""
+    if isinstance(facts, dict):
+        return {k: numbers(v) for k, v in facts.items()}
+    if isinstance(facts, (list, tuple)):
+        return [numbers(v) for v in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
+
+
 def write_json(path, facts):
-    """One JSON object as a file."""
+    """One JSON object as a file. See `numbers`."""
     with whole(path) as file:
-        file.write(json.dumps(facts, indent=1) + "\n")
+        file.write(json.dumps(numbers(facts), indent=1) + "\n")
 
 
 def read_json(path, hint):

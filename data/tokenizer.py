@@ -2,6 +2,7 @@
 import base64
 import collections
 import hashlib
+import itertools
 import re
 from pathlib import Path
 
@@ -13,6 +14,19 @@ EOS = "<|endoftext|>"
 TEMPLATE = "{prompt}\n"  # how a prompt is put before a model, see data/batches.py
 # Words with the space before them, numbers digit by digit, runs of punctuation, line ends.
 PATTERN = r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\n|\s+"
+
+
+SPACES = 2**16  # characters of white space in a row that are tokenised at once
+RUN = re.compile(r"(?<!\s)\s{%d,}" % (SPACES + 1))
+
+
+def parts(text):
+    """A text in the parts that are tokenised by themselves: nearly always it is one. Only a run of
+    more than SPACES characters of white space is cut: at a million GPT-2's pattern makes tiktoken
+    panic."""
+    runs = RUN.finditer(text) if len(text) > SPACES else ()
+    cuts = [i for run in runs for i in range(run.start() + SPACES, run.end(), SPACES)]
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
 
 
 def indent(text):
@@ -43,11 +57,15 @@ class Tokenizer:
         return text if self.source is None else indent(text)
 
     def encode(self, text):
-        return self.encoding.encode_ordinary(self.prepare(text))  # "<|endoftext|>" is plain text
+        encode = self.encoding.encode_ordinary  # to which "<|endoftext|>" is plain text
+        return [i for part in parts(self.prepare(text)) for i in encode(part)]
 
     def encode_batch(self, texts):
         """[text] -> [ids], in two threads."""
-        return self.encoding.encode_ordinary_batch(list(map(self.prepare, texts)), num_threads=2)
+        cut = [parts(self.prepare(text)) for text in texts]
+        every = list(itertools.chain(*cut))
+        ids = iter(self.encoding.encode_ordinary_batch(every, num_threads=2))
+        return [[i for _ in own for i in next(ids)] for own in cut]
 
     def decode(self, ids):
         text = self.encoding.decode([i for i in ids if i < self.size])

@@ -37,8 +37,9 @@ def preferences(ax, results):
     """Win rates with their intervals, as in figure 1 of the paper."""
     pairs = list(results["win_rate"].items())[::-1]
     for y, (_, w) in enumerate(pairs):
-        ax.errorbar(w["mean"], y, xerr=[[w["mean"] - w["low"]], [w["high"] - w["mean"]]],
-                    fmt="o", color="C0", capsize=3)
+        low, high = (w["mean"] if w[end] is None else w[end] for end in ("low", "high"))
+        ax.errorbar(w["mean"], y, xerr=[[w["mean"] - low], [high - w["mean"]]], fmt="o",
+                    color="C0", capsize=3)
         ax.annotate(f"{w['mean']:.0%}", (w["mean"], y), (0, 7), textcoords="offset points",
                     ha="center")
     ax.axvline(0.5, color="grey", linestyle=":")
@@ -54,7 +55,8 @@ def bars(ax, groups, title, percent=False, limits=None):
     width = 0.8 / len(groups)
     for k, (name, lengths) in enumerate(groups.items()):
         ax.barh([i + (k - (len(groups) - 1) / 2) * width for i in range(len(places))],
-                [lengths[p] * (100 if percent else 1) for p in places], width, label=name)
+                [float("nan") if lengths[p] is None else lengths[p] * (100 if percent else 1)
+                 for p in places], width, label=name)  # no bar for what was not measured
     ax.axvline(0, color="black", linewidth=0.5)
     ax.set(title=title, yticks=range(len(places)), xlim=limits)
     ax.set_yticklabels([textwrap.fill(p, 14) for p in places], fontsize=8)

@@ -2,11 +2,16 @@
 from evals.town import FLAGS
 
 
+def told(value, form, else_="not measured"):
+    """A number in its format; what was not measured says so."""
+    return else_ if value is None else form.format(value)
+
+
 def table(results):
     """The results as the lines of a Markdown table or two."""
     lines = ["| | " + " | ".join(results["gold"]) + " |", "|---|" + "---|" * len(results["gold"])]
     row = lambda title, values, f: lines.append(
-        f"| {title} | " + " | ".join(f.format(v) for v in values) + " |")
+        f"| {title} | " + " | ".join(told(v, f) for v in values) + " |")
     row("parameters", results["parameters"].values(), "{:,}")
     row("gold score", results["gold"].values(), "{:.2f}")
     for part in ("helpful", "honest", "harmless"):
@@ -19,13 +24,17 @@ def table(results):
     lines += ["", "| preferred by held-out labelers | win rate | 95 % interval | "
               "if courtesies were not seen |", "|---|---|---|---|"]
     for pair, w in results["win_rate"].items():
+        share = lambda x: told(x, "{:.1%}")
+        span = lambda x: told(x["low"], f"{{:.1%}} to {share(x['high'])}")
         blind = results["win_rate_without_taste"][pair]
-        lines.append(f"| {pair} | {w['mean']:.1%} | {w['low']:.1%} to {w['high']:.1%} | "
-                     f"{blind['mean']:.1%} ({blind['low']:.1%} to {blind['high']:.1%}) |")
-    rm = results["rm_accuracy"]
-    lines += ["", f"Training labelers agree with each other on {results['labeler_agreement']:.1%} "
-              "of untied pairs. The reward model agrees with "
-              + ", ".join(f"{k.replace('_', ' ')} {v:.1%}" for k, v in rm.items()) + "."]
+        lines.append(f"| {pair} | {share(w['mean'])} | {span(w)} | {share(blind['mean'])} "
+                     f"({span(blind)}) |")
+    rm = ", ".join(f"{k.replace('_', ' ')} {v:.1%}" for k, v in results["rm_accuracy"].items())
+    lines += ["", told(results["labeler_agreement"], "Training labelers agree with each other on "
+                       "{:.1%} of untied pairs.",
+                       "How often training labelers agree with each other was not measured.")
+              + (f" The reward model agrees with {rm}." if rm else
+                 " The reward model was not measured.")]
     return lines
 
 

@@ -4,7 +4,6 @@ Every model answers the same test prompts at temperature 1. Held-out labelers, w
 label, compare the answers with truth and harmlessness first (section 3.4); the gold score says what
 the answers are really worth; few-shot probes of the raw text measure the alignment tax.
 """
-import json
 from pathlib import Path
 
 from settings import stop  # before torch
@@ -24,6 +23,9 @@ from sampler import generate
 FLAGS = {"attempts": "attempts the instruction", "constraint": "satisfies its constraint",
          "hallucinates": "hallucinates (given text)", "false": "claims something false",
          "rude": "rude", "rambling": "rambles", "courteous": "closes with a courtesy"}
+
+
+WORD = 6  # tokens that hold the answer to a probe
 
 
 def pairs(flag, value, mark):
@@ -47,13 +49,20 @@ def respond(model, tokenizer, texts, s, temperature, max_new_tokens):
     return out
 
 
+def mean(values):
+    """The mean; None of nothing, which is no number."""
+    return float(np.mean(values)) if len(values) else None
+
+
 def interval(values):
-    """Mean and 95 % interval (normal, over prompts) of per-prompt values."""
-    values = np.asarray(values, dtype=float)
-    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    mean = values.mean()
-    return {"mean": round(float(mean), 4), "low": round(float(mean - half), 4),
-            "high": round(float(mean + half), 4), "n": len(values)}
+    """Mean and 95 % interval (normal, over prompts) of per-prompt values; None for what so few do
+    not tell."""
+    middle, low, high = mean(values), None, None
+    if len(values) > 1:
+        half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+        low, high = round(middle - half, 4), round(middle + half, 4)
+    return {"mean": None if middle is None else round(middle, 4), "low": low, "high": high,
+            "n": len(values)}
 
 
 def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, taste=True):
@@ -76,12 +85,12 @@ def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, tas
 
 
 def gold_scores(town, prompts, responses):
-    """The mean gold score, its parts, and the share of responses with each flag."""
+    """The mean gold score, its parts, and the share of responses with each flag, of those that
+    could have it; None where none could."""
     all_ = [gold(town, p["task"], *r) for p, r in zip(prompts, responses)]
-    parts = {k: float(np.mean([g[k] for g in all_])) for k in
-             ("score", "helpful", "honest", "harmless")}
-    shares = {f: float(np.mean([bool(g["flags"][f]) for g in all_
-                                if g["flags"][f] is not None])) for f in FLAGS}
+    parts = {k: mean([g[k] for g in all_]) for k in ("score", "helpful", "honest", "harmless")}
+    shares = {f: mean([bool(g["flags"][f]) for g in all_ if g["flags"][f] is not None])
+              for f in FLAGS}
     return parts, shares
 
 
@@ -93,19 +102,19 @@ def likert(town, prompts, responses, labelers, sharpness, seed):
         labeler = labelers[rng.integers(len(labelers))]
         seen = impressions(labeler, x, response[:1], "evaluate", sharpness, rng)
         scores += rate(labeler, seen, "evaluate", sharpness)
-    return float(np.mean(scores))
+    return mean(scores)
 
 
 def probe(model, tokenizer, probes, s):
     """The share of probes of each kind that the model completes, greedily, with the right word."""
     texts = [tokenizer.encode(p["text"]) for p in probes]
-    said = respond(model, tokenizer, texts, s, 0.0, 6)
+    said = respond(model, tokenizer, texts, s, 0.0, WORD)
     right = {}
     for p, (text, _) in zip(probes, said):
         word = text.split()[0].strip(".,") if text.split() else ""
         right.setdefault(p["probe"], []).append(word == p["answer"])
-    out = {kind: float(np.mean(v)) for kind, v in right.items()}
-    return {**out, "score": float(np.mean(list(out.values())))}
+    out = {kind: mean(v) for kind, v in right.items()}
+    return {**out, "score": mean(list(out.values()))}
 
 
 def prefix(tokenizer, demonstrations, room):
@@ -119,6 +128,51 @@ def prefix(tokenizer, demonstrations, room):
     return lines
 
 
+def encoded(name, path, model, tokenizer, prompts, demos, probes, s):
+    """The ids of the prompts as a model is given them. Stops where one of them, or a probe, does
+    not fit its context."""
+    block_size = model.config.block_size
+    texts = [encode_prompt(tokenizer, p["prompt"]) for p in prompts]
+    cues = [tokenizer.encode(p["text"]) for p in probes]
+    for what, ids, new in ((f"prompts_test.jsonl: a prompt of {{}} tokens and --max_new_tokens="
+                            f"{s.max_new_tokens}", texts, s.max_new_tokens),
+                           (f"probes.jsonl: a probe of {{}} tokens and the {WORD} of its answer",
+                            cues, WORD)):
+        if (longest := max(map(len, ids))) + new > block_size:
+            stop(f"{s.data}/{what.format(longest)} do not fit the context of {name}, {block_size}")
+    if not name.endswith("prompted"):
+        return texts
+    room = block_size - s.max_new_tokens  # each prompt takes what it leaves
+    leads = [tokenizer.encode(prefix(tokenizer, demos, room - len(t))) for t in texts]
+    if not any(leads):
+        stop(f"no demonstration fits before a prompt: {name} is {path}")
+    return [lead + t for lead, t in zip(leads, texts)]
+
+
+def read_models(s, prompts, demos, probes):
+    """{name: (model, tokenizer, its facts, ids of the prompts)}, all of them before the first is
+    asked: what is wrong with the last must not cost the answers of the others."""
+    out = {}
+    for name, path in pairs("models", s.models, "="):
+        if name in out:
+            stop(f"--models={s.models}: two models have the name {name}")
+        model, tokenizer, meta = load(path, {"GPT": GPT}, "make demo")
+        texts = encoded(name, path, model, tokenizer, prompts, demos, probes, s)
+        out[name] = model, tokenizer, meta, texts
+    return out
+
+
+def seconds_of(s, rm):
+    """How long each step took, of those that say so."""
+    out = {"rm": rm["seconds"]} if "seconds" in rm else {}
+    for step, file in (("world", "world.json"), ("samples", "completions_train.facts.json"),
+                       ("labels", "labelers.json")):
+        if Path(s.data, file).exists():
+            facts = records.read_json(Path(s.data, file), "make demo")
+            out.update({step: facts["seconds"]} if "seconds" in facts else {})
+    return out
+
+
 def evaluate(s, world):
     """Everything that results.json holds, and each model's answers."""
     prompts = records.read(f"{s.data}/prompts_test.jsonl", "test prompt")
@@ -129,26 +183,17 @@ def evaluate(s, world):
     rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
     if "accuracy" not in rm:
         stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")
-    models, versus = pairs("models", s.models, "="), pairs("versus", s.versus, "/")
+    versus, seconds = pairs("versus", s.versus, "/"), seconds_of(s, rm)
     _, heldout = pool(facts["seed"])
+    models = read_models(s, prompts, demos, probes)
     tables = ("win_rate", "win_rate_without_taste", "gold", "gold_parts", "flags", "likert",
               "probes", "probe_kinds", "parameters", "seconds")
     results = {"labeler_agreement": facts["agreement"], **{name: {} for name in tables}}
     answers = {}
-    for name, path in models:
-        model, tokenizer, meta = load(path, {"GPT": GPT}, "make demo")
+    for name in list(models):
+        model, tokenizer, meta, texts = models.pop(name)
         model.to(world.device)
         precision(s.dtype, world, model.config.n_embd)
-        texts = [encode_prompt(tokenizer, p["prompt"]) for p in prompts]
-        if (longest := max(map(len, texts))) + s.max_new_tokens > model.config.block_size:
-            stop(f"{s.data}/prompts_test.jsonl: a prompt of {longest} tokens and --max_new_tokens="
-                 f"{s.max_new_tokens} do not fit the context of {name}, {model.config.block_size}")
-        if name.endswith("prompted"):
-            room = model.config.block_size - s.max_new_tokens  # each prompt takes what it leaves
-            leads = [tokenizer.encode(prefix(tokenizer, demos, room - len(t))) for t in texts]
-            if not any(leads):
-                stop(f"no demonstration fits before a prompt: {name} is {path}")
-            texts = [lead + t for lead, t in zip(leads, texts)]
         answers[name] = respond(model, tokenizer, texts, s, s.temperature, s.max_new_tokens)
         parts, shares = gold_scores(town, prompts, answers[name])
         results["gold"][name], results["gold_parts"][name] = parts.pop("score"), parts
@@ -160,11 +205,8 @@ def evaluate(s, world):
         results["parameters"][name] = sum(p.numel() for p in model.parameters())
         if "seconds" in meta:  # a model of the hub does not say how long it was trained
             results["seconds"][name] = meta["seconds"]
-    results["rm_accuracy"], results["seconds"]["rm"] = rm["accuracy"], rm["seconds"]
-    for step, file in (("world", "world.json"), ("samples", "completions_train.facts.json"),
-                       ("labels", "labelers.json")):
-        if Path(s.data, file).exists():
-            results["seconds"][step] = json.loads(Path(s.data, file).read_text())["seconds"]
+    results["rm_accuracy"] = rm["accuracy"]
+    results["seconds"].update(seconds)
     for a, b in versus:
         if a in answers and b in answers:
             for key, taste in (("win_rate", True), ("win_rate_without_taste", False)):

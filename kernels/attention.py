@@ -104,8 +104,9 @@ def tiled_attention(q, k, v):
             if j == 0:
                 l, a = p.sum(-1, keepdim=True), torch.bmm(p, vs[:, j:stop])
             else:
-                worth = (m - top).exp2_()
-                l, a = l * worth + p.sum(-1, keepdim=True), (a * worth).baddbmm_(p, vs[:, j:stop])
+                rescale = (m - top).exp2_()
+                l = l * rescale + p.sum(-1, keepdim=True)
+                a = (a * rescale).baddbmm_(p, vs[:, j:stop])
             m = top
             if stop == end:
                 o[:, i:end], L[:, i:end] = a.div_(l), m + l.log2()

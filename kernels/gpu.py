@@ -65,9 +65,9 @@ def _attend(query, k, v, k_t, v_t, j, rows, columns, m, l, a, T, scale, D: tl.co
     if DIAGONAL:
         s = tl.where(keys[None, :] <= rows[:, None], s, NEVER)
     top = tl.maximum(m, tl.max(s, 1) * scale)
-    p, worth = tl.exp2(s * scale - top[:, None]), tl.exp2(m - top)
+    p, rescale = tl.exp2(s * scale - top[:, None]), tl.exp2(m - top)
     value = _block(v, keys, columns, v_t, T, D, DP, not DIAGONAL)
-    return top, l * worth + tl.sum(p, 1), a * worth[:, None] + _dot(p.to(value.dtype), value)
+    return top, l * rescale + tl.sum(p, 1), a * rescale[:, None] + _dot(p.to(value.dtype), value)
 
 
 @triton.jit
@@ -209,9 +209,9 @@ def decode_kernel(q, new_k, new_v, k, v, lengths, rows, out, q_b, q_h, n_b, n_h,
         old = _block(k, keys, columns, k_t, length, D, DP, False).to(tl.float32)
         s = tl.where(keys < length, tl.sum(old * query[None, :], 1), NEVER)
         top = tl.maximum(m, tl.max(s, 0))
-        p, worth = tl.exp2(s - top), tl.exp2(m - top)
+        p, rescale = tl.exp2(s - top), tl.exp2(m - top)
         old = _block(v, keys, columns, v_t, length, D, DP, False).to(tl.float32)
-        l, a = l * worth + tl.sum(p, 0), a * worth + tl.sum(p[:, None] * old, 0)
+        l, a = l * rescale + tl.sum(p, 0), a * rescale + tl.sum(p[:, None] * old, 0)
         m = top
     at = out + pair.to(tl.int64) * D + columns
     tl.store(at, (a / l).to(out.dtype.element_ty), mask=inside)
@@ -227,9 +227,9 @@ def softmax_rows_kernel(z, y, lse, logprob, entropy, z_n, V, inverse, BLOCK: tl.
         at = j + tl.arange(0, BLOCK)
         s = tl.load(z + at, mask=at < V, other=NEVER) * inverse
         top = tl.maximum(m, tl.max(s, 0))
-        p, worth = tl.exp2((s - top) * LOG2E), tl.exp2((m - top) * LOG2E)
-        zp = (zp + (m - top) * l) * worth + tl.sum((s - top) * p, 0)  # sum (s - m) exp(s - m)
-        l = l * worth + tl.sum(p, 0)
+        p, rescale = tl.exp2((s - top) * LOG2E), tl.exp2((m - top) * LOG2E)
+        zp = (zp + (m - top) * l) * rescale + tl.sum((s - top) * p, 0)  # sum (s - m) exp(s - m)
+        l = l * rescale + tl.sum(p, 0)
         m = top
     logl = tl.log(l)
     own = tl.load(z + tl.load(y + row)) * inverse

@@ -68,15 +68,15 @@ def _exponentials(x, weight, entropy, room):
     for j in range(0, V, TILE):
         z = gemm(x, weight[j : j + TILE].to(x.dtype))
         top = torch.maximum(m, z.amax(-1, keepdim=True))
-        worth = (m - top).exp2_()
+        rescale = (m - top).exp2_()
         z.sub_(top)
         if e is not None:
             p = torch.exp2(z, out=e[n * j :][: z.numel()].view_as(z))  # the tile's place in e
         else:
             p = z.exp2() if entropy else z.exp2_()
         if entropy:  # zp = sum (z - m) 2^(z - m), moved along when m rises
-            zp = worth * (zp + (m - top) * l) + torch.linalg.vecdot(z, p).unsqueeze(-1)
-        l = l * worth + p.sum(-1, keepdim=True)
+            zp = rescale * (zp + (m - top) * l) + torch.linalg.vecdot(z, p).unsqueeze(-1)
+        l = l * rescale + p.sum(-1, keepdim=True)
         tops.append(top)
         m = top
     ln2, logl = 1 / LOG2E, l.log()

@@ -6,17 +6,38 @@ a state that the order of calls would change.
 import torch
 
 
+def mix(x):
+    """The finaliser of splitmix64, one to one on 64 bits. x: int64, any shape."""
+    # int64 wraps around; a right shift must not drag the sign along
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def first_row(seed):
+    """The number of the first row of a run with this seed, 0 to 2^63 - 1. Its rows are counted from
+    there and own their dropout; there may be 2^40.
+
+    Seeds below 2^23 have 2^40 numbers each, side by side. The others do not fit there. Theirs begin
+    at a number that looks random, below 0: 2^30 rows of two such seeds meet in 1 of 2^32 pairs.
+    """
+    if seed < 2**23:
+        return seed << 40
+    return int(mix(torch.tensor(seed, device="cpu"))) % (2**63 - 2**40) - 2**63
+
+
+def narrow(seed):
+    """A seed for torch's own generator, which on a CPU heeds 32 bits and ignores the others: those
+    of a larger seed are mixed into them."""
+    return seed if seed < 2**32 else int(mix(torch.tensor(seed % 2**63, device="cpu"))) % 2**32
+
+
 def uniform(seed, owners, step):
     """Uniform numbers in [0, 1), one an owner, that depend on (seed, owner, step) only.
 
-    The finaliser of splitmix64, applied once to each of the three. owners: [B] int64; step: an int
-    or a tensor that broadcasts with them. Returns float64, [B] or what they broadcast to.
+    `mix`, applied once to each of the three. seed: below 2^63; owners: [B] int64; step: an int or a
+    tensor that broadcasts with them. Returns float64, [B] or what they broadcast to.
     """
-    def mix(x):  # int64 wraps around; a right shift must not drag the sign along
-        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-            x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-        return x ^ ((x >> 31) & ((1 << 33) - 1))
-
     x = mix(mix(mix(torch.full_like(owners, seed) + 0x1E3779B97F4A7C15) ^ owners) + step)
     return ((x >> 11) & ((1 << 53) - 1)).double() / (1 << 53)
 

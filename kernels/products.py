@@ -31,8 +31,8 @@ def multiply_in(dtype):
 
 
 # oneDNN writes a program for each shape of a product that it has not met lately: 0.3 to 1 ms, as
-# much as such a product takes on a small model. Who is free to choose a number of rows takes a
-# multiple of this, so that there are few shapes.
+# much as such a product takes on a small model. Code that is free to choose a number of rows
+# takes a multiple of this, so that there are few shapes.
 ROWS = 16
 
 
@@ -62,7 +62,8 @@ def gemm(x, weight, bias=None, gelu=False):
     bfloat16, where training rounds before gelu, and log-probs of samples are to be the same.
     """
     weight = weight if weight.dtype == x.dtype else weight.to(x.dtype)
-    if ONEDNN and x.device.type == "cpu" and x.dtype in FAST and x.numel():
+    mine = ONEDNN and not torch.compiler.is_compiling()  # inductor has no code for this operator
+    if mine and x.device.type == "cpu" and x.dtype in FAST and x.numel():
         fused = gelu and x.dtype == torch.float32
         after = ("gelu", [], "tanh") if fused else ("none", [], "")
         y, gelu = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after), gelu and not fused

@@ -95,19 +95,19 @@ def main():
     precision(s.dtype, world, max(model.config.n_embd for model, _ in models))
     prompts = fitting_all(prompts, models, s.max_new_tokens, world)
     rng = random.Random(f"sample {s.seed}")
-    todo = {path: [] for path in paths}  # (prompt number, episode number, prompt text)
+    todo = [[] for _ in paths]  # of each model: (prompt number, episode number, prompt text)
     episode = 0
     for number, prompt in enumerate(prompts):
         prompt["completions"] = []
-        for path in rng.choices(paths, weights, k=rng.randint(s.k_min, s.k_max)):
-            todo[path].append((number, episode, prompt["prompt"]))
+        for i in rng.choices(range(len(paths)), weights, k=rng.randint(s.k_min, s.k_max)):
+            todo[i].append((number, episode, prompt["prompt"]))
             episode += 1
-    for path, (model, tokenizer) in zip(paths, models):
+    for path, own, (model, tokenizer) in zip(paths, todo, models):
         model.to(world.device)
-        rows = world.share(todo[path])
+        rows = world.share(own)
         completions = world.gather(sample_rows(model, tokenizer, [r[1:] for r in rows], s,
                                                world.device, path))
-        for (number, _, _), completion in zip(todo[path], completions):
+        for (number, _, _), completion in zip(own, completions):
             prompts[number]["completions"].append(completion)
     out = s.out or f"{s.data}/completions_{s.split}.jsonl"
     if world.main:

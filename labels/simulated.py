@@ -131,7 +131,8 @@ def label(town, record, labeler, everyone, criterion, sharpness, rng):
 def agreement(responses, labelers, criterion, sharpness, rng):
     """The share of pairs on which two labelers, both without a tie, prefer the same response.
 
-    responses: for each prompt (features [K, F], texts [K]). Returns (share, number of pairs).
+    responses: for each prompt (features [K, F], texts [K]). Returns (share, number of pairs); the
+    share of no pair is None.
     """
     same = total = 0
     for x, texts in responses * 6:
@@ -142,7 +143,7 @@ def agreement(responses, labelers, criterion, sharpness, rng):
             untied = first[i] != first[j] and second[i] != second[j]
             same += untied and (first[i] < first[j]) == (second[i] < second[j])
             total += untied
-    return same / max(1, total), total
+    return same / total if total else None, total
 
 
 def calibrate(responses, labelers, target, seed):
@@ -151,17 +152,20 @@ def calibrate(responses, labelers, target, seed):
     for _ in range(14):
         middle = (low * high) ** 0.5
         rng = np.random.default_rng(seed)  # the same noise at each sharpness: a smooth search
-        reached, _ = agreement(responses, labelers, "train", middle, rng)
+        reached, n = agreement(responses, labelers, "train", middle, rng)
+        if not n:
+            stop("all completions on which the labelers' noise is calibrated are ties to them: "
+                 "sample more prompts, or name another model with --calibrate")
         low, high = (middle, high) if reached < target else (low, middle)
     return middle
 
 
 def model_samples(town, prompts, model):
-    """(features, texts) of one model's completions of each prompt with two or more of them."""
+    """(features, texts) of one model's completions of each prompt with two different ones."""
     out = []
     for p in prompts:
         own = [c for c in p["completions"] if c["model"] == model]
-        if len(own) > 1:
+        if len({c["text"] for c in own}) > 1:  # equal ones are ties, whatever the noise
             out.append((np.stack([features(town, p["task"], c["text"], c["ended"]) for c in own]),
                         [c["text"] for c in own]))
     return out
@@ -178,16 +182,17 @@ def main():
     own = model_samples(town, prompts, s.calibrate)
     if s.split == "train":  # calibrate on one half of the prompts, measure on the other
         if len(own) < 2:
-            stop(f"no prompt has two completions from {s.calibrate}, on which the noise is "
-                 "calibrated: name one of their models with --calibrate")
+            stop(f"no two prompts have different completions from {s.calibrate}, on which the "
+                 "noise is calibrated: name one of their models with --calibrate")
         sharp = calibrate(own[::2], training, s.agreement, s.seed)
         reached, n = agreement(own[1::2], training, "train", sharp,
                                np.random.default_rng([s.seed, 99]))
         facts = {"seed": s.seed, "sharpness": sharp, "agreement": reached, "pairs": n,
                  "seconds": round(time.time() - started, 1)}
         records.write_json(facts_file, facts)
-        print(f"training labelers agree with each other on {reached:.1%} of {n:,} untied pairs of "
-              f"{s.calibrate} samples (sharpness {sharp:.2f}, set on other prompts)")
+        print(f"training labelers agree with each other on {reached:.1%} of {n:,} untied pairs"
+              if n else "how often training labelers agree was not measured: no untied pair",
+              f"of {s.calibrate} samples (sharpness {sharp:.2f}, set on other prompts)")
     else:
         sharp = records.read_json(facts_file, "python -m labels.simulated")["sharpness"]
     groups = {"": training} if s.split == "train" else {"": training, "_heldout": heldout}

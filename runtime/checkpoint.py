@@ -83,7 +83,7 @@ def save(path, model, tokenizer, settings, **facts):
         names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
     meta = {"kind": kind(model).__name__, "config": dataclasses.asdict(model.config), **names,
             "fingerprint": tokenizer.fingerprint, "template": tokenizer.template,
-            "settings": dataclasses.asdict(settings), **facts}
+            "settings": dataclasses.asdict(settings), **records.numbers(facts)}
     write(path / "checkpoint.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
     tidy(path, names.values())
 

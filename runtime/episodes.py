@@ -34,12 +34,13 @@ def rollout_metrics(e, world):
     episode = {name: x / sums["episodes"] for name, x in sums.items()}
     token = {name: x / sums["tokens"] for name, x in sums.items()}
     variance = token["return2"] - token["return"] ** 2
-    explained = 1 - (token["error2"] - token["error"] ** 2) / variance if variance > 1e-8 else 0.0
+    explained = (1 - (token["error2"] - token["error"] ** 2) / variance if variance > 1e-8
+                 else None)  # all returns are equal: there is nothing to explain
     return {"score": episode["score"], "kl": episode["kl"], "objective": episode["objective"],
             "score_std": max(episode["score2"] - episode["score"] ** 2, 0.0) ** 0.5,
             "response_length": episode["length"], "ended": episode["ended"],
             "tokens": sums["tokens"], "value/mean": token["value"], "return/mean": token["return"],
-            "value/explained_variance": explained}  # 0 where all returns are equal
+            "value/explained_variance": explained}
 
 
 def show(world, tokenizer, e, iteration):

@@ -37,11 +37,11 @@ TOY = GPTConfig(686, 128, 2, 4, 192)
 
 # Mean lengths in tokens. The paper's: Tables 6 and 8 to 10; it does not say how long its models'
 # responses are, 128 is our guess. The text of GPT-3 (Brown et al. 2020, Table D.1). The toy's are
-# counted in its default world.
+# counted in its default world. full: how much of the context a row of text fills; shards fill it.
 PAPER = SimpleNamespace(demos=12725, demo=(408, 43), prompts=33207, ranked=199, asked=166,
-                        answer=128, text=300e9)
+                        answer=128, text=300e9, full=1)
 TOWN = SimpleNamespace(demos=150, demo=(14, 12), prompts=9000, ranked=20, asked=20, answer=12,
-                       text=2.9e6)
+                       text=2.9e6, full=0.97)
 K = 6.5  # completions of a prompt, 4 to 9 (section 3.5)
 
 # Petaflop/s-days, section 5.1. Ours are those if every row fills the context of 2,048 tokens (4.9
@@ -260,7 +260,7 @@ def architecture(preset, init, s):
         vocab = 50257 if s.tokenizer == "gpt2" else TOY.vocab_size
         return GPTConfig(vocab, s.block_size, s.n_layer, s.n_head, s.n_embd)
     if (path / "checkpoint.json").exists():
-        return GPTConfig(**json.loads((path / "checkpoint.json").read_text())["config"])
+        return GPTConfig(**json.loads((path / "checkpoint.json").read_text("utf-8"))["config"])
     path = (path.parent if path.is_file() else path) / "config.json"  # a file of weights, a folder
     return GPTConfig(**pretrained.read_config(path)) if path.exists() else TOY
 
@@ -279,7 +279,8 @@ def sft_work(preset, s):
     """(models, work of a step, steps) of sft.py: epochs over the demonstrations, with the mix of
     text, or text alone."""
     config = architecture(preset, s.init, s)
-    data, T = data_of(config), config.block_size
+    data = data_of(config)
+    T = data.full * config.block_size  # tokens of a text row
     prompt, response = data.demo
     mix = s.pretrain_mix / max(1e-9, 1 - s.pretrain_mix)  # tokens of text to one of a response
     demos, texts = data.demos, data.demos * response * mix / T
@@ -316,7 +317,7 @@ def ppo_work(preset, s):
             Work("update", "policy", policy, *again), Work("update", "value", value, *again)]
     if s.ptx:
         work.append(Work("update", "policy, text", policy, steps * s.ptx_rows, 0,
-                         config.block_size, steps))
+                         data.full * config.block_size, steps))
     return [policy, reference, value, judge_], work, s.iterations
 
 

@@ -77,7 +77,7 @@ class Training:
         resume = s.resume or float(world.sum(restarts())) > 0
         found = self.find(resume)
         if found == "checkpoint.json":
-            self.compare(json.loads((self.folder / found).read_text())["settings"])
+            self.compare(json.loads((self.folder / found).read_text("utf-8"))["settings"])
             world.print(f"{s.out} is finished: there is nothing to resume")
             self.close()
             raise SystemExit(0)
@@ -129,7 +129,8 @@ class Training:
             self.file.write(line.encode() + b"\n")
             self.file.flush()
             self.bar.update()
-            shown = {k: f"{numbers[k]:.3g}" for k in (*self.shown, "skipped") if k in numbers}
+            shown = {k: f"{numbers[k]:.3g}" for k in (*self.shown, "skipped")
+                     if numbers.get(k) is not None}
             self.bar.set_postfix(shown, refresh=False)
         if self.in_a_row >= self.s.max_skips:
             s = self.s
@@ -175,7 +176,7 @@ class Training:
                 self.keep(names[i + 1 :])
         finished = self.world.gather([checkpoint.exists()])[0]
         if finished and main:  # a kill may have left what `save` removes
-            meta = json.loads(checkpoint.read_text())
+            meta = json.loads(checkpoint.read_text("utf-8"))
             tidy(self.folder, (meta["weights"], meta["tokenizer"]))
         return checkpoint.name if finished else ""
 

@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from kernels.noise import narrow
 from runtime.machine import keep_freed_memory
+from settings import THREADS
 
 
 class World:
@@ -46,10 +48,11 @@ class World:
             dist.init_process_group("nccl" if gpu else "gloo", store=self.store, rank=self.rank,
                                     world_size=self.size, device_id=gpu,
                                     timeout=datetime.timedelta(seconds=timeout))
-            if "OMP_NUM_THREADS" not in os.environ and self.device.type == "cpu":
-                torch.set_num_threads(max(1, os.cpu_count() // self.size))
         self.main = self.rank == 0
-        torch.manual_seed(seed)  # models start with the same weights on every rank
+        if THREADS:
+            self.print(f"{os.environ['LOCAL_WORLD_SIZE']} processes share the cores of a machine: "
+                       f"threads of each {THREADS} (set OMP_NUM_THREADS for another number)")
+        torch.manual_seed(narrow(seed))  # models start with the same weights on every rank
         self.seed, self.started = seed, time.time()
 
     def print(self, *args):

@@ -186,6 +186,8 @@ DEMOS, RANKS = "demonstrations_train.jsonl", "rankings_train.jsonl"
     ("reward", RANKS, completion(text=None), "field 'completions': expected a list of at least"),
     ("reward", RANKS, changed(ranks=["1", "2"]), "field 'ranks': expected a list of whole numbers"),
     ("reward", DEMOS, changed(response=None), "demonstration has no field 'response'"),
+    ("reward", "rankings_valid.jsonl", changed(ranks=[]), "expected one rank for each of the"),
+    ("reward", "rankings_valid_heldout.jsonl", changed(ranks=None), "ranking has no field 'ranks'"),
     ("ppo", "prompts_train.jsonl", changed(prompt=None), "prompt has no field 'prompt'"),
     ("ppo", "text_train.jsonl", changed(text=None), "text has no field 'text'"),
     ("sample", "prompts_train.jsonl", changed(prompt=["a"]), "field 'prompt': expected a string"),
@@ -210,7 +212,7 @@ def test_a_record_that_cannot_be_used(copy, stage, file, change, message):
 
 @pytest.mark.parametrize("stage, file, message", [
     ("sft", DEMOS, "no demonstration fits the context of 160 tokens"),
-    ("reward", DEMOS, "none fits the context of 160 tokens"),
+    ("reward", DEMOS, "no demonstration fits the context of 160 tokens"),
     ("reward", RANKS, "no ranking with an untied pair that fits the context"),
     ("ppo", "prompts_train.jsonl", "prompts has 1 to 152 tokens"),
     ("sample", "prompts_train.jsonl", "no prompt fits the context"),

@@ -115,6 +115,18 @@ def test_several_completions_with_their_scores(made, policy, words, monkeypatch,
         expected(policy, words, "Who?")[0][0])
 
 
+def test_a_row_that_the_reward_model_cannot_read_has_no_score(made, policy, words, monkeypatch,
+                                                              capsys):
+    """It has a smaller context than the policy: the completion is shown, and why it has none."""
+    judge = tiny_scalar(vocab_size=words.size, block_size=12)
+    checkpoint.save(made / "short", judge, words, Example())
+    (said,), samples = expected(policy, words, "Who?")
+    n = int(samples.lengths[0])
+    assert n > 12
+    out = run(made, monkeypatch, capsys, "m", "Who?", NEW, "--reward=short")
+    assert out == f"{said}  (no score: {n} tokens, the reward model's context has 12)\n"
+
+
 def test_a_chat_is_put_as_the_records_of_chats_are(made, policy, words, monkeypatch, capsys):
     """--chat: the tokens of what data.public makes of the same chat; the oldest turns go first."""
     a, b, c = "Who is Anna?", "Say it.", "Is it?"

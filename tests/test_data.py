@@ -281,19 +281,32 @@ class Numbers:
 @pytest.mark.parametrize("seed", range(5))
 def test_text_rows_hold_every_document_once(T, seed):
     """Rows are documents side by side, each with its EOS, whole unless it is longer than T; then
-    its pieces of T and the rest. What is left of a row is EOS."""
+    its pieces of T and the rest. Nothing else is in a row, so that all of it counts as text; an EOS
+    that would be a row of its own has nothing before it, and is in none."""
     rng, fresh = random.Random(seed), itertools.count(66_000)
     documents = [[next(fresh) for _ in range(rng.choice((1, 3, 5, 10, 30)))] for _ in range(20)]
     pieces = [[*d, 0][i : i + T] for d in documents for i in range(0, len(d) + 1, T)]
     rows, found = TextRows(Numbers(), documents, T), []
     rows = [rows[i] for i in range(len(rows))]
-    assert len({len(row) for row in rows}) == 1 and len(rows[0]) <= T
+    assert all(1 < len(row) <= T for row in rows)
     for row in rows:
-        while any(row):
+        while row:
             piece = next(p for p in pieces if row[: len(p)] == p)
             found.append(piece)
             row = row[len(piece) :]
-    assert sorted(found) == sorted(p for p in pieces if p != [0])
+    assert sorted(p for p in found if p != [0]) == sorted(p for p in pieces if p != [0])
+    alone = pieces.count([0]) - found.count([0])
+    assert 0 <= alone <= (20 if T == 2 else 1)
+
+
+def test_text_is_counted_without_filler():
+    """One long document and 120 short ones: the count is theirs, each with its EOS. Full rows of
+    128 would have a fifth more places."""
+    documents = [[1] * 5000, *[[2] * 90 for _ in range(120)]]
+    rows = TextRows(Numbers(), documents, 128)
+    text = sum(len(d) + 1 for d in documents)
+    assert rows.tokens == sum(len(rows[i]) for i in range(len(rows))) == text
+    assert 128 * len(rows) > 1.2 * text
 
 
 def test_text_rows_are_full():
@@ -305,9 +318,11 @@ def test_text_rows_are_full():
 
 
 def test_text_rows_of_very_little_text():
-    """A row is never longer than the text; an empty document is its EOS."""
+    """A row is never longer than the text; an empty document is its EOS; none is no row."""
     rows = TextRows(Numbers(), [[], [5], []], 100)
     assert [rows[i] for i in range(len(rows))] == [[0, 5, 0, 0]]
+    for nothing in ([], [[]]):
+        assert len(TextRows(Numbers(), nothing, 100)) == TextRows(Numbers(), nothing, 9).tokens == 0
 
 
 # ---------------------------------------------------------------------------------------- the town

@@ -4,6 +4,7 @@ The Triton kernels run here too, without a GPU: interpreted on the CPU, and comp
 """
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -444,8 +445,15 @@ def test_compiled_code_runs_through_the_kernels():
     same(results[1], results[0], 1e-5)
 
 
-@pytest.mark.parametrize("how", ["whole", "body"])
-def test_a_compiled_model_takes_an_objective(how, monkeypatch):
+NEEDS_COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))),
+                                    reason="inductor needs a C++ compiler")
+
+
+@pytest.mark.parametrize("how, backend", [
+    ("whole", "aot_eager"), ("body", "aot_eager"),
+    *(pytest.param(how, "inductor", marks=[pytest.mark.long, NEEDS_COMPILER])
+      for how in ("whole", "body"))])
+def test_a_compiled_model_takes_an_objective(how, backend, monkeypatch):
     """The whole model in one graph, its logits made twice; or the body alone, the logits once."""
     ids = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
     mask = torch.tensor([[0, 1, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0]])
@@ -463,9 +471,9 @@ def test_a_compiled_model_takes_an_objective(how, monkeypatch):
     expected, _ = results(plain := tiny(), plain)
     model = tiny()
     if how == "whole":
-        run = torch.compile(model, fullgraph=True, backend="aot_eager")
+        run = torch.compile(model, fullgraph=True, backend=backend)
     else:
-        model.transformer.compile(fullgraph=True, backend="aot_eager")
+        model.transformer.compile(fullgraph=True, backend=backend)
         run = model
     got, n = results(model, run)
     same(got, expected, 1e-5)

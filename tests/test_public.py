@@ -80,6 +80,44 @@ def test_documents_are_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
     assert public.documents("one line", 3) == ["one line"] and public.documents(" \n\n ", 9) == []
 
 
+CODE = "    c = a + b\n    return c"
+
+
+def test_the_indent_of_code_stays():
+    """Of the first line, too, in all kinds of text; what else is taken away is counted."""
+    made, _ = convert("alpaca", {"instruction": CODE, "input": "", "output": f"\n \n{CODE}\n\n"})
+    assert made == [{"prompt": CODE, "response": CODE}]
+    made, _ = convert("alpaca-preference", {"instruction": "Go on.", "input": "", "chosen": CODE,
+                                            "rejected": "\treturn a"})
+    assert [c["text"] for c in made[0]["completions"]] == [CODE, "\treturn a"]
+    made, _ = convert("prompts", f"\n{CODE}")
+    assert made == [{"prompt": CODE}]
+    made, _ = convert("hh-rlhf", {"chosen": START + " " + CODE, "rejected": START + " No."})
+    assert [c["text"] for c in made[0]["completions"]] == [CODE, "No."]
+    assert public.documents(f"\n\n{CODE}\n\n    d = 1\n", 25) == [CODE, "    d = 1"]
+
+
+def test_what_a_loader_takes_away_is_counted(tmp_path):
+    """Two responses and a prompt of four rows; the rows with the indent alone are as they came."""
+    rows = [("a", CODE), ("b", "x\n"), ("c", " y"), ("\n\nd", "z"), ("e", "u v")]
+    file = save(tmp_path / "a.jsonl", [{"instruction": a, "input": "", "output": b}
+                                       for a, b in rows])
+    facts, _ = build(tmp_path, "alpaca", file)
+    assert facts["altered"] == {"demonstrations": 3}
+    assert "3 read without the blank lines, or the space" in public.report(facts, "out")
+    file = save(tmp_path / "b.jsonl", [{"instruction": a, "input": "", "output": b}
+                                       for a, b in rows[::4]])
+    facts, _ = build(tmp_path, "alpaca", file)
+    assert facts["altered"] == {} and "read without" not in public.report(facts, "out")
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path):
+    file = save(tmp_path / "p.jsonl", [f"prompt {i}" for i in range(9)])
+    assert build(tmp_path, "prompts", f"{file},{tmp_path}/../{tmp_path.name}/p.jsonl")[0][
+        "rows"] == 9
+    assert public.find_files(f"{tmp_path},{file}").count(file) == 1
+
+
 def test_titles_of_wikitext_begin_documents():
     text = (" \n = First = \n \n Text \n = 1 \n \n = = Part = = \n \n More . \n \n"
             " = Second = \n \n End . \n")

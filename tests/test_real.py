@@ -88,8 +88,7 @@ def test_what_does_not_fit_is_told(chain):
     _, out = chain
     said = {stage: text for stage, text, _ in out}
     assert "completions are dropped: longer than the context of 256" in said["rm-oa"]
-    dropped = int(said["ppo"].split(" prompts (")[1].split(" too long")[0])
-    assert dropped > 0
+    assert "prompts are dropped: longer than the " in said["ppo"]
 
 
 def test_no_prompt_is_in_two_splits_of_the_preferences_nor_trained_on_in_sft(chain):

@@ -15,7 +15,9 @@ import torch
 
 import settings
 from data.batches import order
-from kernels.noise import dropout, uniform
+from demo import python
+from kernels.noise import dropout, first_row, uniform
+from runtime.world import World
 from settings import parse
 
 SCRIPTS = ("sft", "reward", "ppo", "evaluate", "chat", "labels.sample", "labels.simulated",
@@ -167,7 +169,7 @@ def test_the_defaults_and_presets_are_within_the_bounds(script, field):
     ("sft", ["--max_skips=0"], "--max_skips=0: expected a number >= 1"),
     ("sft", ["--block_size=1"], "--block_size=1: expected a number >= 2"),
     ("sft", ["--explode=0"], "--explode=0.0: expected a number > 0"),
-    ("sft", ["--seed=4294967296"], "--seed=4294967296: expected a number >= 0 and < 4294967296"),
+    ("sft", [f"--seed={2**63}"], f"--seed={2**63}: expected a number >= 0 and < {2**63}"),
     ("ppo", ["--iterations=0"], "--iterations=0: expected a number >= 1"),
     ("ppo", ["--temperature=0"], "--temperature=0.0: expected a number > 0"),
     ("ppo", ["--temperature=-1"], "--temperature=-1.0: expected a number > 0"),
@@ -223,15 +225,63 @@ def test_a_wrong_value_stops_before_anything_is_read(script, monkeypatch, tmp_pa
     assert flag.partition("=")[0] in str(stop.value.code) and not list(tmp_path.iterdir())
 
 
-def test_the_largest_seed_works_wherever_a_seed_goes():
-    """The order of rows, the noise of samples, and that of dropout: a row's number has 63 bits."""
-    seed = 2**32 - 1
+SEEDS = (0, 1, 2, 2**23 - 1, 2**23, 2**23 + 1, 2**32 - 1, 2**32, 20261126, 2**40, 2**62, 2**63 - 1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_seed_works_wherever_a_seed_goes(seed):
+    """The order of rows, the noise of samples, that of dropout, and the weights at the start."""
     assert sorted(order(5, seed + 1, 1000)) == list(range(5))
     draw = uniform(seed, torch.arange(4), 0)
     assert len(set(draw.tolist())) == 4 and bool(((0 <= draw) & (draw < 1)).all())
-    first = ((seed << 40) + 7 * 32) % 2**63  # as in sft.py: main
-    kept = dropout(torch.ones(2, 50), 0.5, 0, torch.tensor([first, first + 1]))
-    assert 0 < int((kept == 0).sum()) < 100 and not torch.equal(kept[0], kept[1])
+    for row in (0, 7 * 32, 2**40 - 2):
+        numbers = torch.tensor([first_row(seed) + row, first_row(seed) + row + 1])
+        kept = dropout(torch.ones(2, 50), 0.5, 0, numbers)
+        assert 0 < int((kept == 0).sum()) < 100 and not torch.equal(kept[0], kept[1])
+    assert World(seed, "cpu").seed == seed and math.isfinite(float(torch.randn(())))
+
+
+def test_no_two_rows_of_any_run_have_one_number():
+    """Within a run a row's number is its place; the numbers of two seeds do not meet. Each run has
+    2^40 rows here, 10^5 times the largest that was ever trained on."""
+    runs = sorted(range(first_row(seed), first_row(seed) + 2**40)[k] for seed in SEEDS
+                  for k in (0, -1))
+    assert -2**63 <= runs[0] and runs[-1] < 2**63
+    starts = sorted(first_row(seed) for seed in SEEDS)
+    assert all(a + 2**40 <= b for a, b in zip(starts, starts[1:]))
+
+
+def test_no_two_seeds_have_one_order_or_one_noise():
+    """torch's generator on a CPU takes 32 bits of its seed: larger ones differ in the others."""
+    orders = {tuple(order(50, seed, 0)) for seed in SEEDS}
+    noise = {tuple(uniform(seed, torch.arange(4), 0).tolist()) for seed in SEEDS}
+    assert len(orders) == len(noise) == len(SEEDS)
+    for seed in SEEDS:
+        World(seed, "cpu")
+        noise.add(tuple(torch.randn(4).tolist()))
+    assert len(noise) == 2 * len(SEEDS)
+
+
+def test_small_seeds_have_the_numbers_that_they_always_had():
+    assert [first_row(seed) for seed in (0, 1, 2**23 - 1)] == [0, 2**40, (2**23 - 1) * 2**40]
+    expected = torch.randperm(9, generator=torch.Generator().manual_seed(4 * 1_000_003 + 2))
+    assert order(9, 4, 2).tolist() == expected.tolist()
+
+
+def test_a_large_seed_from_end_to_end(tmp_path):
+    """The toy's smallest run with the largest seed: order, dropout, samples, labels, PPO."""
+    large, tiny = f"--seed={2**63 - 1}", ["--n_layer=1", "--n_head=1", "--n_embd=8"]
+    short = ["--max_new_tokens=4", large]
+    for words in (
+            ["-m", "data.toy.world", "--documents=300", "--vocab=300", "--demonstrations=24",
+             "--prompts=30", "--heldout=10", large],
+            ["sft.py", "--init=scratch", "--epochs=1", "--block_size=200", *tiny, large],
+            ["-m", "labels.sample", "--models=out/sft", "--weights=1", "--prompts=20", *short],
+            ["-m", "labels.simulated", "--calibrate=out/sft", large],
+            ["reward.py", "--init=out/sft", large],
+            ["ppo.py", "--init=out/sft", "--iterations=1", "--batch=8", "--minibatch=4", *short],
+            ["chat.py", "out/ppo-ptx", "Who?", *short]):
+        python(tmp_path, *words)
 
 
 # -------------------------------------------------------------------------------------------- help

@@ -158,6 +158,19 @@ def test_a_step_that_would_spoil_the_weights_is_not_taken(size):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_adam_has_the_papers_betas():
+    """App. C: .9 and .95. Two steps by hand, with gradients 1 and 3."""
+    weight = torch.nn.Parameter(torch.zeros(1, 1))
+    holder = torch.nn.ParameterList([weight])
+    optimizer, m, v, expected = make_optimizer(holder, 0.1, 0.0, eps=1e-12), 0.0, 0.0, 0.0
+    for n, g in enumerate((1.0, 3.0), 1):
+        weight.grad = torch.full((1, 1), g)
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+        expected -= 0.1 * (m / (1 - 0.9**n)) / (v / (1 - 0.95**n)) ** 0.5
+    assert float(weight) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_optimizer_steps_at_the_rate_that_it_is_given():
     model = torch.nn.Linear(3, 1)
     optimizer = make_optimizer(model, 99.0, 0.0)
@@ -265,6 +278,32 @@ class Rows(list):
     """Text rows, all T long."""
     T = 11
 
+    @property
+    def tokens(self):
+        return sum(map(len, self))
+
+
+class Packed:
+    """A tokenizer whose texts are lists of ids."""
+    eos, size = EOS, VOCAB
+    encode_batch = staticmethod(list)
+
+
+def packed(n=30, T=24):
+    """(documents, their rows): the documents are longer than half a row, so that rows have room
+    left, and some longer than one."""
+    rng = random.Random(9)
+    documents = [[rng.randrange(EOS) for _ in range(rng.randint(*span))]
+                 for span in [(T // 2, T - 2)] * n + [(T, 3 * T)] * (n // 10)]
+    return documents, batches.TextRows(Packed, documents, T)
+
+
+def text_oracle(model, rows):
+    """(the loss of text rows, its tokens) by loops in float64: every token of a row that has one
+    before it."""
+    logprobs = [p for ids in rows for p in sequence_logprobs(model, ids)]
+    return -sum(logprobs) / len(logprobs), len(logprobs)
+
 
 def texts(n=40):
     rng = random.Random(5)
@@ -282,15 +321,17 @@ def test_an_epoch_has_every_demonstration_once():
     assert list(sft.batches(s, demos, [], 1)) == epochs[1], "the same on every rank"
 
 
-def test_the_pretraining_mix_is_a_share_of_the_loss_tokens():
-    """Appendix C.3: 10 % of what carries loss is text; over the epochs it is other text."""
-    demos, text, used = demonstrations(200), texts(), []
+@pytest.mark.parametrize("mix", [0.1, 0.3])
+def test_the_pretraining_mix_is_a_share_of_the_loss_tokens(mix):
+    """Appendix C.3: 10 % of what carries loss is text, to the row; over the epochs other text."""
+    demos, text, used = demonstrations(200), texts(200), []
     for epoch in range(3):
-        rows = sum(sft.batches(sft_settings(pretrain_mix=0.1), demos, text, epoch), [])
+        rows = sum(sft.batches(sft_settings(pretrain_mix=mix), demos, text, epoch), [])
         chosen = [r for r in rows if r[0] in text]
         assert sorted(r for r in rows if r[0] not in text) == sorted(demos)
         loss_tokens = sum(len(ids) - n for ids, n in rows)
-        assert len(chosen) * (Rows.T - 1) / loss_tokens == pytest.approx(0.1, abs=0.02)
+        a_row = (Rows.T - 1) / loss_tokens
+        assert len(chosen) * a_row == pytest.approx(mix, abs=0.6 * a_row)
         used += [tuple(ids) for ids, _ in chosen]
     assert len(set(used)) > len(used) / 3, "other text in other epochs"
 
@@ -346,6 +387,43 @@ def test_held_out_text_is_not_held_in_memory(monkeypatch):
         assert sums[0][1] == len(mine) * (Rows.T - 1)
         assert got == pytest.approx(float(sft_oracle(model, mine).detach()), rel=1e-5)
     assert most[0] <= 12 and alive[0] == 0, "those, and the next ones while they are read"
+
+
+def test_the_loss_of_packed_text_is_that_of_its_own_tokens():
+    """Rows of documents are not full: what follows the last document is no text, in the loss, in
+    its gradient and in what is counted."""
+    (documents, text), model = packed(), tiny().eval()
+    rows = [text[i] for i in range(len(text))]
+    loss, tokens = text_oracle(model, rows)
+    assert tokens == sum(len(d) + 1 for d in documents) - len(rows) < 0.85 * 23 * len(rows)
+    world, sums = one_process(), []
+    world.sum = lambda x: sums.append(x) or torch.as_tensor(x)
+    for micro_batch in MICRO:
+        s = sft_settings(micro_batch=micro_batch, pretrain_mix=1.0, batch=64)
+        assert sft.evaluate_loss(model, WithoutPrompt(text), s, world) == pytest.approx(loss, 1e-5)
+        assert sums[-1][1] == tokens
+        (batch,), recorder = sft.batches(s, [], text, 0), Recorder(model)
+        got, _ = sft.train_step(model, recorder, batch, 0.1, s, one_process())
+        assert got == pytest.approx(loss, rel=1e-5)
+        same(recorder.steps[0], gradients(sft_oracle(model, batch), model))
+
+
+def test_the_mix_counts_what_rows_hold():
+    """Rows that are far from full: as many as hold a tenth of the tokens with loss."""
+    demos, (_, text) = demonstrations(400), packed(200, T=40)
+    rows = sum(sft.batches(sft_settings(pretrain_mix=0.1), demos, text, 0), [])
+    own = sum(len(ids) - 1 for ids, n in rows if ids in [text[i] for i in range(len(text))])
+    every = sum(len(ids) - n for ids, n in rows)
+    assert own / every == pytest.approx(0.1, abs=0.01)
+
+
+def test_text_rows_are_of_few_widths():
+    """In batches rows are hardly ever of another width than the longest: few shapes of tensors."""
+    rng = random.Random(1)
+    text = batches.TextRows(Packed, [[1] * rng.randint(5, 60) for _ in range(2000)], 128)
+    widths = [max(len(ids) for ids, _ in rows) for rows in
+              sft.batches(sft_settings(pretrain_mix=1.0, batch=8), [], text, 0)]
+    assert sum(w == 128 for w in widths) > 0.9 * len(widths)
 
 
 def test_sft_learns_to_copy():
@@ -491,6 +569,10 @@ def test_demonstrations_that_do_not_fit_are_counted(tmp_path):
     assert (demos, valid, text) == ([([0, 11, 1, EOS], 2)], [([0, 11, 5, EOS], 2)], [])
     assert "train.jsonl: 2 of 3 demonstrations are dropped" in told[0]
     assert "valid.jsonl: 1 of 2 demonstrations are dropped" in told[1] and len(told) == 2
+    held = [{"prompt": "a", "response": "e" * 20}]
+    for rows in (held, []):  # data.public writes an empty file where there are few rows
+        records.write(tmp_path / "demonstrations_valid.jsonl", rows)
+        assert sft.read_data(s, Letters(), 10, world)[1] == []
     with pytest.raises(SystemExit, match="no demonstration fits the context of 3 tokens"):
         sft.read_data(s, Letters(), 3, world)
 
@@ -531,6 +613,7 @@ def test_accuracy_by_hand():
     """Of all pairs, not of all prompts; an equal score is half right."""
     two, four = ([None] * 2, [(0, 1)]), ([None] * 3, [(0, 1), (0, 2), (1, 2)])
     assert reward.accuracy([[2.0, 1.0], [1.0, 3.0, 1.0]], [two, four]) == (1 + 0 + 0.5 + 1) / 4
+    assert reward.accuracy([[1.0, 2.0]], [([None] * 2, [])]) is None
 
 
 def test_scores_come_in_the_order_of_the_rows():
@@ -762,6 +845,40 @@ def test_ptx_joins_the_ppo_gradient_in_one_step(micro_batch):
     same(x.optimizers[0].steps[0], add(ppo_gradient, gradients(language, x.policy), 2.5))
 
 
+def ragged_text(n=8):
+    """Text rows of all lengths, as `ppo.text_rows` has them: -1 behind the end."""
+    rng = random.Random(6)
+    rows = [[rng.randrange(EOS) for _ in range(rng.randint(2, 23))] for _ in range(n)]
+    return rows, pad(rows, -1)[0]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_text_rows_that_are_not_full_join_with_their_own_tokens(micro_batch):
+    """The text loss of a minibatch is a mean over its text tokens, at any micro-batch and however
+    wide the tensor is; the logged one a mean over those of the iteration."""
+    rows, text = ragged_text()
+    changes, steps = dict(micro_batch=micro_batch, ptx=2.5, minibatch=4), []
+    for wider in (0, 1):
+        x = scene(**changes)
+        e = stale(roll(x))
+        got = update(x, e, F.pad(text, (0, wider), value=-1))
+        assert got["loss/ptx"] == pytest.approx(text_oracle(x.policy, rows)[0], rel=1e-5)
+        steps.append(x.optimizers[0].steps)
+    bare = scene(**{**changes, "ptx": 0.0})
+    update(bare, stale(roll(bare)))
+    first = ppo.order(2, bare.s.seed, 0).tolist()
+    for n, own in enumerate((rows[4 * k : 4 * k + 4] for k in first)):
+        language = gradients(sft_oracle(bare.policy, [(ids, 1) for ids in own]), bare.policy)
+        expected = add(bare.optimizers[0].steps[n], language, 2.5)
+        for found in steps:
+            same(found[n], expected)
+
+
+def test_without_text_there_is_no_text_loss():
+    x = scene()
+    assert "loss/ptx" not in update(x, roll(x))
+
+
 def test_each_minibatch_has_text_of_its_own():
     text = torch.tensor(texts()[:8])
     x, seen = scene(ptx=1.0, minibatch=4), []
@@ -774,10 +891,10 @@ def test_each_minibatch_has_text_of_its_own():
 def test_ppo_steps_on_two_ranks_are_the_steps_on_one():
     """Traps 23, 24: the same minibatches, advantages whitened over both ranks, averaged gradients,
     and the same metrics on both."""
-    text, changes = texts()[:8], dict(ptx=0.5, minibatch=4, micro_batch=3)
+    text, changes = ragged_text()[0], dict(ptx=0.5, minibatch=4, micro_batch=3)
     x = scene(**changes)
     e = roll(x)
-    expected = update(x, stale(e), torch.tensor(text))
+    expected = update(x, stale(e), pad(text, -1)[0])
     scenes = [scene(**changes) for _ in range(2)]
 
     def work(rank, total):
@@ -788,7 +905,7 @@ def test_ppo_steps_on_two_ranks_are_the_steps_on_one():
         old = stale(e)
         T = own.mask.size(1)
         own = replace(own, logprob=old.logprob[rank::2, :T], value=old.value[rank::2, :T])
-        metrics = update(y, own, torch.tensor(y.world.share(text)))
+        metrics = update(y, own, pad(y.world.share(text), -1)[0])
         return metrics, [o.steps for o in y.optimizers], ppo.rollout_metrics(own, y.world)
 
     a, b = in_ranks(2, work)
@@ -903,11 +1020,11 @@ def test_rollout_metrics_by_loops():
 
 
 def test_equal_returns_leave_nothing_to_explain():
-    """A share of a variance of nothing is 0, not minus a million."""
+    """There is no share of a variance of nothing."""
     x = scene()
     e = roll(x)
     e.returns = e.mask.float()
-    assert ppo.rollout_metrics(e, x.world)["value/explained_variance"] == 0.0
+    assert ppo.rollout_metrics(e, x.world)["value/explained_variance"] is None
 
 
 def test_prompts_come_in_shuffled_rounds():
@@ -1152,6 +1269,32 @@ def test_threads_wait_asleep_on_a_busy_machine_unless_their_user_chose(monkeypat
     assert spins(fake % 0, "import settings") == own
     assert spins(fake % ticks, "import settings", OMP_NUM_THREADS="1") == own
     assert spins(fake % ticks, "import settings", OMP_WAIT_POLICY="passive") == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="Linux tells it in /proc")
+@pytest.mark.parametrize("chosen, ranks, expected", [
+    (None, 2, 2), ("1", 2, 1), ("3", 2, 3), ("1", 1, 1)])
+def test_torchruns_ranks_share_the_cores_unless_their_user_chose(tmp_path, monkeypatch, chosen,
+                                                                 ranks, expected):
+    """torchrun sets OMP_NUM_THREADS=1 where its user set nothing: a 1 of the user's own stays 1.
+    The machine has 4 cores here. One line says what was set, where it is we who set it."""
+    (tmp_path / "rank.py").write_text(
+        "import os; os.sched_getaffinity = lambda _: range(4)\n"
+        "import settings, torch\nfrom runtime.world import World\nworld = World(0, 'cpu')\n"
+        "words = os.environ['OMP_NUM_THREADS'], str(torch.get_num_threads())\n"
+        "open(f'threads {world.rank}', 'w').write(' '.join(words))\nworld.close()")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+    done = subprocess.run([sys.executable, *torchrun, "rank.py"], cwd=tmp_path, text=True,
+                          capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    threads = [path.read_text() for path in tmp_path.glob("threads *")]
+    taken = min(expected, os.cpu_count())  # MKL gives no more than there are
+    assert threads == [f"{expected} {taken}"] * ranks
+    assert done.stdout.count(f"threads of each {expected}") == (chosen is None)
 
 
 def test_how_busy_a_machine_is(monkeypatch):
