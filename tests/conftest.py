@@ -27,7 +27,7 @@ def default_device():
 
 @pytest.fixture(autouse=True)
 def same_numbers():
-    """A test draws the same random numbers alone, in any order and in any worker of pytest-xdist."""
+    """A test draws the same random numbers alone, in any order, in any worker of pytest-xdist."""
     torch.manual_seed(0)
 
 

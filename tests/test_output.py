@@ -1,4 +1,4 @@
-"""Output never stops a program: not a character that the terminal lacks, not a reader that has left.
+"""Output never stops a program: no character that the terminal lacks, no reader that has left.
 
 Every row is a program of its own, as what is tested happens before anything else does.
 """
