@@ -25,6 +25,12 @@ def default_device():
     torch.set_default_device(None)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """A test draws the same random numbers alone, in any order, in any worker of pytest-xdist."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """The demo of tests/demo.py, in a folder that this process may write to.

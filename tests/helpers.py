@@ -73,7 +73,7 @@ def same(a, b, rtol=1e-5):
     scale = max(float(x.abs().max()) for x in b)
     assert scale > 0, "nothing to compare: all is 0"
     for i, (x, y) in enumerate(zip(a, b, strict=True)):
-        worst = float((x - y).abs().max())
+        worst = float((x - y).detach().abs().max())
         assert worst <= rtol * scale, f"tensor {i}: differs by {worst:.2e}, scale {scale:.2e}"
 
 

@@ -116,7 +116,7 @@ def test_token_losses_of_an_objective():
         return total / 5
 
     loss, logprob, h = reference.token_losses(hidden, weight, targets, 1.0, True, objective)
-    assert float(loss) == pytest.approx(expected(hidden, weight), rel=1e-12)
+    assert loss.item() == pytest.approx(expected(hidden, weight), rel=1e-12)
     assert not logprob.requires_grad and not h.requires_grad
     loss.backward()
     close(hidden.grad, slopes(lambda x: expected(x, weight), hidden.detach()).tolist(), 1e-7)

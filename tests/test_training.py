@@ -168,7 +168,7 @@ def test_adam_has_the_papers_betas():
         optimizer.step()
         m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
         expected -= 0.1 * (m / (1 - 0.9**n)) / (v / (1 - 0.95**n)) ** 0.5
-    assert float(weight) == pytest.approx(expected, rel=1e-5)
+    assert weight.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_optimizer_steps_at_the_rate_that_it_is_given():
