@@ -6,7 +6,7 @@
     python chat.py out/hh/ppo --chat                    for a model that learnt from chats
     python chat.py gpt2 "Once upon a time"              any model that --init takes
 """
-import re
+import os
 import sys
 from dataclasses import dataclass
 
@@ -168,7 +168,9 @@ def main(argv=None):
             words.append(sys.stdin.buffer.read().decode())
         except UnicodeDecodeError:
             stop("the prompt on stdin is no UTF-8 text")
-    if re.search("[\ud800-\udfff]", " ".join(words)):  # what Python makes of other bytes
+    try:  # an argument is UTF-8 whatever the locale says, which Python has read it by
+        words[1:] = [os.fsencode(word).decode() for word in words[1:]]
+    except (UnicodeDecodeError, UnicodeEncodeError):
         stop("the prompt is no UTF-8 text")
     if len(words) == 2 and not words[1].strip():
         stop("the prompt is empty")
