@@ -163,15 +163,15 @@ def main(argv=None):
     s = parse(Settings, argv=flags)
     if not 1 <= len(words) <= 2:
         stop("expected: python chat.py CHECKPOINT [PROMPT], the prompt in quotes")
+    try:  # an argument is UTF-8 whatever the locale says, which Python has read it by
+        words[1:] = [os.fsencode(word).decode() for word in words[1:]]
+    except (UnicodeDecodeError, UnicodeEncodeError):
+        stop("the prompt is no UTF-8 text")
     if len(words) == 1 and not sys.stdin.isatty():
         try:
             words.append(sys.stdin.buffer.read().decode())
         except UnicodeDecodeError:
             stop("the prompt on stdin is no UTF-8 text")
-    try:  # an argument is UTF-8 whatever the locale says, which Python has read it by
-        words[1:] = [os.fsencode(word).decode() for word in words[1:]]
-    except (UnicodeDecodeError, UnicodeEncodeError):
-        stop("the prompt is no UTF-8 text")
     if len(words) == 2 and not words[1].strip():
         stop("the prompt is empty")
     try:
