@@ -186,8 +186,8 @@ class Episodes:
 
 def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos, s, world):
     """Steps 1 to 4 for this rank's prompts. numbers: the episodes' own numbers, for their noise."""
-    with gathered(policy) as whole:
-        samples = generate(whole, prompts, s.max_new_tokens, eos, s.temperature, s.seed, numbers)
+    with gathered(policy) as complete:
+        samples = generate(complete, prompts, s.max_new_tokens, eos, s.temperature, s.seed, numbers)
     mask = samples.mask
     ref_logprob = in_groups(reference, samples, s, mask, temperature=s.temperature)
     score = last_score(in_groups(reward_model, samples, s), samples.lengths)

@@ -109,11 +109,11 @@ def score(model, families, s, world):
     As in training, a micro-batch has whole families."""
     mine = world.share(families)
     out = [None] * len(mine)
-    with gathered(model) as whole:
+    with gathered(model) as complete:
         for group in scoring_groups([max(map(len, rows)) for rows in mine], s, world,
                                     list(map(len, mine))):
             tree = PrefixTree([ids for i in group for ids in mine[i]], world.device)
-            scores = whole(tree.ids, tree.positions, tree.over(causal))
+            scores = complete(tree.ids, tree.positions, tree.over(causal))
             values = iter(scores[tree.ends].tolist())
             for i in group:
                 out[i] = [next(values) for _ in mine[i]]

@@ -23,7 +23,7 @@ from model import GPT, GPTConfig, ScalarGPT, last_score, set_dropout
 from runtime.checkpoint import load, load_for, save
 from runtime.machine import precision
 from runtime.optimizer import cosine, make_optimizer, take_step
-from runtime.sharding import accumulate, bare, copied, frozen, gathered, put
+from runtime.sharding import accumulate, bare, copied, frozen, gathered, load_into
 from runtime.training import Training, start
 from runtime.world import scoring_groups
 from sampler import generate
@@ -137,12 +137,12 @@ def evaluate_loss(model, rows, s, world, most=2**11):
     are in memory."""
     model.eval()
     total, tokens = 0.0, 0
-    with gathered(model) as whole:
+    with gathered(model) as complete:
         for i in range(0, len(rows), most):
             mine = world.share([rows[j] for j in range(i, min(i + most, len(rows)))])
             for group in scoring_groups([len(ids) for ids, _ in mine], s, world):
                 ids, mask = pad_and_mask([mine[j] for j in group], world.device)
-                total -= float(whole(ids, mask)[0].sum())
+                total -= float(complete(ids, mask)[0].sum())
                 tokens += int(mask.sum())
     model.train()
     total, tokens = world.sum([total, tokens]).tolist()
@@ -217,7 +217,7 @@ def main():
             if not best or history[-1]["reward"] > best["reward"]:
                 best.update(history[-1], weights=copied(model))
     if best:
-        put(bare(model), best["weights"])
+        load_into(bare(model), best["weights"])
     save(s.out, bare(model), tokenizer, s, parameters=parameters,
          epoch=best.get("epoch", s.epochs), history=history, seconds=world.seconds())
     losses = " ".join(f"{h['valid']:.3f}" for h in history if "valid" in h) or "not measured"

@@ -212,7 +212,7 @@ def make_folder(folder):
 
 
 @contextlib.contextmanager
-def whole(path):
+def written_whole(path):
     """A temporary file that takes the name `path` when it is done: whole or not there."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ def whole(path):
 
 def write(path, records):
     """Write records, a line each."""
-    with whole(path) as file:
+    with written_whole(path) as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -246,7 +246,7 @@ def numbers(facts):
 
 def write_json(path, facts):
     """One JSON object as a file. See `numbers`."""
-    with whole(path) as file:
+    with written_whole(path) as file:
         file.write(json.dumps(numbers(facts), indent=1) + "\n")
 
 

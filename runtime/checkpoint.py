@@ -18,7 +18,7 @@ import torch.distributed as dist
 from data import records
 from data.tokenizer import load_tokenizer
 from runtime import pretrained
-from runtime.sharding import full, kind
+from runtime.sharding import class_of, full
 from settings import stop
 
 LOADED = {}  # folder -> weights, of the checkpoints that this program began with, or of the hub
@@ -35,7 +35,7 @@ def checksum(path):
     return f"{crc:08x}"
 
 
-def whole(path, crc=None):
+def is_intact(path, crc=None):
     """Whether a file is there and has this checksum, or the one that its name says."""
     return path.exists() and checksum(path) == (crc or path.stem.rpartition("-")[2])
 
@@ -73,7 +73,7 @@ def save(path, model, tokenizer, settings, **facts):
              "tokenizer": tokenizer.name}
     if tokenizer.source is not None:
         names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
-    meta = {"kind": kind(model).__name__, "config": dataclasses.asdict(model.config), **names,
+    meta = {"kind": class_of(model).__name__, "config": dataclasses.asdict(model.config), **names,
             "fingerprint": tokenizer.fingerprint, "template": tokenizer.template,
             "settings": dataclasses.asdict(settings), "made_from": made_from(),
             **records.numbers(facts)}
@@ -135,7 +135,7 @@ def load(path, classes, hint):
         stop(f"{path} holds a {meta['kind']}, expected {' or '.join(classes)}")
     LOADED[str(path)] = meta["weights"]
     for name in (meta["weights"], meta["tokenizer"]):
-        if name != "gpt2" and not whole(path / name):
+        if name != "gpt2" and not is_intact(path / name):
             stop(f"{path}/{name} is damaged (its checksum differs): run `{hint}` again")
     cls = classes[meta["kind"]]
     try:

@@ -11,10 +11,10 @@ def in_groups(model, samples, s, *extra, **options):
     """Run model(ids, *extra) over groups of rows of similar length: [B, T], 0 past the group."""
     rows, tokens = 2 * s.micro_batch, 2 * s.micro_batch_tokens  # no activations are kept
     out = torch.zeros(samples.ids.shape, device=samples.ids.device)
-    with gathered(model, samples.ids.device) as whole:
+    with gathered(model, samples.ids.device) as complete:
         for group in micro_batches(samples.widths.tolist(), rows, tokens):
             T = int(samples.widths[group].max())
-            result = whole(samples.ids[group, :T], *(x[group, :T] for x in extra), **options)
+            result = complete(samples.ids[group, :T], *(x[group, :T] for x in extra), **options)
             out[group, :T] = result[0] if isinstance(result, tuple) else result
     return out
 

@@ -56,7 +56,7 @@ def sharded(x):
     return hasattr(x, "unshard") or hasattr(x, "full_tensor")
 
 
-def kind(model):
+def class_of(model):
     """Its class. fully_shard makes a class of its own of (FSDPModule, class)."""
     return type(model).__bases__[-1] if sharded(model) else type(model)
 
@@ -87,7 +87,7 @@ def gathered(model, device=None):
 def plain(model, device=None):
     """A model on the same memory, or on a copy of it on a device, without what wraps it."""
     with torch.device("meta"):
-        other = kind(model)(model.config).eval()
+        other = class_of(model)(model.config).eval()
     weights = {k: p.detach().to(device or p.device) for k, p in model.named_parameters()}
     other.load_state_dict(weights, assign=True)
     return other
@@ -105,9 +105,9 @@ def full(tensors):
     return out
 
 
-def like(x, other):
+def placed_as(x, other):
     """A tensor as `other` is: on its device, and this rank's part of it if it is in parts. A
-    stand-in (see below) becomes memory that its shards are read into."""
+    stand-in (runtime/states.py) becomes memory that its shards are read into."""
     if other is None or sharded(x) or x.shape != other.shape:
         return x
     if x.is_meta:
@@ -120,22 +120,23 @@ def like(x, other):
                              src_data_rank=None)  # all ranks have read the same x
 
 
-def put(part, state):
+def load_into(part, state):
     """load_state_dict of a model or an optimiser, in parts or not, with tensors that are whole,
     stand-ins, or in parts like it."""
     if isinstance(part, torch.optim.Optimizer):
         params = [p for group in part.param_groups for p in group["params"]]
-        moments = {i: {k: like(v, params[i]).clone() if torch.is_tensor(v) else v  # it keeps them
-                       for k, v in own.items()} for i, own in state["state"].items()}
+        mine = lambda x, i: placed_as(x, params[i]).clone() if torch.is_tensor(x) else x
+        moments = {i: {k: mine(v, i) for k, v in own.items()}  # clones, as the optimiser keeps them
+                   for i, own in state["state"].items()}
         part.load_state_dict({**state, "state": moments})
     else:
         own = part.state_dict()
-        part.load_state_dict({k: like(v, own[k]) for k, v in state.items()})
+        part.load_state_dict({k: placed_as(v, own[k]) for k, v in state.items()})
 
 
-def like_weights(saved, weights):
+def placed_as_weights(saved, weights):
     """Nested dicts, with each tensor in parts as the weight is whose name and shape it has.
     weights: {(name, shape): weight}."""
-    return {k: like_weights(v, weights) if isinstance(v, dict) else
-            like(v, weights.get((k, v.shape))).clone() if torch.is_tensor(v) else v
+    return {k: placed_as_weights(v, weights) if isinstance(v, dict) else
+            placed_as(v, weights.get((k, v.shape))).clone() if torch.is_tensor(v) else v
             for k, v in saved.items()}

@@ -44,7 +44,7 @@ def write_shards(folder, tree, world):
     import torch.distributed.checkpoint as dcp
     world.barrier()
     try:
-        with telling():
+        with first_error():
             dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder, sync_files=False))
     except BaseException:
         if world.main:
@@ -68,16 +68,16 @@ def read_shards(folder, tensors):
     import torch.distributed.checkpoint as dcp
     with open(folder / ".metadata", "rb") as file:
         try:
-            Known(file).load()
+            SafeUnpickler(file).load()
         except pickle.UnpicklingError as error:
             stop(f"{folder}/.metadata is refused: {error}, and such a pickle can run any code")
-    with telling(), warnings.catch_warnings():
+    with first_error(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is ")  # one process may read, too
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder))
 
 
 @contextlib.contextmanager
-def telling():
+def first_error():
     """All ranks fail with what happened to any of them, such as a full disk, and not with DCP's
     list of it."""
     from torch.distributed.checkpoint import CheckpointException
@@ -87,7 +87,7 @@ def telling():
         raise next(iter(error.failures.values()))[0] from None
 
 
-class Known(pickle.Unpickler):
+class SafeUnpickler(pickle.Unpickler):
     """Refuses what DCP does not write, and would load without a question."""
     NAMES = {"Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
              "MetadataIndex", "StorageMeta", "_StorageInfo", "_MEM_FORMAT_ENCODING", "_get_layout",

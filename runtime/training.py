@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 from data import records
 from runtime import plan
-from runtime.checkpoint import forget, made_from, refuse_others, remove, tidy, whole, write
+from runtime.checkpoint import forget, is_intact, made_from, refuse_others, remove, tidy, write
 from runtime.machine import keep_freed_memory
-from runtime.sharding import bare, like_weights, put
+from runtime.sharding import bare, load_into, placed_as_weights
 from runtime.states import leaves, read_shards, stand_ins, write_shards
 from runtime.world import World, restarts
 from settings import parse, stop
@@ -189,10 +189,10 @@ class Training:
     def is_whole(self, name):
         """Whether a state is as it was written; each rank reads its share of the shards."""
         file, files = self.folder / name, None
-        if self.world.main and whole(file):
+        if self.world.main and is_intact(file):
             files = self.read(name).get("files", {})
         files = self.world.gather([files])[0]
-        good = files is not None and all(whole(self.shards(name) / other, crc)
+        good = files is not None and all(is_intact(self.shards(name) / other, crc)
                                          for other, crc in self.world.share([*files.items()]))
         return float(self.world.sum(good)) == self.world.size
 
@@ -237,9 +237,9 @@ class Training:
         for key, saved in state["parts"].items():
             part = self.parts[key]
             if hasattr(part, "load_state_dict"):
-                put(bare(part), saved)
+                load_into(bare(part), saved)
             elif isinstance(part, dict):
-                part.update(like_weights(saved, weights))
+                part.update(placed_as_weights(saved, weights))
             else:
                 part[:] = saved
         if state.get("files"):

@@ -27,8 +27,8 @@ import ppo
 from helpers import EOS, close, same, tiny, tiny_scalar
 from runtime.checkpoint import checksum
 from runtime.optimizer import make_optimizer
-from runtime.sharding import frozen, gathered, like, sharded
-from runtime.states import Known, leaves, read_shards, write_shards
+from runtime.sharding import frozen, gathered, placed_as, sharded
+from runtime.states import SafeUnpickler, leaves, read_shards, write_shards
 from runtime.world import World
 from test_resume import Run, assert_same
 from test_scripts import assert_same_logs, assert_same_model
@@ -206,7 +206,7 @@ def test_without_ranks_nothing_is_lent_but_the_model():
     with gathered(model) as whole:
         assert whole is model
     x = torch.ones(3)
-    assert like(x, x) is x
+    assert placed_as(x, x) is x
 
 
 # ------------------------------------------------------------------------------------------ resume
@@ -364,7 +364,7 @@ class Attribute:
 def test_a_member_of_an_enumeration_is_read_as_any_python_writes_it():
     member = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
     for content in (member, Attribute(_MEM_FORMAT_ENCODING, member.name)):
-        assert Known(io.BytesIO(pickle.dumps(content))).load() is member
+        assert SafeUnpickler(io.BytesIO(pickle.dumps(content))).load() is member
 
 
 @pytest.mark.parametrize("content", [Code(), torch.distributed.checkpoint.load,

@@ -255,7 +255,7 @@ def build(settings):
     rng = random.Random(f"world {s.seed}")
     text = [document(rng, town) for _ in range(s.documents)]
     out.mkdir(parents=True, exist_ok=True)
-    with records.whole(out / "tokenizer.tiktoken") as file:
+    with records.written_whole(out / "tokenizer.tiktoken") as file:
         file.write(train_bpe("\n".join(text[:5000]), s.vocab).decode())
     valid = s.documents // 100
     records.write(out / "text_valid.jsonl", [{"text": t} for t in text[:valid]])
