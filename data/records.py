@@ -124,6 +124,9 @@ def missing(path, kind, hint):
     return f"no file {path}: a {kind} a line, a JSON object with {fields}; see docs/data.md"
 
 
+UNICODE = json.JSONEncoder(ensure_ascii=False)  # which writes no escapes
+
+
 def read(path, kind, hint="python -m data.toy.world", needed=True):
     """All records of a JSONL file, validated. Blank lines are skipped. Stops where there is none,
     unless it is not needed, as what is held out to measure: data.public writes empty files, too.
@@ -139,7 +142,7 @@ def read(path, kind, hint="python -m data.toy.world", needed=True):
             try:
                 record = json.loads(line.decode("utf-8"))
                 if b"\\u" in line:
-                    json.dumps(record, ensure_ascii=False).encode()
+                    UNICODE.encode(record).encode()
             except UnicodeDecodeError as e:
                 stop(f"{where}: not UTF-8 at byte {e.start}")
             except json.JSONDecodeError as e:

@@ -465,9 +465,9 @@ def test_killed_while_it_samples_it_goes_on_to_the_same_bits(demo, prompts):
     models = collections.Counter(c["model"] for line in expected.splitlines()
                                  for c in json.loads(line)["completions"])
     batches = sum(-(-n // 20) for n in models.values())
-    # Of the counted operations the first are json.dumps of the prompts and mkdir of the folder;
+    # Of the counted operations the first are json.dumps of the prompts and two mkdir of the folder;
     # then comes the first line, where it is not there; then one for each batch.
-    for operation, lines in (5, 2), (5, 4), (2, 4), (2 + batches - 3 + 2, batches + 1):
+    for operation, lines in (6, 2), (6, 4), (3, 4), (3 + batches - 3 + 2, batches + 1):
         assert ended(sampling(demo, folder, harms=[("kill_at_operation", operation)])) != 0
         assert partial.read_bytes().count(b"\n") == lines and not out.exists()
         partial.write_bytes(partial.read_bytes() + b'{"episodes": [1, 2')
@@ -481,7 +481,7 @@ def test_killed_while_it_samples_it_goes_on_to_the_same_bits(demo, prompts):
 
 def test_samples_of_other_settings_or_prompts_are_not_taken(demo, prompts):
     folder, expected = prompts
-    kill = [("kill_at_operation", 6)]
+    kill = [("kill_at_operation", 7)]
     assert ended(sampling(demo, folder, "--seed=7", harms=kill)) != 0
     assert ended(sampling(demo, folder)) == 0
     assert "not used" in (folder / "printed").read_text()
@@ -500,7 +500,7 @@ def test_two_ranks_are_killed_and_one_goes_on(demo, prompts):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [sampling(demo, folder, harms=[("kill_at_operation", 6)], RANK=str(rank),
+    ranks = [sampling(demo, folder, harms=[("kill_at_operation", 7)], RANK=str(rank),
                       WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
              for rank in range(2)]
     assert all(ended(process) != 0 for process in ranks)
