@@ -150,8 +150,8 @@ def encoded(name, path, model, tokenizer, prompts, demos, probes, s):
 
 
 def read_models(s, prompts, demos, probes):
-    """{name: (model, tokenizer, its facts, ids of the prompts)}. All are read before the first samples:
-    an error in the last one must not cost the others' answers."""
+    """{name: (model, tokenizer, its facts, ids of the prompts)}. Reads all before it samples from
+    any: an error in the last one must not cost the others' answers."""
     out = {}
     for name, path in pairs("models", s.models, "="):
         if name in out:
