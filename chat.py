@@ -1,4 +1,4 @@
-"""A checkpoint in the terminal.
+"""Talk to a checkpoint in the terminal.
 
     python chat.py out/ppo-ptx                          a prompt; Ctrl-C stops, Ctrl-D ends
     python chat.py out/ppo-ptx "Who is Anna?"           one completion; or a prompt on stdin
@@ -25,17 +25,17 @@ from sampler import generate
 @dataclass
 class Settings:
     """python chat.py CHECKPOINT [PROMPT]"""
-    num: int = 1  # completions of each prompt; a single one is shown as it is made
+    num: int = 1  # completions of each prompt; a single one is shown as it is sampled
     temperature: float = 1.0  # 0 is greedy
     seed: int = 1  # of the sampling noise
-    max_new_tokens: int = 128  # fewer where the context has no room for them
-    chat: bool = False  # write what is said as turns, "Human: ... Assistant:", as hh-rlhf does
+    max_new_tokens: int = 128  # fewer where the context has less room
+    chat: bool = False  # write the conversation as turns, "Human: ... Assistant:", as in hh-rlhf
     reward: str = ""  # reward model whose score is shown beside each completion
     device: str = "auto"  # cpu, cuda or auto
 
 
 class Stream:
-    """Prints a response while its tokens come, as far as they are whole characters."""
+    """Prints a response as its tokens arrive, whole characters only."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.ids, self.shown = tokenizer, [], 0
@@ -51,7 +51,7 @@ class Stream:
 
 
 def room_for(prompt, history, block_size, max_new_tokens):
-    """(the tokens of the latest turns that fit before a prompt, how many new ones fit after it).
+    """(the tokens of the latest turns that fit before a prompt, how many new tokens fit after it).
 
     Raises ValueError where the prompt alone fills the context.
     """
@@ -68,7 +68,7 @@ def room_for(prompt, history, block_size, max_new_tokens):
 
 
 class Speaker:
-    """A model with its settings, and what was said to it."""
+    """A model, its settings and the conversation so far."""
 
     def __init__(self, checkpoint, s):
         self.s, self.history, self.turn = s, [], 0
@@ -82,10 +82,10 @@ class Speaker:
         self.model.to(device).eval()
 
     def laid_out(self, text):
-        """(the ids before a prompt, its own, how many new ones fit after it).
+        """(ids before a prompt, ids of the prompt, how many new tokens fit after it).
 
-        Turns stand side by side, each with its EOS, as documents do in a row of pretraining text.
-        Those of a chat are one prompt, as in the records of data.public.
+        Turns follow each other, each with its EOS, like documents in a row of text. With
+        --chat all turns form one prompt, as in the records of data.public.
         """
         block, most = self.model.config.block_size, self.s.max_new_tokens
         prompt, history = encode_prompt(self.tokenizer, text), self.history
@@ -100,12 +100,12 @@ class Speaker:
         return before, prompt, new
 
     def answer(self, text):
-        """Print s.num completions of a prompt; the first of them is what history keeps."""
+        """Print s.num completions of a prompt; the history keeps the first."""
         s, eos = self.s, self.tokenizer.eos
         before, prompt, new = self.laid_out(text)
         stream = Stream(self.tokenizer)
         watch = lambda rows, tokens: tokens[0] != eos and stream(tokens[0])
-        numbers = [self.turn * s.num + i for i in range(s.num)]  # asked again: another answer
+        numbers = [self.turn * s.num + i for i in range(s.num)]  # new noise each turn
         samples = generate(self.model, [before + prompt] * s.num, new, eos, s.temperature, s.seed,
                            numbers, watch if s.num == 1 else None)
         responses = samples.responses()
@@ -163,7 +163,7 @@ def main(argv=None):
     s = parse(Settings, argv=flags)
     if not 1 <= len(words) <= 2:
         stop("expected: python chat.py CHECKPOINT [PROMPT], the prompt in quotes")
-    try:  # an argument is UTF-8 whatever the locale says, which Python has read it by
+    try:  # arguments are UTF-8, but Python decoded them by the locale
         words[1:] = [os.fsencode(word).decode() for word in words[1:]]
     except (UnicodeDecodeError, UnicodeEncodeError):
         stop("the prompt is no UTF-8 text")

@@ -1,4 +1,4 @@
-"""The comparison that the paper is famous for, in the toy world: who is preferred to whom?
+"""The comparison that the paper is famous for, in the toy world: which model is preferred?
 
     python evaluate.py                 all models of the demo -> out/demo/results.json, report.md
 

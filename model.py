@@ -1,15 +1,15 @@
-"""GPT-2 on a page: one body, two heads, and the slowest sampler that is right.
+"""GPT-2 on a page: one body, two heads, and the simplest correct sampler.
 
     GPT          ids -> log-probability of each token            (policy, reference, base model)
     ScalarGPT    ids -> one score at each position               (reward model, value function)
-    sample       prompt -> response, one full forward pass a token; sampler.py has the same, fast
+    sample       prompt -> response, one full forward pass a token; sampler.py does the same, fast
 
 A sequence is always `prompt, response, EOS, pad`, padded on the right. Under causal attention no
 real token ever sees a pad, so there is no padding mask: positions are 0..T-1 in every row, and the
 batch that was sampled is the batch that is trained on, token for token.
 
-The functions from kernels are what they are called. kernels/reference.py says each of them in a few
-lines of plain PyTorch; with KERNELS=reference in the environment those lines are what runs.
+Attention, linear layers and losses come from kernels. kernels/reference.py shows each of them in a
+few lines of plain PyTorch; with KERNELS=reference in the environment exactly those lines run.
 """
 import math
 from dataclasses import dataclass
@@ -41,14 +41,14 @@ class Linear(nn.Linear):
 
 def heads(qkv, n_head):
     """[B, T, 3 C] -> queries, keys and values, [B, H, T, D] each."""
-    # Split, not unbound: the gradients of the three are then joined by a single copy.
+    # chunk, not unbind: backward then joins the three gradients in a single copy.
     return [x.unflatten(-1, (n_head, -1)).transpose(1, 2) for x in qkv.chunk(3, dim=-1)]
 
 
 def causal(qkv, n_head):
-    """Each position looks at itself and at all before it. [B, T, 3 C] -> [B, T, C]."""
+    """Each position attends to itself and to all earlier ones. [B, T, 3 C] -> [B, T, C]."""
     y = kernels.causal_attention(*heads(qkv, n_head))       # softmax(q k^T / sqrt(D)) v
-    return y.transpose(1, 2).flatten(2)                     # the heads side by side
+    return y.transpose(1, 2).flatten(2)                     # concatenates the heads
 
 
 class Attention(nn.Module):
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, attend=causal):
-        """x: [B, T, C] -> [B, T, C]. attend: who looks at whom; the sampler has ways of its own."""
+        """x: [B, T, C] -> [B, T, C]. attend: the attention; the sampler passes its own."""
         return self.c_proj(attend(self.c_attn(x), self.n_head))
 
 
@@ -74,20 +74,20 @@ class MLP(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zeroes a share p of x and scales up the rest, in training only. The noise belongs to the row
-    (kernels/noise.py): a row is treated alike alone, in any batch and on any rank."""
+    """Zeroes a share p of x and scales up the rest, in training only. A row's number determines its
+    noise (kernels/noise.py): it is the same in any batch and on any rank."""
 
     def __init__(self, p, site):
         super().__init__()
         self.p, self.site = p, site  # site: which of the model's dropouts this is
 
     def forward(self, x, owners):
-        """x: [B, ...]; owners: [B] int64, the rows' numbers. Returns x's shape."""
+        """x: [B, ...]; owners: [B] int64, the rows' numbers (the noise). Returns x's shape."""
         return dropout(x, self.p, self.site, owners) if self.training and self.p else x
 
 
 def set_dropout(model, p):
-    """Let every dropout of a model zero a share p."""
+    """Set the probability of every dropout in a model to p."""
     for module in model.modules():
         if isinstance(module, Dropout):
             module.p = p
@@ -127,8 +127,8 @@ class Body(nn.Module):
     def forward(self, ids, positions=None, attend=causal, owners=None):
         """ids: [B, T] -> [B, T, C].
 
-        positions: of the ids in their rows, in their shape, where they are not 0..T-1; attend: see
-        Attention. owners: [B], the numbers that own the rows' dropout noise; None: drawn anew.
+        positions: of each id in its row, same shape as ids; default 0..T-1. attend: see Attention.
+        owners: [B], numbers that seed the rows' dropout noise; None: random ones.
         """
         x = self.embed(ids, positions)
         if owners is None and self.training and self.drop.p:
@@ -139,7 +139,7 @@ class Body(nn.Module):
         return self.ln_f(x)
 
     def embed(self, ids, positions=None):
-        """What a token is and where it stands, in the norms' type: that of the residual stream."""
+        """Token plus position embeddings, in the dtype of the norms and the residual stream."""
         tokens = self.wte(ids).to(self.ln_f.weight.dtype)
         if positions is not None:
             return tokens + self.wpe(positions)
@@ -159,15 +159,15 @@ class GPT(nn.Module):
         self.transformer = Body(config)
 
     def forward(self, ids, mask, temperature=1.0, entropy=False, objective=None, owners=None):
-        """log p(token | tokens before it) of the tokens that `mask` marks.
+        """log p(token | tokens before it) for the tokens that `mask` marks.
 
         ids, mask: [B, T]; the first token has nothing before it and never counts. Only marked
         tokens reach the output embedding: prompts and pads cost nothing there. Returns
         (logprob, entropy), [B, T] each, 0 where the mask is off; entropy is None unless asked for.
 
-        objective(logprob, mask) -> loss, a sum over tokens of a function of each one's own logprob:
-        returns (loss, logprob, entropy), of which only the loss has a gradient. The numbers are the
-        same; the logits are computed once, not twice (kernels/losses.py: `token_objective`).
+        objective(logprob, mask) -> loss, a sum over tokens of a function of that token's logprob.
+        Then returns (loss, logprob, entropy); only loss has a gradient. The numbers are the same;
+        the logits are computed once, not twice (kernels/losses.py: `token_objective`).
         """
         hidden = self.transformer(ids, owners=owners)
         part = objective and (lambda logprob, marks: objective(after(logprob), after(marks)))
@@ -192,18 +192,18 @@ class ScalarGPT(nn.Module):
     def forward(self, ids, positions=None, attend=causal):
         """ids [B, T] -> scores [B, T]; the score at t has seen the tokens up to and including t."""
         hidden = self.transformer(ids, positions, attend)
-        return self.score(hidden).sum(-1)  # of one: FSDP warns of a view of it
+        return self.score(hidden).sum(-1)  # of one element: FSDP warns about a view
 
 
-# A hidden state at t speaks of the token at t + 1. These two functions are the whole of that shift.
+# The hidden state at t predicts the token at t + 1. Only these two functions make that shift.
 
 def next_tokens(ids, mask):
-    """[B, T]: at each place the token that follows it, -1 where the mask does not mark that one."""
+    """[B, T]: at each position the next token, or -1 where the mask does not mark that token."""
     return F.pad(ids.masked_fill(~mask.bool(), -1)[:, 1:], (0, 1), value=-1)
 
 
 def after(x):
-    """[B, T], said at the state before a token -> at the token."""
+    """[B, T]: moves each value from the position before a token to the token; the first gets 0."""
     return F.pad(x[:, :-1], (1, 0))
 
 
@@ -214,13 +214,13 @@ def last_score(scores, lengths):
 
 @torch.no_grad()
 def sample(model, prompt, max_new_tokens, eos, temperature=1.0, seed=0, episode=0):
-    """One response to one prompt, as lists of ids. sampler.py has the same tokens, a batch at a
-    time, from a cache of keys and values; a test holds the two together."""
+    """One response to one prompt, as lists of ids. sampler.py draws the same tokens in batches and
+    with a cache of keys and values; a test checks that the two agree."""
     body, ids, owner = model.eval().transformer, list(prompt), torch.tensor([episode])
     for t in range(max_new_tokens):
         hidden = body(torch.tensor([ids], device=body.wte.weight.device))[0, -1]
         p = torch.softmax((body.wte.weight @ hidden / temperature).double().cpu(), -1)
-        passed = p.cumsum(-1) > uniform(seed, owner, t)     # the distribution passes the noise
+        passed = p.cumsum(-1) > uniform(seed, owner, t)     # inverse transform sampling
         ids.append(int(passed.nonzero()[0]))
         if ids[-1] == eos:
             break

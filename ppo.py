@@ -56,9 +56,9 @@ class Settings(Run):
     clip_ratio: float = 0.2  # of the policy's probability ratio (App. C.4)
     clip_value: float = 0.2  # of the value's change; not in the paper (Ziegler et al. 2019)
     gae_lambda: float = 0.95  # not in the paper (Stiennon et al. 2020)
-    discount: float = 1.0  # none (App. C.4)
-    temperature: float = 1.0  # of the rollouts; the log-probs of all models are tempered alike
-    unfinished: float = -4.0  # score of a response without EOS, not the reward model's; not in it
+    discount: float = 1.0  # 1: no discount (App. C.4)
+    temperature: float = 1.0  # of the rollouts; the log-probs of all models use it too
+    unfinished: float = -4.0  # replaces the score of a response without EOS; not in the paper
     ema: float = 0.992  # decay of the averaged weights, each optimiser step (App. C.4)
     weight_decay: float = 0.0  # not in the paper
     seed: int = 4  # of the order of the prompts and the sampling noise
@@ -68,7 +68,7 @@ class Settings(Run):
     # the run
     show: int = 10  # iterations between printed samples; 0: none
     save_every: int = 4  # iterations between the states that --resume goes on from
-    offload: bool = False  # reference and reward model wait in the CPU's memory; for GPUs only
+    offload: bool = False  # keep idle reference and reward model in CPU memory; for GPUs only
 
     BOUNDS = {"temperature": "(0, inf)"}
 
@@ -83,7 +83,7 @@ PRESETS = {  # App. C.4; policy rates read off figure 38
     "ppo": dict(ptx=0.0, out="out/ppo"),
     "gpt2": dict(PAPER, init="out/gpt2/init", reward="out/gpt2/rm", out="out/gpt2/ppo-ptx",
                  data="out/public", lr=3.5e-5, value_lr=4.5e-5, max_new_tokens=512,
-                 micro_batch=8),  # rates as in sft.py: times 3 from 1.3B, times 5 from 6B
+                 micro_batch=8),  # rates scaled as in sft.py: 3 times 1.3B's, 5 times 6B's
     "1.3b": dict(PAPER, lr=1.18e-5, value_lr=9e-6, micro_batch=4),
     "6b": dict(PAPER, lr=1.18e-5, value_lr=9e-6, micro_batch=2),
     "175b": dict(PAPER, lr=2.55e-6, value_lr=5e-6, micro_batch=1),
@@ -102,14 +102,14 @@ def shape_rewards(logprob, ref_logprob, score, mask, beta):
     """The reward of each token, [B, T]: the KL penalty, and the score at the last response token.
 
     logprob, ref_logprob: [B, T], of the policy that sampled and of the reference; score: [B]. The
-    rewards of a row sum to  score - beta * sum_t log(pi / ref), equation 2's first part.
+    rewards of a row sum to  score - beta * sum_t log(pi / ref), the first part of equation 2.
     """
     reward = (-beta * (logprob - ref_logprob)).masked_fill(~mask, 0.0)
     return reward + score[:, None] * last_of(mask)
 
 
 def last_of(mask):
-    """[B, T] bool with the last True of each row alone."""
+    """[B, T] bool: only the last True of each row."""
     after = F.pad(mask[:, 1:], (0, 1))
     return mask & ~after
 
@@ -156,12 +156,12 @@ def clipped_policy_loss(logprob, old_logprob, advantage, mask, clip, tokens):
 
 
 def clipped_value_loss(value, old_value, returns, mask, clip, tokens):
-    """Half the squared error of the value, the larger of it and of the clipped value's.
+    """Half the larger of two squared errors: that of the value and that of the clipped value.
 
-    The value may move at most `clip` from the old one before the loss stops rewarding it (Ziegler
+    The loss does not reward moving the value further than `clip` from the old one (Ziegler
     et al. 2019). All [B, T]; summed over tokens / `tokens`.
     """
-    # What a masked slot holds is undefined, and 0 * NaN is NaN: blank it before any gradient.
+    # Masked positions may hold anything, and 0 * NaN is NaN: zero them before any gradient.
     value, old_value, returns = (x.masked_fill(~mask, 0.0) for x in (value, old_value, returns))
     clipped = old_value + (value - old_value).clamp(-clip, clip)
     error = torch.maximum((value - returns) ** 2, (clipped - returns) ** 2)
@@ -185,7 +185,7 @@ class Episodes:
 
 
 def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos, s, world):
-    """Steps 1 to 4 for this rank's prompts. numbers: the episodes' own numbers, for their noise."""
+    """Steps 1 to 4 for this rank's prompts. numbers: of the episodes; they seed the noise."""
     with gathered(policy) as complete:
         samples = generate(complete, prompts, s.max_new_tokens, eos, s.temperature, s.seed, numbers)
     mask = samples.mask
@@ -203,7 +203,7 @@ def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos,
 # ------------------------------------------------------------------------------------------ update
 
 def groups_of(rows, lengths, s, world):
-    """The micro-batches of rows."""
+    """`rows` split into micro-batches."""
     return [[rows[i] for i in group] for group in world.micro_batches(lengths, s)]
 
 
@@ -211,9 +211,8 @@ def update_policy(policy, optimizer, e, rows, tokens, text, words, lr, s, world)
     """One step on a minibatch: the PPO gradient plus gamma times the text gradient.
 
     rows: this rank's episodes of the minibatch; tokens: response tokens of the whole minibatch;
-    text: this rank's text rows, [n, T], -1 behind the end of a row; words: how many text tokens the
-    whole minibatch has that something stands before. Returns (sums over this rank's tokens,
-    gradient norm).
+    text: this rank's text rows, [n, T], -1 after the end of a row; words: text tokens of the whole
+    minibatch, without each row's first. Returns (sums over this rank's tokens, gradient norm).
     """
     groups = groups_of(rows, e.samples.widths[rows].tolist(), s, world)
     texts = groups_of(text, [text.size(1)] * len(text), s, world) if s.ptx else []
@@ -243,7 +242,7 @@ POLICY_METRICS = ("loss/policy", "policy/entropy", "policy/approx_kl", "policy/c
 
 
 def update_value(value_model, optimizer, e, rows, tokens, s, world):
-    """One step of the value function on a minibatch. Returns as `update_policy`."""
+    """One step of the value function on a minibatch. Returns the same as `update_policy`."""
     sums = {"loss/value": 0.0, "value/clip_fraction": 0.0}
     for g in accumulate(value_model, groups_of(rows, e.samples.widths[rows].tolist(), s, world)):
         T = int(e.samples.widths[g].max())
@@ -261,8 +260,8 @@ def update(policy, value_model, optimizers, ema, e, text, lr, iteration, s, worl
     share, per_epoch = s.minibatch // world.size, s.batch // s.minibatch
     texts = text.chunk(s.inner_epochs * per_epoch)
     for epoch in range(s.inner_epochs):
-        # The episodes are in random order as they come. Consecutive ones make a minibatch, so that
-        # its members are the same for any number of ranks (`World.share` deals them out in turn).
+        # Episodes arrive in random order. A minibatch takes consecutive ones, so that it has the
+        # same episodes for any number of ranks (`World.share` deals them out in turn).
         for k in order(per_epoch, s.seed, iteration * s.inner_epochs + epoch):
             rows = list(range(k * share, (k + 1) * share))
             own = texts[epoch * per_epoch + k] if s.ptx else text
@@ -282,7 +281,8 @@ def update(policy, value_model, optimizers, ema, e, text, lr, iteration, s, worl
 
 
 def episode_prompts(prompts, iteration, s, world):
-    """This rank's (episode number, prompt) of an iteration; the prompts come in shuffled rounds."""
+    """This rank's episode numbers and prompts of an iteration. Each round over all prompts has an
+    order of its own."""
     first = iteration * s.batch
     numbers = world.share(list(range(first, first + s.batch)))
     rounds = {n: order(len(prompts), s.seed, n) for n in {i // len(prompts) for i in numbers}}
@@ -291,8 +291,8 @@ def episode_prompts(prompts, iteration, s, world):
 
 
 def text_rows(text, iteration, s, world):
-    """This rank's text rows of an iteration, [n, T], -1 behind the end of a row; drawn in shuffled
-    rounds like the prompts."""
+    """This rank's text rows of an iteration, [n, T], -1 after the end of a row; taken in shuffled
+    order, round after round."""
     if not s.ptx:
         return torch.zeros(0, 1, dtype=torch.long)
     n = s.batch // s.minibatch * s.ptx_rows * s.inner_epochs

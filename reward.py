@@ -5,8 +5,8 @@
 
 (equation 1 of the paper). All K completions of a prompt are one batch element: K forward passes
 serve all C(K, 2) pairs, and no completion is trained on twice in an epoch. Ties give no pair; the
-paper does not say whether P counts them, we divide by the pairs that are there. The loss knows only
-differences, so at the end a bias is set for which demonstrations score 0 on average.
+paper does not say whether P counts them, and we count only untied pairs. The loss depends only on
+differences of scores, so at the end the bias is set so that demonstrations score 0 on average.
 
     python reward.py
     torchrun --nproc_per_node=2 reward.py
@@ -36,7 +36,7 @@ from runtime.world import scoring_groups
 class Settings(Run):
     """Step 2. Every setting is --name=value; the defaults are the toy's."""
     # files
-    init: str = "out/init"  # whose body it starts from: 2 epochs judge better than 16
+    init: str = "out/init"  # checkpoint of its body: 2 epochs of SFT judge better than 16
     out: str = "out/rm"  # folder to write
     data: str = "out/toy"  # folder with rankings_*.jsonl and demonstrations_train.jsonl
     # the algorithm
@@ -55,14 +55,14 @@ class Settings(Run):
 PAPER = dict(lr=9e-6, batch=64, micro_batch=1, warmup=0)
 PRESETS = {  # App. C.2: one 6B reward model serves policies of every size
     "gpt2": dict(PAPER, init="out/gpt2/init", out="out/gpt2/rm", data="out/public", lr=4.5e-5),
-    "1.3b": PAPER, "6b": PAPER, "175b": PAPER,  # gpt2's rate: as in sft.py, times 5 from 6B
+    "1.3b": PAPER, "6b": PAPER, "175b": PAPER,  # gpt2's rate: scaled as in sft.py, 5 times 6B's
 }
 
 
 def ranking_loss(scores, pairs, weights):
     """Equation 1: the weighted sum of - log sigmoid(r_w - r_l) over pairs.
 
-    scores: [R], of all completions; pairs: [P, 2] long, (better, worse) places in scores; weights:
+    scores: [R], of all completions; pairs: [P, 2] long, (better, worse) indices of scores; weights:
     [P], which sum to 1 over all pairs of all ranks (see `collate`).
     """
     better, worse = pairs.unbind(1)
@@ -72,8 +72,8 @@ def ranking_loss(scores, pairs, weights):
 def collate(rankings, prompts, device):
     """Rankings -> the PrefixTree of their R rows, pairs [P, 2], weights [P].
 
-    The completions of a prompt share it, so that it is computed once. Each pair weighs
-    1 / (pairs of its prompt) / `prompts`, the prompts of the whole batch.
+    A prompt is computed once for all its completions. Each pair has weight
+    1 / (pairs of its prompt) / `prompts`, the number of prompts in the whole batch.
     """
     rows, pairs, weights = [], [], []
     for own, own_pairs in rankings:
@@ -87,7 +87,7 @@ def collate(rankings, prompts, device):
 
 def train_step(model, optimizer, rankings, lr, s, world):
     """One optimiser step. Returns (loss, share of pairs in the right order, gradient norm)."""
-    # A rank that is a prompt short in the last batch takes part with no pair of one.
+    # In the last batch a rank may be one prompt short: it gets a prompt without pairs.
     mine = world.share(rankings, spare=(rankings[0][0], []))
     groups = world.micro_batches([max(map(len, rows)) for rows, _ in mine], s,
                                  copies=[len(rows) for rows, _ in mine])
@@ -105,7 +105,7 @@ def train_step(model, optimizer, rankings, lr, s, world):
 
 @torch.no_grad()
 def score(model, families, s, world):
-    """Lists of rows of ids, which may begin alike -> lists of their scores, shared over all ranks.
+    """Lists of rows of ids with a shared beginning -> lists of their scores. Ranks share the work.
     As in training, a micro-batch has whole families."""
     mine = world.share(families)
     out = [None] * len(mine)
@@ -128,10 +128,10 @@ def accuracy(scores, rankings):
 
 
 def read_heldout(s, tokenizer, block_size, world):
-    """Rankings of prompts that are not trained on, {group of labelers: rankings}, and the ceilings
-    of the accuracy on them. Read before the first step: a bad line must not cost the weights.
+    """Held-out rankings, {group of labelers: rankings}, and the ceilings of the accuracy on them.
+    Read before the first step: a bad line must not cost a finished training.
 
-    A ceiling is the accuracy of the labelers' mean utility, which simulated rankings carry: no
+    A ceiling is the accuracy of the labelers' mean utility, which simulated rankings contain: no
     model of the average labeler can be expected to predict one labeler's noisy choice better.
     """
     rankings, ceilings = {}, {}
@@ -148,7 +148,7 @@ def read_heldout(s, tokenizer, block_size, world):
 
 
 def center(model, rows, s, world):
-    """Set the bias so that demonstrations, [ids], score 0 on average. Returns what they scored."""
+    """Set the bias so that demonstrations, [ids], score 0 on average. Returns their old mean."""
     mean = sum(x for x, in score(model, [[ids] for ids in rows], s, world)) / len(rows)
     with torch.no_grad():
         bare(model).score.bias -= mean
@@ -162,10 +162,10 @@ def main():
     config = sft.config
     config.dropout = 0.0
     precision(s.dtype, world, config.n_embd)
-    torch.manual_seed(narrow(s.seed))  # the same head, whatever `load` has drawn
+    torch.manual_seed(narrow(s.seed))  # the same head, whatever `load` used
     model = ScalarGPT(config)
     model.transformer.load_state_dict(sft.transformer.state_dict())
-    del sft  # or its weights would stay: 4 bytes a parameter
+    del sft  # frees its weights: 4 bytes a parameter
     rankings = read_rankings(f"{s.data}/rankings_train.jsonl", tokenizer, config.block_size,
                              s.too_long, world.print)
     demos = [ids for ids, _ in read_demonstrations(s, "train", tokenizer, config.block_size,

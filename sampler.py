@@ -1,11 +1,10 @@
-"""The tokens that model.py's `sample` draws, a batch at a time, from a cache of keys and values.
+"""Fast sampling: the tokens of model.py's `sample`, in batches and with cached keys and values.
 
     generate         prompts -> Samples: responses with the log-probs they were sampled with
 
-What a step computes for a row depends on that row alone: nothing is padded on the left, each row
-decodes at its own position against its own length, and its noise is its episode's. Prompts that
-begin alike, as the K copies of one, are read once (kernels/prefixes.py). On a GPU a step is a CUDA
-graph.
+A row's result depends on that row alone: nothing is padded on the left, each row decodes at its own
+position, and its noise depends on its episode number. A beginning that prompts share, such as K
+copies of one prompt, is computed once (kernels/prefixes.py). On a GPU a step is a CUDA graph.
 """
 import contextlib
 import math
@@ -43,7 +42,7 @@ class Samples:
 
     @property
     def widths(self):
-        """[B]: how many columns to compute of a row, in steps of 4: few shapes (kernels.ROWS)."""
+        """[B]: columns to compute of each row, a multiple of 4: few shapes (products.ROWS)."""
         return rounded(self.lengths, 4).clamp(max=self.ids.size(1))
 
     def responses(self):
@@ -56,11 +55,11 @@ class Samples:
 def choose(logits, temperature, noise):
     """Logits [B, V] and noise [B] in [0, 1) -> tokens [B] and their log-probs [B].
 
-    The token is where the cumulative distribution passes the noise; temperature 0 is greedy.
+    The first token whose cumulative probability exceeds the noise; temperature 0 is greedy.
     """
     z, coolness = logits.float(), 1 / (temperature or 1.0)
     top = z.amax(-1, keepdim=True)
-    # One pass of exponentials, of differences and to base 2, serves the choice and its log-prob.
+    # One pass of exp2 serves both the choice and its log-prob.
     cumulative = (z - top).mul_(LOG2E * coolness).exp2_().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     if temperature == 0:
@@ -73,8 +72,8 @@ def choose(logits, temperature, noise):
 
 
 def decoding(caches, slots):
-    """Attention of one new token a row, [B, 3 C] -> [B, C], for Body.forward. It is called once a
-    layer, in order: each call writes to, and looks at, the next of the caches."""
+    """The `attend` of Body.forward for one new token a row, [B, 3 C] -> [B, C]. It is called once a
+    layer, in order: each call writes to, and attends over, the next layer's cache."""
     layers = iter(caches)
 
     def attend(qkv, n_head):
@@ -86,8 +85,8 @@ def decoding(caches, slots):
 
 
 def reading(caches):
-    """Causal attention over prompts that also writes their keys and values to the caches, a layer a
-    call."""
+    """The `attend` for prompts: causal attention that also writes keys and values to the caches,
+    one layer a call."""
     layers = iter(caches)
 
     def attend(qkv, n_head):
@@ -99,8 +98,8 @@ def reading(caches):
 
 
 def read(model, tree, caches):
-    """Write the rows of a PrefixTree to caches [L, 2, B, H * Tmax * D]. Of the last block only keys
-    and values are needed: what comes after them is for the next token."""
+    """Write the rows of a PrefixTree to caches [L, 2, B, H * Tmax * D]. The last block computes
+    keys and values only: the rest would only predict the next token."""
     body, attend = model.transformer, tree.over(reading(caches))
     x = body.embed(tree.ids, tree.positions)
     for block in body.h[:-1]:
@@ -110,12 +109,12 @@ def read(model, tree, caches):
     kernels.write_prompt(caches[-1], *heads(qkv, last.attn.n_head)[1:])
 
 
-PROMPTS = 64  # at most, read together
+PROMPTS = 64  # read together, at most
 
 
 def read_prompts(model, prompts, caches):
-    """Write prompts, lists of ids, shortest first, to caches [L, 2, B, H * T * D]. Those of similar
-    lengths are read together, as pads cost attention."""
+    """Write prompts (lists of ids, shortest first) to caches [L, 2, B, H * T * D]. Those of similar
+    lengths are read together, because attention also computes pads."""
     i = 0
     while i < len(prompts):
         longest = 1.25 * len(prompts[i]) + 16
@@ -127,10 +126,10 @@ def read_prompts(model, prompts, caches):
 
 @contextlib.contextmanager
 def sampling(model):
-    """Dropout off, no gradients, weights packed for the few rows of a step; and all as before."""
+    """Dropout off, no gradients, weights packed for few rows; restores everything at the end."""
     copies = [(layer.weight, packed(layer.weight)) for layer in model.modules()
               if isinstance(layer, Linear)]
-    if (embedding := model.transformer.wte.weight).is_cuda:  # on a CPU logits take it as it is
+    if (embedding := model.transformer.wte.weight).is_cuda:  # a CPU's logits use it unpacked
         copies.append((embedding, padded(embedding.detach(), lowered(embedding[:1]).dtype)))
     was_training = model.training
     model.eval()
@@ -142,8 +141,8 @@ def sampling(model):
 
 
 class Batch:
-    """B rows that are being sampled, in the order of their prompts' lengths: what they have said,
-    and what the next step needs."""
+    """B rows that are being sampled, sorted by the lengths of their prompts: the tokens so far, and
+    what the next step needs."""
 
     def __init__(self, model, prompts, order, steps, eos, temperature, noise):
         config, device, B = model.config, noise.device, len(prompts)
@@ -158,7 +157,7 @@ class Batch:
                                   dtype=kernels.cache_type(model.transformer.wte.weight))
 
     def step(self, token, live, t):
-        """The next tokens of the rows `live`, from their last ones, all [b]; t: an int or [1]."""
+        """The next tokens of the rows `live`, given their last ones, all [b]; t: an int or [1]."""
         slots = kernels.Slots(self.shape, self.starts[live] + t, live)
         body, places = self.model.transformer, t * len(self.prompts) + live
         hidden = body(token, slots.newest, decoding(self.caches, slots))
@@ -170,9 +169,9 @@ class Batch:
 
 
 def assembled(prompts, order, said, logprobs, eos):
-    """Samples of prompts and what was said after them: tokens and their log-probs, [steps, B].
+    """Samples from prompts, the tokens sampled after them and their log-probs, [steps, B].
 
-    Row order[b] of the samples is the b-th of these. What follows an EOS does not count.
+    Prompt b becomes row order[b] of the samples. Tokens after an EOS are dropped.
     """
     device, steps = said.device, torch.arange(len(said), device=said.device)
     n = ((said == eos).cumsum(0) == 0).sum(0)  # tokens before EOS
@@ -189,15 +188,15 @@ def assembled(prompts, order, said, logprobs, eos):
     return Samples(ids[back, :T], starts[back], lengths[back], grid[back, :T], ended[back])
 
 
-LOOK = 8  # steps of a CUDA graph from one look at which rows have ended to the next: a look waits
+LOOK = 8  # CUDA graph steps between checks for rows that have ended: a check waits for the GPU
 
 
 class Replay:
     """A step of `Batch` as a CUDA graph: its hundreds of kernels start with one launch.
 
-    A graph computes on the same memory each time. So it has a token and a step number of its own,
-    which it moves on by itself, and the rows that it was captured with. Called with the same `live`
-    (the same object) it goes on; with another, it is captured anew and the old one is dropped.
+    A graph uses the same memory each time. So it keeps its own tokens and step number, which it
+    advances itself, and the rows that it was captured with. A call with the same `live` (the same
+    object) replays it; another `live` drops it and captures a new one.
     """
 
     def __init__(self, step):
@@ -207,9 +206,9 @@ class Replay:
         if live is self.live:
             self.again()
         else:
-            self.again = None  # the old graph's memory first
+            self.again = None  # free the old graph's memory first
             self.live, self.token, self.t = live, token.clone(), torch.full_like(token[:1], t)
-            self.again = kernels.capture(self.advance)  # which takes this step, without a graph
+            self.again = kernels.capture(self.advance)  # also takes this step, without a graph
         return self.token
 
     def advance(self):
@@ -218,7 +217,7 @@ class Replay:
 
 
 def prepare(model, prompts, max_new_tokens, eos, temperature, seed, episodes):
-    """The Batch of some prompts, its caches still empty."""
+    """A Batch for these prompts, its caches still empty."""
     device, lengths = model.transformer.wte.weight.device, [len(p) for p in prompts]
     if min(lengths) < 1 or max(lengths) + max_new_tokens > model.config.block_size:
         raise ValueError(f"prompts of {min(lengths)} to {max(lengths)} tokens and {max_new_tokens} "
@@ -237,14 +236,14 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
              watch=None):
     """Sample one response to each prompt, until EOS or max_new_tokens.
 
-    prompts: lists of token ids, of any lengths. episodes: [B] numbers that own the sampling noise
+    prompts: lists of token ids, of any lengths. episodes: [B] numbers that seed the sampling noise
     (default 0..B-1). watch(rows, tokens) is called at each step with the rows that have not ended
     and their new tokens. Rows that have ended leave the batch 16 at a time; until then they are
     still computed, and the results are ignored. Returns Samples on the model's device. Dropout is
-    off while sampling, and as it was afterwards.
+    off while sampling and restored afterwards.
 
-    On a GPU rows that have ended stay until fewer than half are left, and then leave together: for
-    other rows another graph has to be captured.
+    On a GPU ended rows stay until fewer than half are still running, and then leave together: each
+    change of the rows means that a new graph is captured.
     """
     batch = prepare(model, prompts, max_new_tokens, eos, temperature, seed, episodes)
     step, look, few, size = batch.step, 1, 1.0, rounded
@@ -253,8 +252,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
     with sampling(model):
         read_prompts(model, [p[:-1] for p in batch.prompts], batch.caches)
         live = torch.arange(len(prompts), device=batch.noise.device)  # the rows of the batch
-        token = torch.tensor([p[-1] for p in batch.prompts], device=live.device)  # to read first
-        running = torch.ones_like(live, dtype=torch.bool)  # those of them that have not ended
+        token = torch.tensor([p[-1] for p in batch.prompts], device=live.device)  # the first input
+        running = torch.ones_like(live, dtype=torch.bool)  # which of them have not ended
         for t in range(max_new_tokens):
             token = step(token, live, t)
             if watch:
@@ -264,7 +263,7 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
                 left = int(running.sum())
                 if left == 0:
                     break
-                if size(left) < few * len(live):  # and with them few that have ended
+                if size(left) < few * len(live):  # rounded up: a few ended rows stay
                     stay = (~running).argsort(stable=True)[: size(left)]
                     live, token, running = live[stay], token[stay], running[stay]
     return assembled(batch.prompts, batch.order, batch.said, batch.logprobs, eos)

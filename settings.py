@@ -2,12 +2,11 @@
 
     parse        one dataclass a script, overridden by presets and --name=value
     Run          the settings that the three scripts of the steps share
-    stop         the end of a program in one clear line
+    stop         ends a program with one clear line
     extra        a module of an optional package, or the line that says how to install it
 
-Errors of the machine become one line, and output that cannot be written stops nothing. The ranks of
-torchrun share the cores. On a machine that is shared the threads of this program sleep where they
-would wait for one another in a loop.
+System errors become one line, and output that cannot be written never stops a program. torchrun's
+ranks share the cores. On a busy machine, waiting threads sleep instead of spinning.
 """
 import dataclasses
 import difflib
@@ -35,7 +34,7 @@ EXTRAS = {"figures": ["matplotlib==3.10.8"],
 def extra(module, what):
     """Import and return a module of an optional package; stops with the command that installs it.
 
-    what: names for the user what needs the package, as "python -m evals.figures".
+    what: the thing that needs the package, for the message, such as "python -m evals.figures".
     """
     package = module.partition(".")[0]
     try:
@@ -53,7 +52,7 @@ def extra(module, what):
 class Computing:
     # the machine
     device: str = "auto"  # cpu, cuda or auto
-    dtype: str = "auto"  # of products: float32, bf16, or bf16 where it pays (docs/memory.md)
+    dtype: str = "auto"  # of products: float32, bf16, or auto: bf16 if faster (docs/memory.md)
 
 
 @dataclass
@@ -62,17 +61,17 @@ class Run(Computing):
     too_long: str = "drop"  # a prompt that does not fit: drop, keep_end or keep_beginning
     micro_batch_tokens: int = 0  # tokens a forward pass, pads counted; 0: --micro_batch rows
     clip: float = 1.0  # bound on the gradient's norm, 0 is none; not in the paper
-    explode: float = 1e5  # gradient norm beyond which a step is skipped, as it is for NaN
+    explode: float = 1e5  # a step with a larger gradient norm, or with NaN, is skipped
     max_skips: int = 5  # skipped steps in a row after which the run stops
     save_every: int = 100  # steps between the states that --resume goes on from
-    resume: bool = False  # go on where a run of these settings was interrupted
+    resume: bool = False  # continue an interrupted run of the same settings
     timeout: int = 600  # seconds that a process waits for another before the job stops
-    activation_checkpointing: bool = False  # less memory: backward computes each block again
+    activation_checkpointing: bool = False  # less memory: backward recomputes each block
     shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
 
 
-# What a value may be, for all scripts: a name means the same in each. A script whose setting is
-# narrower says so in BOUNDS of its own.
+# The allowed values, for all scripts: a name means the same in each. A script with a narrower bound
+# has its own BOUNDS.
 BOUNDS = {
     "[1, inf)": "batch minibatch micro_batch iterations inner_epochs max_new_tokens ptx_rows"
                 " k_min k_max save_every max_skips timeout n_layer n_head n_embd votes"
@@ -93,7 +92,7 @@ CHOICES = {"device": "auto cpu cuda", "dtype": "auto float32 bf16", "split": "tr
 
 
 def interval_of(settings, field):
-    """The interval that a field's number lies in, as text; "" for what is no number."""
+    """The allowed interval of a numeric field, as text; "" for other fields."""
     if isinstance(field.default, (bool, str)):
         return ""
     table = {n: interval for interval, names in BOUNDS.items() for n in names.split()}
@@ -108,8 +107,8 @@ def within(value, interval):
 
 
 def check(s):
-    """Stop where a value is out of its bounds, before anything is read or computed. A settings
-    class with a method `problem` checks what hangs on several of them: it returns a line or None.
+    """Stop if a value is out of its bounds, before anything is read or computed. A settings class
+    may have a method `problem` that checks several values together: it returns a line or None.
     """
     for field in dataclasses.fields(s):
         name, value = field.name, getattr(s, field.name)
@@ -131,7 +130,7 @@ def parse(settings, presets=None, argv=None, plan=None):
     """Settings from the command line: `--name=value` for any field of the dataclass `settings`.
 
     `--preset=NAME` first applies presets[NAME]. Values take the type of the field's default. An
-    unknown flag stops with the closest name, a value out of its bounds with what they are. --help
+    unknown flag stops with the closest name, a value out of its bounds with the bounds. --help
     prints every field. With --plan, plan(preset, settings, machine) prints what the run would cost
     (runtime/plan.py).
     """
@@ -163,7 +162,7 @@ def parse(settings, presets=None, argv=None, plan=None):
 
 
 def convert(name, text, default):
-    """The flag's text as a value of its default's type; stops where it is none."""
+    """The flag's text as a value of its default's type; stops if it is not one."""
     try:
         if isinstance(default, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -172,7 +171,7 @@ def convert(name, text, default):
         stop(f"--{name}={text}: expected {type(default).__name__}, like {default!r}")
 
 
-WIDTHS = 32, 8  # of the columns of --help: a flag, its bounds; then words
+WIDTHS = 32, 8  # columns of --help: a flag, its bounds; then the text
 
 
 def usage(settings, presets, plan=False):
@@ -194,8 +193,8 @@ def usage(settings, presets, plan=False):
 
 
 def groups_of(settings):
-    """[(title, [(field, comment)])]: a comment alone on a line of the class is the title of what
-    follows; what scripts share comes after a script's own."""
+    """[(title, [(field, comment)])]: a comment on a line of its own is the title of the fields that
+    follow. A script's own fields come before the shared ones."""
     fields, groups = {f.name: f for f in dataclasses.fields(settings)}, {}
     for cls in filter(dataclasses.is_dataclass, settings.__mro__):
         title = "settings"
@@ -208,8 +207,8 @@ def groups_of(settings):
 
 
 def in_words(interval, brief=True):
-    """An interval in words: "[1, inf)" is ">= 1". brief: as --help has room for, without an end
-    beyond 1."""
+    """An interval in words: "[1, inf)" is ">= 1". brief: short enough for --help, without an upper
+    end above 1."""
     low, high = interval[1:-1].split(", ") if interval else ("-inf", "inf")
     if brief and float(high) <= 1:
         return f"{'>' * (interval[0] == '(')}{low} to {'<' * (interval[-1] == ')')}{high}"
@@ -219,7 +218,7 @@ def in_words(interval, brief=True):
 
 
 def described(flag, bounds, words):
-    """A flag, its bounds and what is said of it, in columns of 100 characters together."""
+    """A flag, its bounds and its description, in columns, 100 characters wide."""
     words = re.sub(",(?=[^ ])", ",\0 ", words)  # a long list may go on in the next row
     rows = textwrap.wrap(words, 100 - sum(WIDTHS), break_on_hyphens=False)
     first, *rows = [row.replace("\0 ", "").rstrip("\0") for row in rows] or [""]
@@ -232,8 +231,8 @@ def described(flag, bounds, words):
 # ------------------------------------------------------------------------- before torch
 
 class Kept(io.FileIO):
-    """The end of a standard stream to which writing never fails. What cannot be written is lost:
-    nobody reads a pipe any more (`| head -1`), the terminal is gone, the disk of a log is full."""
+    """The raw end of a standard stream. Writing to it never fails; output that cannot be written is
+    lost: nobody reads the pipe (`| head -1`), the terminal is gone, the disk of a log is full."""
 
     def write(self, data):
         try:
@@ -243,8 +242,8 @@ class Kept(io.FileIO):
 
 
 def kept(stream):
-    """sys.stdout or sys.stderr such that no output stops a program: its files are what it is run
-    for. A character that the stream's encoding lacks is spelled out, as \\xe9."""
+    """sys.stdout or sys.stderr, changed so that failed output never stops a program: its files
+    matter more. A character that the stream's encoding lacks is escaped, as \\xe9."""
     if stream is None:  # closed before the program began
         return open(os.devnull, "w", encoding="utf-8")
     if stream not in (sys.__stdout__, sys.__stderr__):
@@ -261,8 +260,8 @@ def kept(stream):
 
 
 def begun_with(process):
-    """The environment with which a process of this machine was started, {} where the system does
-    not tell. What it has changed since is not in it."""
+    """The environment that a process of this machine was started with, without its later changes;
+    {} where the system does not tell."""
     try:
         with open(f"/proc/{process}/environ", "rb") as file:
             return dict(line.partition(b"=")[::2] for line in file.read().split(b"\0") if line)
@@ -271,11 +270,11 @@ def begun_with(process):
 
 
 def shared_cores():
-    """How many threads each of torchrun's ranks is to have for all cores of this machine to be
-    used; 0: that is not ours to say.
+    """How many threads each of torchrun's ranks needs so that together they use all cores of this
+    machine; 0: leave the number as it is.
 
-    Where OMP_NUM_THREADS is not set torchrun sets it to 1 for its ranks, who cannot see in their
-    own environment whether it was their user. torchrun's has what its user set.
+    If OMP_NUM_THREADS is not set, torchrun sets it to 1 for its ranks. A rank cannot tell this from
+    its user's choice, so it looks at the environment of torchrun.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     chosen = os.environ.get("OMP_NUM_THREADS")
@@ -288,18 +287,18 @@ def shared_cores():
     return max(1, (len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1) // ranks)
 
 
-# A parallel step of PyTorch ends when its last thread is done. GNU's OpenMP lets the others look
-# for it in a loop, for milliseconds. On idle cores that is the quickest way. But where another
-# program keeps a core busy, they use up the time in which the missing thread could have run, and a
-# training step that has hundreds of such ends takes twenty times as long (docs/kernels.md). There
-# they look for some 50 microseconds and then sleep.
-SPINS = "3000"  # looks; it is 300,000 by itself. Other OpenMPs do not know the variable
-BUSY = 0.5  # cores' worth of other programs from which it is taken
-OWN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # with one of these set, their user has chosen
+# A parallel region of PyTorch ends when its last thread is done. With GNU's OpenMP the others spin
+# while they wait, for milliseconds. On idle cores that is fastest. But if another program keeps a
+# core busy, they use up the time in which the last thread could run, and a training step with
+# hundreds of such waits takes twenty times as long (docs/kernels.md). On such a machine they spin
+# for some 50 microseconds and then sleep.
+SPINS = "3000"  # iterations; the default is 300,000. Other OpenMPs ignore the variable
+BUSY = 0.5  # SPINS is used if other programs keep this many cores busy
+OWN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # if one of these is set, the user has chosen
 
 
 def busy(seconds=0.1):
-    """How many cores other programs keep busy, looked at for so long; 0.0 where Linux does not
+    """How many cores other programs keep busy, measured for `seconds`; 0.0 where Linux does not
     tell."""
     def ticks():
         with open("/proc/stat") as file:
@@ -314,9 +313,9 @@ def busy(seconds=0.1):
 
 
 def report(kind, error, trace):
-    """sys.excepthook of our programs: Ctrl-C, a full disk or a folder that cannot be written is one
-    line, as the import of torch takes seconds, and the download of a model longer. What has more
-    to say catches them itself (training.py, chat.py). The exit code of Ctrl-C stays the signal's.
+    """sys.excepthook of our programs: one line for Ctrl-C (importing torch takes seconds, a model's
+    download longer), a full disk or a folder that cannot be written. Code with more to say catches
+    them itself (training.py, chat.py). The exit code of Ctrl-C stays the signal's.
     """
     if issubclass(kind, KeyboardInterrupt):
         print("error: interrupted", file=sys.stderr)
@@ -330,7 +329,7 @@ def report(kind, error, trace):
 sys.stdout, sys.stderr = kept(sys.stdout), kept(sys.stderr)
 THREADS = shared_cores()
 if THREADS:
-    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # read when torch loads OpenMP, as the next one is
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # both are read when torch loads OpenMP
 if os.environ.get("OMP_NUM_THREADS") != "1" and not OWN & set(os.environ) and busy() >= BUSY:
     os.environ["GOMP_SPINCOUNT"] = SPINS
 sys.excepthook = report

@@ -43,7 +43,7 @@ class Settings(Run):
     epochs: int = 16  # over the demonstrations, or over the text where there is nothing else
     batch: int = 32  # rows a step, over all ranks (paper: 32, 175B: 8)
     lr: float = 2e-4  # peak learning rate
-    floor: float = 0.1  # where its cosine ends, as a share of the peak (App. C.1: 10 %)
+    floor: float = 0.1  # final rate of the cosine, as a share of the peak (App. C.1: 10 %)
     warmup: int = 0  # steps (paper: none)
     weight_decay: float = 0.01  # not in the paper
     dropout: float = 0.2  # residual dropout (App. C.1)
@@ -66,8 +66,8 @@ PRESETS = {
     "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=3e-3,
                  floor=0.0, batch=8, warmup=50, weight_decay=0.1),
     "init": dict(INIT, dropout=0.0, batch=8, lr=5e-4),
-    # GPT-2 on your own data. The rates are those of 1.3B times 3, as GPT-3's for pretraining 125M
-    # are of those for 1.3B (Brown et al. 2020, Table 2.1): scaled, not measured.
+    # GPT-2 on your own data. The rates are 3 times those of 1.3B, the ratio of GPT-3's pretraining
+    # rates for 125M and 1.3B (Brown et al. 2020, Table 2.1): scaled, not measured.
     "gpt2": dict(init="gpt2", out="out/gpt2/sft", data="out/public", lr=2.9e-5, micro_batch=8),
     "gpt2-init": dict(INIT, init="gpt2", out="out/gpt2/init", data="out/public", lr=1.5e-5,
                       micro_batch=8),
@@ -91,7 +91,7 @@ def sft_loss(logprob, mask, tokens):
 
 
 def text_share(s, demos, text):
-    """How many text rows an epoch has, for them to hold pretrain_mix of the tokens with loss."""
+    """The number of text rows an epoch needs so that pretrain_mix of its loss tokens are text."""
     if s.pretrain_mix in (0, 1):
         return len(text)  # none, or all
     tokens = sum(len(ids) - n for ids, n in demos)
@@ -100,9 +100,9 @@ def text_share(s, demos, text):
 
 
 def batches(s, demos, text, epoch):
-    """The row lists of an epoch's steps, the same on every rank.
+    """The rows of each step of an epoch, the same on every rank.
 
-    Which of the text rows are added moves on from epoch to epoch. Each epoch has its own order.
+    Each epoch takes the next text rows, and has its own order.
     """
     texts, n = WithoutPrompt(text), text_share(s, demos, text)
     rows = texts  # too many to hold at once: read when they are used
@@ -116,10 +116,10 @@ def batches(s, demos, text, epoch):
 
 def train_step(model, optimizer, rows, lr, s, world, first=0):
     """One optimiser step on a batch of rows. first: the number of its first row; a row's number
-    owns its dropout. Returns (the batch's loss, the gradient's norm)."""
+    seeds its dropout noise. Returns (the batch's loss, the gradient's norm)."""
     tokens = sum(len(ids) - n for ids, n in rows)  # that carry loss, on all ranks
     loss_of = lambda logprob, mask: sft_loss(logprob, mask, tokens)
-    # A rank that is a row short in the last batch takes part with no token of one.
+    # In the last batch a rank may be one row short: it gets a row without loss tokens.
     blank = (first, (rows[0][0], len(rows[0][0])))
     mine, total = world.share(list(enumerate(rows, first)), spare=blank), 0.0
     for group in accumulate(model, world.micro_batches([len(ids) for _, (ids, _) in mine], s)):
@@ -133,8 +133,8 @@ def train_step(model, optimizer, rows, lr, s, world, first=0):
 
 @torch.no_grad()
 def evaluate_loss(model, rows, s, world, most=2**11):
-    """Mean cross-entropy over the loss tokens of `rows`, dropout off; None without one. `most` rows
-    are in memory."""
+    """Mean cross-entropy over the loss tokens of `rows`, dropout off; None if there are none. Holds
+    at most `most` rows in memory."""
     model.eval()
     total, tokens = 0.0, 0
     with gathered(model) as complete:
@@ -161,7 +161,7 @@ def mean_reward(model, reward, prompts, s, world, eos):
 
 
 def read_data(s, tokenizer, block_size, world):
-    """(demonstrations, validation rows, text rows) as the settings ask for; [] for the others."""
+    """(demonstrations, validation rows, text rows) that the settings ask for; [] for the others."""
     demos, valid, text = [], [], []
     if s.pretrain_mix < 1:
         demos, valid = (read_demonstrations(s, split, tokenizer, block_size, world.print)
@@ -208,7 +208,7 @@ def main():
             loss, norm = train_step(model, optimizer, rows, lr, s, world, first)
             run.log(step=run.step + 1, epoch=epoch, loss=loss, lr=lr, grad_norm=norm, **valid_loss)
         if epoch < len(history):
-            continue  # a resumed run has been here
+            continue  # done before the run was resumed
         if (measured := evaluate_loss(model, valid, s, world)) is not None:
             valid_loss["valid"] = measured
         history.append({"epoch": epoch + 1, **valid_loss})

@@ -14,12 +14,12 @@ from kernels.noise import narrow
 
 
 def template(prompt, form=TEMPLATE):
-    """The one way in which a prompt is put before a model, in every stage and in the terminal."""
+    """How every stage, and chat.py, formats a prompt for a model."""
     return form.replace("{prompt}", prompt.rstrip())
 
 
 def encode_prompt(tokenizer, prompt):
-    """The ids of a prompt in the template that the model's checkpoint names."""
+    """The ids of a prompt in the template of the model's checkpoint."""
     return tokenizer.encode(template(prompt, tokenizer.template))
 
 
@@ -28,7 +28,7 @@ def encode_response(tokenizer, text, ended=True):
 
 
 class Cut:
-    """What becomes of prompts that are too long, --too_long: `drop` leaves them out, `keep_end` and
+    """What --too_long does with prompts that are too long: `drop` leaves them out, `keep_end` and
     `keep_beginning` cut them. Counts both."""
     WAYS = ("drop", "keep_end", "keep_beginning")
 
@@ -38,8 +38,8 @@ class Cut:
         self.way, self.dropped, self.cut = way, 0, 0
 
     def __call__(self, prompt, room):
-        """The ids of a prompt as they fit `room` tokens; [] for none. The template's line end,
-        which is the last of them, stays; a cut prompt has one more token at least."""
+        """The ids of a prompt, cut to `room` tokens if needed; [] if it is dropped. The template's
+        line end, its last token, stays; a cut prompt has at least one more token."""
         if 0 < len(prompt) <= room:
             return prompt
         if self.way == "drop" or not prompt or room < 2:
@@ -50,8 +50,8 @@ class Cut:
 
 
 def fitting(prompts, room, cut=None):
-    """The prompts of at most `room` tokens, cut or not, and how many were dropped. Stops if none is
-    left. The room is that of the smallest context of all models that are to read them."""
+    """The prompts of at most `room` tokens, after cutting, and how many were dropped. Stops if none
+    is left. The room is that of the smallest context of all models that read the prompts."""
     cut = cut or Cut()
     kept = [p for p in (cut(p, room) for p in prompts) if p]
     if not kept and room < 1:
@@ -64,8 +64,8 @@ def fitting(prompts, room, cut=None):
 
 
 def read_prompts(path, tokenizer, models, s, tell=print):
-    """The ids of a file's prompts, as they leave room for --max_new_tokens in the contexts of all
-    models that are to read both. Stops if none does; what is dropped or cut is told."""
+    """The ids of a file's prompts that leave room for --max_new_tokens in the contexts of all
+    models that read both. Prints how many are dropped or cut; stops if none is left."""
     every = [encode_prompt(tokenizer, r["prompt"]) for r in records.read(path, "prompt")]
     room, cut = min(m.config.block_size for m in models) - s.max_new_tokens, Cut(s.too_long)
     kept, _ = fitting(every, room, cut)
@@ -77,8 +77,8 @@ def read_prompts(path, tokenizer, models, s, tell=print):
 
 
 def demonstration_rows(tokenizer, records, block_size, cut=None):
-    """Demonstrations as (ids, prompt length); what does not fit the context is left out, or its
-    prompt is cut.
+    """Demonstrations as (ids, prompt length); those that do not fit the context are dropped, or
+    their prompts are cut.
 
         ids    p p p r r E        loss on r, r and E only
     """
@@ -92,8 +92,8 @@ def demonstration_rows(tokenizer, records, block_size, cut=None):
 
 
 def read_demonstrations(s, split, tokenizer, block_size, tell=print):
-    """The demonstrations of --data as `demonstration_rows`; what is dropped or cut is told. Stops
-    if none is left to train on."""
+    """The demonstrations of --data as `demonstration_rows`. Prints how many are dropped or cut;
+    stops if none is left to train on."""
     path, needed = f"{s.data}/demonstrations_{split}.jsonl", split == "train"
     raw, cut = records.read(path, "demonstration", needed=needed), Cut(s.too_long)
     rows = demonstration_rows(tokenizer, raw, block_size, cut)
@@ -109,7 +109,7 @@ def read_demonstrations(s, split, tokenizer, block_size, tell=print):
 def encode_ranking(tokenizer, ranking, block_size, cut=None):
     """A ranking record -> ([ids of each completion that fits], its pairs).
 
-    cut: shortens the prompt, for all completions alike, to what the longest of them leaves.
+    cut: shortens the prompt, the same for all completions, so that the longest of them fits.
     """
     prompt = encode_prompt(tokenizer, ranking["prompt"])
     responses = [encode_response(tokenizer, c["text"], c.get("ended", True))
@@ -125,8 +125,8 @@ def encode_ranking(tokenizer, ranking, block_size, cut=None):
 
 
 def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print, needed=True):
-    """The rankings of a file that hold a pair to learn from, encoded; what is left out or cut is
-    counted and told. Stops if none is left, unless they are not needed."""
+    """The rankings of a file that have a pair to learn from, encoded. Prints how many are dropped
+    or cut; stops if none is left, unless they are not needed."""
     raw = records.read(path, "ranking", "python -m labels.sample && python -m labels.simulated",
                        needed)
     cut = Cut(too_long)
@@ -148,15 +148,15 @@ def read_rankings(path, tokenizer, block_size, too_long="drop", tell=print, need
 
 
 class TextRows:
-    """Documents as rows of up to T tokens, EOS after each document, whole documents side by side.
+    """Documents as rows of up to T tokens, with EOS after each document, several to a row.
 
     A document goes into the fullest open row that has room for it, so that most rows are full and
-    no document loses its beginning; one longer than T is cut into pieces. What a row lacks is not
-    filled up: a place without text would count as text. A row of one token teaches nothing, as
-    nothing stands before it, and is left out.
+    no document loses its beginning; one longer than T is cut into pieces. Rows are not filled up
+    with pads, as these would count as text. A row of one token is left out: nothing comes before
+    it to predict it from.
     """
 
-    OPEN = 64  # rows that wait for a document of their missing length
+    OPEN = 64  # rows that still have room for a document
 
     def __init__(self, tokenizer, texts, T):
         rows, open_rows = [], []
@@ -189,16 +189,16 @@ class TextRows:
 class ShardRows:
     """The shards of data/shards.py as rows of T tokens, each read from disk when it is asked for.
 
-    A row is the next T tokens of the stream, across the ends of documents and of shards; only the
+    A row is the next T tokens of the stream, across the ends of documents and shards; only the
     last, incomplete one is left out. TextRows does not cut documents, since the toy's are shorter
-    than a row. Most of a web page or a book is longer: it would be cut in any case, and to pack
-    whole ones the ends of all documents would have to be in memory.
+    than a row. Most web pages and books are longer: they would be cut anyway, and packing whole
+    ones would need the ends of all documents in memory.
     """
 
     def __init__(self, folder, split, tokenizer, T):
         path = Path(folder) / shards.INDEX
         index = records.read_json(path, "python -m data.shards")
-        records.remember(path, path.read_bytes())  # it has the checksums of all shards
+        records.remember(path, path.read_bytes())  # contains the checksums of all shards
         entries = [shard[split] for shard in index["shards"] if split in shard]
         if index["fingerprint"] != tokenizer.fingerprint:
             stop(f"{folder}: its shards are of the tokenizer {index['tokenizer']}, the model's is "
@@ -217,7 +217,7 @@ class ShardRows:
 
     @staticmethod
     def part(path, dtype, tokens):
-        """The tokens of one file, mapped into memory: only what is looked at is read."""
+        """The tokens of one file, memory-mapped: only what is used is read."""
         if not path.exists() or path.stat().st_size != tokens * np.dtype(dtype).itemsize:
             stop(f"{path} is missing or has not its {tokens:,} tokens: run `python -m data.shards` "
                  "again")
@@ -253,8 +253,8 @@ def text_rows_of(folder, split, tokenizer, T):
 
 
 class WithoutPrompt:
-    """Rows of text as sft.py has demonstrations, (ids, prompt length): the first token, which has
-    nothing before it, is the prompt. Each is read when it is asked for."""
+    """Text rows in the form of demonstrations, (ids, prompt length): the first token, which
+    has nothing before it, is the prompt. Each row is read when it is used."""
 
     def __init__(self, text):
         self.text = text
@@ -275,7 +275,7 @@ def response_mask(prompt_lengths, lengths, T):
 def order(n, seed, epoch):
     """A permutation of 0..n-1 for this epoch, the same on every rank and machine.
 
-    An array of 8 bytes a row, where a list would take 36: text in shards has millions of rows.
+    An array takes 8 bytes a row, a list 36: text in shards has millions of rows.
     """
     generator = torch.Generator().manual_seed(narrow(seed) * 1_000_003 + epoch)
     return torch.randperm(n, generator=generator).numpy()

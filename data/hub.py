@@ -3,8 +3,8 @@
     fetch       a file of a repository: from the cache, or from the hub into the cache
     fetch_url   a file that is not on the hub, from its URL
 
-The library keeps its cache where all its users have it, checks sizes, takes up connections that
-break, and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
+The library shares its cache with its other users, checks sizes, resumes broken downloads, and reads
+HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
 """
 import logging
 from pathlib import Path
@@ -13,23 +13,23 @@ from settings import extra
 
 
 class Unavailable(Exception):
-    """Why a file could not be had, in one line."""
+    """Why a file is not available, in one line."""
 
 
 def library(what):
-    """The library's module for downloads; stops where it is not installed. `what` needs it."""
+    """The library's module for downloads; stops if not installed. what: needs it."""
     module = extra("huggingface_hub.file_download", f"the download of {what}")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # errors are told here, once
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # we report errors ourselves
     return module
 
 
 def page(repo, kind="model"):
-    """The address of a repository, for people."""
+    """The web page of a repository."""
     return f"{library(repo).constants.ENDPOINT}/{'datasets/' * (kind == 'dataset')}{repo}"
 
 
 def cache(repo, kind="model"):
-    """The folder of the cache that a repository has or will have."""
+    """The folder of a repository in the cache; it need not exist."""
     lib = library(repo)
     return Path(lib.constants.HF_HUB_CACHE, lib.repo_folder_name(repo_id=repo, repo_type=kind))
 
@@ -37,14 +37,14 @@ def cache(repo, kind="model"):
 def fetch(repo, names, kind="model", commit=None):
     """The path of the first of `names` that a repository has; None if it has none of them.
 
-    What is in the cache is taken without a question to the hub, so that a complete cache needs no
-    network and may be read-only. Files that belong together are of one commit: pass that of the
-    first. Raises Unavailable.
+    Cached files are used without asking the hub, so that a complete cache needs no network and may
+    be read-only. Files that belong together must have the same commit: pass that of the first.
+    Raises Unavailable.
     """
     lib = library(repo)
     try:
         cached = {name: lib.try_to_load_from_cache(repo, name, repo_type=kind, revision=commit)
-                  for name in names}  # a path, None, or a mark that this commit has no such file
+                  for name in names}  # a path, None, or a marker: no such file
         for path in cached.values():
             if isinstance(path, str):
                 return Path(path)
@@ -61,7 +61,7 @@ def fetch(repo, names, kind="model", commit=None):
 
 
 def fetch_url(url, folder):
-    """The path of a URL's file, in a folder of the cache. Whole or not there. Raises Unavailable.
+    """The path of a URL's file in a folder of the cache, complete or missing. Raises Unavailable.
     """
     lib = library(folder)
     from huggingface_hub import cached_assets_path
@@ -78,7 +78,7 @@ def fetch_url(url, folder):
 
 
 def reason(error, lib):
-    """An error of the library in one line: the library's own have many, with the cause behind."""
+    """A library error in one line: its own messages have many, with the cause at the end."""
     while isinstance(error, lib.LocalEntryNotFoundError) and error.__cause__:
         error = error.__cause__
     if isinstance(error, lib.GatedRepoError):

@@ -1,16 +1,16 @@
 """Public datasets in, records out: `python -m data.public --name=hh-rlhf --out=out/hh`.
 
-Downloads the dataset from where it is published into huggingface_hub's cache, or reads --file=PATH
-in the original format, .gz or not; and writes those of
+Downloads the dataset from its publisher into huggingface_hub's cache, or reads --file=PATH in the
+original format, .gz or not; then writes those of
 
     text_{train,valid,test}.jsonl               documents, long files cut at blank lines
     demonstrations_{train,valid,test}.jsonl     of rankings: each prompt with its best completion
     rankings_{train,valid,test}.jsonl
     prompts_{train,valid,test}.jsonl            the prompts of all these, filtered as in section 3.2
 
-that the dataset has (see data/records.py). Nothing is written before all has been read, and what is
-left out is counted with its reason. A loader is a generator: in goes a row of a file; out comes,
-for each thing in it that could be a record, either the record or the reason why it is none, a str.
+that the dataset has (see data/records.py). Nothing is written before everything is read, and what
+is left out is counted by reason. A loader is a generator: it takes a row of a file and yields, for
+each possible record in it, either the record or the reason why there is none, a str.
 """
 import collections
 import gzip
@@ -31,7 +31,7 @@ from data.records import ASSISTANT, HUMAN
 from data.tokenizer import EOS
 
 FIELDS = {"rankings": "completions", "demonstrations": "response", "text": "text",
-          "prompts": "prompt"}  # the field that tells each kind of record
+          "prompts": "prompt"}  # the field that identifies each kind of record
 OF_PROMPT = ("author", "category", "lang")  # further fields that belong to the prompt
 SPLITS = ("train", "valid", "test")
 SUFFIXES = tuple(kind + gz for kind in (".txt", ".json", ".jsonl") for gz in ("", ".gz"))
@@ -40,18 +40,18 @@ SUFFIXES = tuple(kind + gz for kind in (".txt", ".json", ".jsonl") for gz in (""
 @dataclass
 class Settings:
     """Turns a public dataset, downloaded by this program or by you, into this project's records."""
-    name: str = ""  # of the dataset: hh-rlhf, alpaca, text ... (without it you get the list)
+    name: str = ""  # of the dataset: hh-rlhf, alpaca, text ... (empty: prints the list)
     file: str = ""  # to read; several with commas between, or a folder; empty: download it
-    out: str = "out/public"  # folder to write; records of other kinds that are there stay
+    out: str = "out/public"  # folder to write; existing records of other kinds stay
     split_valid: float = 0.05  # share of the prompts (or documents) in the validation split
     split_test: float = 0.05  # share in the test split
-    share: float = 1.0  # of the prompts (or documents) to take at all: less, for a quick try
+    share: float = 1.0  # share of the prompts (or documents) to use: less for a quick try
     demonstrations: bool = True  # write the best completions of rankings as demonstrations
     prompts: bool = True  # write the prompts of rankings and demonstrations
     prefix: int = 200  # characters: prompts that share this long a beginning are near copies
     cap: int = 200  # prompts of one author at most, where authors are known (section 3.2)
     pii: bool = True  # leave out training prompts with personal data (section 3.2)
-    document: int = 4000  # characters of a document at most, if it has a blank line to cut at
+    document: int = 4000  # characters of a document at most, if it has blank lines to cut at
     separator: str = ""  # of documents in a text, as TinyStories has <|endoftext|>
     max_bytes: int = 2**30  # of one file, unpacked: a small .gz can hide a huge file
     max_line: int = 2**28  # of one line, unpacked; a .json file may be a list in a single one
@@ -64,13 +64,13 @@ class Settings:
 
 
 class Bad(Exception):
-    """A row that is not what its dataset promises."""
+    """A row that does not have its dataset's format."""
 
 
 # ----------------------------------------------------------------------------- files into rows
 
 def find_files(names):
-    """Files or folders, commas between them -> paths; of a folder all it holds of SUFFIXES."""
+    """Files or folders, separated by commas -> paths; of a folder all files with SUFFIXES."""
     out = []
     for path in map(Path, filter(None, names.split(","))):
         found = [path] if path.is_file() else sorted(
@@ -78,15 +78,15 @@ def find_files(names):
         if not found:
             stop(f"no {', '.join(SUFFIXES)} file in {path}" if path.is_dir() else f"no file {path}")
         out += found
-    return list({path.resolve(): path for path in out}.values())  # a file named twice is read once
+    return list({path.resolve(): path for path in out}.values())  # no file is read twice
 
 
 def read_raw(path, max_bytes, max_line, offset=0, number=1):
-    """(number, bytes) of a file's lines, line ends kept, .gz unpacked; from byte `offset`, which
-    begins line `number`. Stops beyond max_bytes of the file, or max_line of a line, unpacked."""
+    """(number, bytes) of a file's lines, line ends kept, .gz unpacked; starts at byte `offset`,
+    where line `number` begins. Stops if the file exceeds max_bytes, or a line max_line, unpacked."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         try:
-            file.seek(offset)  # in a .gz this unpacks all that lies before, and keeps none of it
+            file.seek(offset)  # a .gz is unpacked up to here and the result dropped
             left = max_bytes - offset
             # bounded: a single line could fill the memory
             while line := file.readline(min(left, max_line) + 1):
@@ -103,7 +103,7 @@ def read_raw(path, max_bytes, max_line, offset=0, number=1):
 
 
 def decode(line, path, number):
-    """The text of a line; a byte order mark before it goes."""
+    """The text of a line, without a byte order mark."""
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -142,7 +142,7 @@ def read_rows(path, max_bytes, max_line):
         if whole.lstrip().startswith("["):
             for i, value in enumerate(parse_json(whole, path, 1), 1):
                 yield f"{path}:item {i}", value
-            return  # and if not, it is JSON lines by another name
+            return  # else it is JSON lines with another suffix
     for number, line in lines:
         if line.strip():
             yield f"{path}:{number}", parse_json(line.rstrip(), path, number)
@@ -163,13 +163,13 @@ def take(row, field, kind=str):
 # --------------------------------------------------------------------------- rows into records
 
 def trimmed(text):
-    """A text without the blank lines before it and the white space behind it. What its first line
-    is indented by stays, as in code it says something; a space alone is no indent."""
+    """A text without blank lines at its beginning and white space at its end. The indent of its
+    first line stays, as it matters in code; a single space is no indent."""
     return re.sub(r"\A(?:[^\S\n]*\n)*(?: (?=\S))?", "", text).rstrip()
 
 
 def trim(record):
-    """`trimmed` for all texts of a record. Returns (the record, whether that altered it)."""
+    """`trimmed` for all texts of a record. Returns (the record, whether it changed)."""
     out = {k: trimmed(v) if k in FIELDS.values() and isinstance(v, str) else v
            for k, v in record.items()}
     if "completions" in out:
@@ -178,7 +178,7 @@ def trim(record):
 
 
 def demonstration(prompt, response, **more):
-    """The record with its further fields, or the reason why there is none."""
+    """The record with further fields, or the reason why there is none."""
     if not prompt.strip() or not response.strip():
         return "empty response" if prompt.strip() else "empty prompt"
     return {"prompt": prompt, "response": response, **more}
@@ -187,7 +187,7 @@ def demonstration(prompt, response, **more):
 def ranking(prompt, texts, ranks, **more):
     """Texts of K completions and their ranks, 1 is best -> the record, or why there is none.
 
-    A completion may be empty: to say nothing can be the better answer, and is often the worse one.
+    A completion may be empty: no answer can be better than the other, and is often worse.
     """
     if len(texts) < 2:
         raise Bad(f"a ranking needs at least 2 completions, got {len(texts)}")
@@ -249,7 +249,7 @@ def self_instruct(row):
 
 
 def t0(row):
-    """{"prompt", "completion"}, the end-of-text token of GPT written out after the completion."""
+    """{"prompt", "completion"}, GPT's end-of-text token written as text after the completion."""
     yield demonstration(take(row, "prompt"),
                         take(row, "completion").removesuffix(EOS))
 
@@ -257,9 +257,9 @@ def t0(row):
 def hh_rlhf(row):
     """{"chosen", "rejected"}: two transcripts "Human: ... Assistant: ..." that begin alike.
 
-    The prompt ends at the last Assistant turn *that both share*. It is not always the last turn of
-    each: a few replies contain a second "Assistant:", and it stays in the reply. The blank line
-    before the first turn and the space before a reply are the format's.
+    The prompt ends at the last Assistant turn *that both share*. This is not always the last turn
+    of each: a few replies contain a second "Assistant:", which stays in the reply. The blank line
+    before the first turn and the space before a reply belong to the format.
     """
     chosen, rejected = take(row, "chosen"), take(row, "rejected")
     end = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT) + len(ASSISTANT)
@@ -273,18 +273,18 @@ def hh_rlhf(row):
 
 
 def withheld(message):
-    """Whether its platform has deleted a message or rejected it in review."""
+    """Whether the platform deleted a message or rejected it in review."""
     take(message, "text")
     return bool(message.get("deleted")) or message.get("review_result") is False
 
 
 def openassistant(row):
-    """A tree: {"prompt": message}, a message being {"text", "replies": [message, ...], "rank"}.
+    """A tree: {"prompt": message}, where a message is {"text", "replies": [message, ...], "rank"}.
 
     Each message of a person, with the turns before it, is a prompt. Two or more ranked replies
-    (rank 0 is best) make a ranking, a reply alone makes a demonstration.
+    (rank 0 is best) make a ranking, a single reply makes a demonstration.
     """
-    author = take(row, "prompt", dict).get("user_id")  # of the first message: splits go by it
+    author = take(row, "prompt", dict).get("user_id")  # of the first message: decides the split
     queue = [("", row["prompt"])]
     while queue:
         before, asked = queue.pop(0)
@@ -325,15 +325,15 @@ def finegrained_qa(row):
     texts = [take(row, f"prediction {i}") for i in (1, 2, 3, 4)]
     if implied == votes:
         yield ranking(joined(take(row, "question"), passages), texts, ranks)
-    else:  # as 1 = 2, 2 = 3 and yet 1 > 3
+    else:  # such as 1 = 2, 2 = 3, but 1 > 3
         yield "preferences that no ranking can express"
 
 
 def webgpt(row):
     """[{"question": {"full_text"}, "answer", "score"}, the same for a second answer].
 
-    The answers cite quotes that each found for itself, [1]; a shared prompt can hold the question
-    only. A score of 0 is a tie.
+    Each answer cites, as [1], quotes that it found itself; a shared prompt can contain only the
+    question. A score of 0 is a tie.
     """
     if not isinstance(row, list) or len(row) != 2:
         raise Bad(f"expected a list of two answers, got {records.shorten(row)}")
@@ -360,7 +360,7 @@ def summarize(row):
                   [1 + (i != choice) for i in range(len(summaries))], labeler=row.get("worker"))
 
 
-# Where there is a URL, the hub has no files in the original format: none at all, a script that
+# A URL means that the hub has no files in the original format: it has none at all, a script that
 # fetches them from this URL, or Parquet.
 RAW, OPENAI = "https://raw.githubusercontent.com", "https://openaipublic.blob.core.windows.net"
 DATASETS = {  # name: (what it holds, its loader, a repository of the hub or a URL, files in it)
@@ -390,7 +390,7 @@ DATASETS = {  # name: (what it holds, its loader, a repository of the hub or a U
 
 
 def listed(name):
-    """A line on a dataset for whoever asks which there are."""
+    """A line of the list of datasets."""
     kind, _, where, files = DATASETS[name]
     if files:
         where += ("/" if "://" in where else ": ") + files[0]
@@ -399,8 +399,8 @@ def listed(name):
 
 
 def download(name):
-    """The paths of a dataset's files in the cache. Stops with what to get where they cannot be
-    downloaded."""
+    """The paths of a dataset's files in the cache. If they cannot be downloaded, stops and says
+    which files to get."""
     _, _, where, files = DATASETS[name]
     paths, commit = [], None
     try:
@@ -420,10 +420,10 @@ def download(name):
 
 
 def convert(name, rows, altered=None):
-    """(place, row) of dataset `name` -> (kind, record or reason) of all that the rows hold.
+    """(place, row) of dataset `name` -> (kind, record or reason) for everything in the rows.
 
-    altered: a Counter of the records, by kind, from which white space was taken (see `trim`). The
-    text of a document is not: `documents` cuts it.
+    altered: a Counter, by kind, of records that lost white space (see `trim`). Documents keep
+    theirs: `documents` cuts it.
     """
     kind, loader, *_ = DATASETS[name]
     altered = collections.Counter() if altered is None else altered
@@ -446,7 +446,7 @@ def convert(name, rows, altered=None):
 # ------------------------------------------------------------------------- records into splits
 
 TITLE = re.compile(r" = [^=\n]+ = \n")  # of an article of wikitext
-PII = {  # (?<!...): a match begins only where its run of characters does, so that search is linear
+PII = {  # (?<!...): a match starts only at the start of its run of characters: search is linear
     "mail address": r"(?<![\w.+-])[\w.+-]+@[\w-]+(\.[\w-]+)+",
     "social security number": r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])",
     "phone number": r"(?<![\w.-])(\+?\d{1,3}[ .-]?)?(\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}"
@@ -460,9 +460,9 @@ PII = {  # (?<!...): a match begins only where its run of characters does, so th
 def documents(text, size, separator=""):
     """Cut a text at blank lines, and at wikitext's titles, into documents of `size` characters.
 
-    They are shorter where the next paragraph does not fit, and longer where one alone does not.
-    Nothing but white space at the cuts is lost (see `trimmed`); line ends of Windows become our
-    own. Before that a text is cut at each separator, which goes.
+    They are shorter if the next paragraph does not fit, and longer if a single one does not. Only
+    white space at the cuts is lost (see `trimmed`); Windows line ends become "\\n". If there is a
+    separator, a text is first cut at each one, and the separators are removed.
     """
     out = [""]
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -476,7 +476,7 @@ def documents(text, size, separator=""):
 
 
 def best(record):
-    """The demonstration in a ranking: its best completion, if one alone is best; or why none."""
+    """The demonstration in a ranking: its best completion, if only one is best; or why none."""
     more = {k: v for k, v in record.items() if k in OF_PROMPT}
     top = [c["text"] for c, rank in zip(record["completions"], record["ranks"])
            if rank == min(record["ranks"])]
@@ -484,7 +484,7 @@ def best(record):
 
 
 def derive(kind, item, s):
-    """The (kind, record or reason) that an item gives to the files."""
+    """The (kind, record or reason) pairs that an item contributes to the files."""
     if isinstance(item, str):
         yield kind, item
     elif kind == "text":
@@ -499,7 +499,7 @@ def derive(kind, item, s):
 
 
 def typed(record):
-    """Whether the text of a record spells out the end-of-text token of GPT, which stays text."""
+    """Whether a record contains GPT's end-of-text token as text; it stays text."""
     return EOS in json.dumps(record, ensure_ascii=False)
 
 
@@ -518,7 +518,7 @@ def personal(text):
 
 
 def chance(key):
-    """A number in [0, 1) that looks random and is always the same for a key, on any machine."""
+    """A random-looking number in [0, 1), always the same for a key, on any machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
@@ -531,8 +531,8 @@ def split_of(key, s):
 def arrange(items, s):
     """(kind, record or reason) -> ({kind: {split: records}}, {(kind, reason): how many dropped}).
 
-    Splits go by the prompt's author where known (section 3.2), else by a hash of how the prompt
-    begins, a chat's first turn at most: a chat and its continuation stay together.
+    The split depends on the prompt's author if known (section 3.2), else on a hash of the prompt's
+    beginning, at most a chat's first turn: a chat and its continuation stay together.
     """
     files, dropped, homes = {}, collections.Counter(), {}
     seen, authors = set(), collections.Counter()
@@ -565,8 +565,8 @@ def arrange(items, s):
 
 def build(settings):
     """Read, split, write. Returns the counts: {"rows": n, "kept": {kind: {split: n}},
-    "altered": {kind: n}, "dropped": {kind: {reason: n}}, "typed": n, "replaced": [kind]}: of how
-    many records spell out EOS, and of which kinds there were files."""
+    "altered": {kind: n}, "dropped": {kind: {reason: n}}, "typed": n, "replaced": [kind]}: how
+    many records contain EOS as text, and for which kinds there were files."""
     s, rows, altered = settings, 0, collections.Counter()
     if s.name not in DATASETS or not s.file and not DATASETS[s.name][3]:
         stop("give one of these names, and --file=PATH where no file is named or you have it\n"

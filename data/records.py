@@ -6,10 +6,10 @@
     ranking        {"prompt": str, "completions": [{"text": str, ...}, ...], "ranks": [int, ...]}
                                        step 2; rank 1 is best, equal ranks are ties, K is 2 or more
 
-Further fields travel along untouched (category, author, task, labeler, model, likert, flags ...).
-A completion may say "ended": false where its sampling stopped at the length limit: then it has no
-end-of-text token. The prompt of a chat holds its turns (`asked`). A bad line stops the program with
-its file, line, field and what was expected.
+Other fields are kept unchanged (category, author, task, labeler, model, likert, flags ...). A
+completion may have "ended": false if its sampling stopped at the length limit: then it has no
+end-of-text token. The prompt of a chat contains its turns (`asked`). A bad line stops the program
+with its file, line, field and what was expected.
 """
 import contextlib
 import errno
@@ -27,12 +27,12 @@ HUMAN, ASSISTANT = "Human:", "\n\nAssistant:"  # the turns of a chat, as hh-rlhf
 
 
 def asked(before, text):
-    """What a person says, behind the turns before it: a chat as the prompt of what comes next."""
+    """A person's message after the earlier turns: a chat as the prompt of the next reply."""
     return f"{before}{HUMAN} {text}{ASSISTANT}"
 
 
 def answered(prompt, text):
-    """The prompt of a chat and the reply to it: the turns before the next message."""
+    """A chat's prompt and the reply to it: the turns before the next message."""
     return f"{prompt} {text}\n\n"
 
 
@@ -63,7 +63,7 @@ def is_ranks(value):
 
 
 def has_utilities(ranking):
-    """Whether a ranking says, as simulated ones do, how much labelers like each completion."""
+    """Whether a ranking has the labelers' utility of each completion, as simulated ones do."""
     values = ranking.get("expected")
     return (isinstance(values, list) and len(values) == len(ranking["completions"])
             and all(type(x) in (int, float) and math.isfinite(x) for x in values))
@@ -78,7 +78,7 @@ FIELDS = {
                 "completions": (is_completions, "a list of at least two {\"text\": string}, "
                                                 "\"ended\" true or false where given"),
                 "ranks": (is_ranks, "a list of whole numbers from 1 (best)")},
-    # of the toy alone: what labels/sample.py writes for simulated.py, and what evaluate.py asks
+    # only in the toy: what labels/sample.py writes for simulated.py, and evaluate.py's prompts
     "sampled prompt": {"prompt": (is_filled, "a string that is not empty"),
                        "task": (is_task, "an object with \"type\", as the toy town alone has"),
                        "completions": (is_sampled, "a list of at least two {\"text\", \"model\", "
@@ -91,7 +91,7 @@ FIELDS = {
 
 
 def check(record, kind, where):
-    """Return the record if it is a valid `kind`; else stop and say where and why it is not."""
+    """Return the record if it is a valid `kind`; else stop with the place and the reason."""
     if not isinstance(record, dict):
         stop(f"{where}: expected a JSON object, got {shorten(record)}")
     for field, (valid, expected) in FIELDS[kind].items():
@@ -111,26 +111,26 @@ def shorten(value):
 
 
 def is_toy(folder):
-    """Whether a folder is the toy's, which has commands to fill it, or somebody's own."""
+    """Whether a folder is the toy's, which has commands to fill it, and not the user's own."""
     return Path(folder) == Path("out/toy") or (Path(folder) / "world.json").exists()
 
 
 def missing(path, kind, hint):
-    """The line on a file of records that is not there: the command that makes it, or what belongs
-    into it."""
+    """The error for a missing file of records: the command that writes it, or what it should
+    contain."""
     if is_toy(path.parent):
         return f"no file {path}: run `{hint}` first"
     fields = ", ".join(f"{name!r} ({expected})" for name, (_, expected) in FIELDS[kind].items())
     return f"no file {path}: a {kind} a line, a JSON object with {fields}; see docs/data.md"
 
 
-UNICODE = json.JSONEncoder(ensure_ascii=False)  # which writes no escapes
+UNICODE = json.JSONEncoder(ensure_ascii=False)  # without escapes
 
 
 def read(path, kind, hint="python -m data.toy.world", needed=True):
-    """All records of a JSONL file, validated. Blank lines are skipped. Stops where there is none,
-    unless it is not needed, as what is held out to measure: data.public writes empty files, too.
-    hint: the command of the toy that writes it."""
+    """All records of a JSONL file, validated. Blank lines are skipped. Stops if there is none,
+    unless it is not needed, like held-out data: data.public writes empty files, too.
+    hint: the toy's command that writes it."""
     path, records, crc = Path(path), [], 0
     if not path.exists():
         stop(missing(path, kind, hint))
@@ -159,26 +159,26 @@ def read(path, kind, hint="python -m data.toy.world", needed=True):
 
 
 def remember(path, content):
-    """Keep what tells a file of data from another under the same name. content: its bytes."""
+    """Remember the checksum of a data file that was read. content: its bytes."""
     READ[str(path)] = zlib.crc32(content)
 
 
 def forget():
-    """Where a program does several runs: what one has read is not the next one's."""
+    """Forget what was read, for programs that do several runs."""
     READ.clear()
 
 
-# What a folder on a network, of FUSE or of Windows says to fsync, which it has not.
+# Errors of fsync on folders that do not support it: on networks, in FUSE, on Windows.
 UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM,
             errno.EBADF}
 
 
-TOLD = set()  # of these, what was said
+TOLD = set()  # those of them that were reported
 
 
 def sync(file):
-    """Let an open file, or the names in a folder (a path), be on the disk. Where that is refused it
-    is said once, and the run goes on: only a power cut can then lose what was written."""
+    """Sync an open file, or the names in a folder (a path), to the disk. If that is refused, warns
+    once and goes on: only a power cut can then lose what was written."""
     try:
         if isinstance(file, (str, Path)):
             number = os.open(file, os.O_RDONLY)
@@ -204,8 +204,8 @@ def untied_pairs(ranks):
 
 
 def make_folder(folder):
-    """The folder of files that are to be written after a long time: stops at once where it cannot
-    be made, or written to."""
+    """Make the folder of files that are written much later: stops at once if it cannot be made or
+    written to."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -216,7 +216,7 @@ def make_folder(folder):
 
 @contextlib.contextmanager
 def written_whole(path):
-    """A temporary file that takes the name `path` when it is done: whole or not there."""
+    """A temporary file that is renamed to `path` when it is done: complete or missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".writing")
@@ -225,7 +225,7 @@ def written_whole(path):
             yield file
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)  # on a full disk even a part of a file is in the way
+        temporary.unlink(missing_ok=True)  # a full disk needs the space
         if isinstance(error, OSError):
             error.filename = error.filename or str(path)
         raise
@@ -239,7 +239,7 @@ def write(path, records):
 
 
 def numbers(facts):
-    """Facts with None for each float that is no number, as JSON has no word for NaN or infinity."""
+    """Facts with None for NaN and infinity, which JSON does not have."""
     if isinstance(facts, dict):
         return {k: numbers(v) for k, v in facts.items()}
     if isinstance(facts, (list, tuple)):
@@ -254,7 +254,7 @@ def write_json(path, facts):
 
 
 def read_json(path, hint):
-    """What `write_json` wrote; stops with the command to run first where there is nothing."""
+    """What `write_json` wrote; stops with the command to run first if there is no file."""
     if not Path(path).exists():
         stop(f"no file {path}: run `{hint}` first")
     try:

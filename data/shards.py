@@ -8,12 +8,11 @@ files, JSON lines {"text"} and folders of them, .gz or not (OpenWebText, FineWeb
     text_shards.json          the index: the tokenizer, and each file's tokens, documents and crc32
 
 which sft.py and ppo.py read instead of text_{train,valid}.jsonl. This process cuts the text into
-chunks of about 1 MB, workers tokenise them, and this process writes what they return, in the order
-of the text. Only the chunks under way are in memory, however long the text.
-
-A shard is a stretch of the text. When its two files are whole, a new index takes the place of the
-old: it names them and says where the next shard begins. That one rename makes the shard count.
-Killed at any moment, the same command goes on behind the last shard that counts, and ends with the
+chunks of about 1 MB, workers tokenise them, and this process writes the results in the order of the
+text. Only the current chunks are in memory, however long the text.
+A shard is a section of the text. When its two files are complete, a new index replaces the old one:
+it names them and says where the next shard begins. The shard counts from this rename on. If it is
+killed at any moment, the same command continues after the last shard that counts, and ends with the
 same bytes; the number of workers does not change them either.
 """
 import collections
@@ -44,19 +43,19 @@ FIXED = ("field", "split_valid", "document", "separator", "shard_tokens", "chunk
 
 @dataclass
 class Settings:
-    """Tokenises text into shards. Stopped or killed, the same command goes on where it was."""
+    """Tokenises text into shards. If stopped or killed, the same command continues."""
     file: str = ""  # .txt or JSON lines, .gz or not; several with commas between, or a folder
     out: str = "out/shards"  # folder to write; other files that are there stay
-    tokenizer: str = "gpt2"  # gpt2, or a file as out/toy/tokenizer.tiktoken
+    tokenizer: str = "gpt2"  # gpt2, or a file such as out/toy/tokenizer.tiktoken
     field: str = "text"  # of a JSON line that holds the document
-    split_valid: float = 0.0005  # share of the documents that is held out, by a hash of their text
+    split_valid: float = 0.0005  # share of held-out documents, chosen by a hash of their text
     document: int = 4000  # characters of a document in a .txt file, see data/public.py
     separator: str = ""  # of documents in a text, as TinyStories has <|endoftext|>
     shard_tokens: int = 100_000_000  # a shard ends with the chunk that brings it to this many
     chunk: int = 2**20  # bytes that a worker gets at a time
     workers: int = 2  # processes that tokenise
     max_bytes: int = 2**36  # of one file, unpacked: a small .gz can hide a huge file
-    max_line: int = 2**24  # bytes of one line, unpacked: all that must be in memory at once
+    max_line: int = 2**24  # bytes of one line, unpacked: it must fit in memory
 
 
 # ---------------------------------------------------------------------------- text into tokens
@@ -66,11 +65,11 @@ def is_prose(path):
 
 
 def chunks(files, place, s):
-    """(file, its line, bytes that begin there, the place behind them) of all text from `place` on.
+    """(file, line, the bytes from there, the place after them) for all text from `place` on.
 
-    A place is {"file": number, "offset": bytes, "line": number}. A chunk is whole lines of one
-    file, and of a .txt file whole paragraphs (or all up to a separator), unless they go on for
-    twice the length of a chunk.
+    A place is {"file": number, "offset": bytes, "line": number}. A chunk has whole lines of one
+    file, and in a .txt file whole paragraphs (or everything up to a separator), unless they are
+    longer than two chunks.
     """
     for i in range(place["file"], len(files)):
         first, offset, lines, size = place["line"], place["offset"], [], 0
@@ -92,7 +91,7 @@ def ends(raw, separator):
 
 
 def documents(path, first, body, s):
-    """The documents in the bytes of a chunk, which begins in line `first` of a file."""
+    """The documents in a chunk's bytes, which begin in line `first` of a file."""
     lines = enumerate(body.split(b"\n"), first)
     if is_prose(path):
         yield from public.documents(
@@ -110,8 +109,8 @@ def documents(path, first, body, s):
 
 
 def tokenise(tokenizer, path, first, body, s):
-    """A chunk -> {split: (ids of its documents, each ended by EOS, and how many they are)}, and
-    a Counter: how many documents were empty, and in how many EOS is typed."""
+    """A chunk -> {split: (ids of its documents, each ended by EOS; their number)}, and a Counter of
+    empty documents and of those that contain EOS as text."""
     ids, count = {split: [] for split in SPLITS}, collections.Counter()
     notes = collections.Counter()
     for text in documents(path, first, body, s):
@@ -134,11 +133,11 @@ def dtype_of(tokenizer):
 
 @contextlib.contextmanager
 def ctrl_c_noted():
-    """Ctrl-C sets an event, on which `in_order` stops. As an exception it could come while a worker
-    is being started, or while the pool is closed, which then may wait for ever. What was heard once
-    is not heard again: the program ends, and a second one would take its exit code."""
+    """Ctrl-C sets an event, at which `in_order` stops. As an exception it could come while a worker
+    starts or the pool closes, which could then wait for ever. After the first, Ctrl-C is ignored:
+    the program is ending, and a second one would change its exit code."""
     noted, before = threading.Event(), signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # in the background it is ignored, and stays so
+    if before is signal.default_int_handler:  # a background job ignores it, and still does
         signal.signal(signal.SIGINT, lambda *_: noted.set())
     try:
         yield noted
@@ -148,8 +147,8 @@ def ctrl_c_noted():
 
 @contextlib.contextmanager
 def ctrl_c_blocked():
-    """What is started within has it blocked from its first moment on: a terminal sends Ctrl-C to
-    all processes, and a worker that is still importing would answer with a traceback."""
+    """Processes started within have Ctrl-C blocked from the beginning: a terminal sends it to all
+    processes, and a worker that is still importing would print a traceback."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -161,7 +160,7 @@ def ctrl_c_blocked():
 
 
 def start_worker(name):
-    """Load the tokenizer once, leave Ctrl-C to the parent, and end where the parent is killed."""
+    """Load the tokenizer once, leave Ctrl-C to the parent, and end if the parent is killed."""
     global worker_tokenizer
     worker_tokenizer = load_tokenizer(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -174,9 +173,9 @@ def work(*chunk):
 
 
 def in_order(pool, tasks, ahead, s, noted=None):
-    """(the place behind it, *what `tokenise` returns) of each chunk, in the order of the text.
+    """(the place after it, *what `tokenise` returns) for each chunk, in the order of the text.
 
-    At most `ahead` chunks are under way: reading waits for the workers, and they for writing.
+    At most `ahead` chunks are in progress: reading waits for the workers, and they for writing.
     noted: an event after which it raises KeyboardInterrupt.
     """
     waiting = collections.deque()
@@ -195,8 +194,8 @@ def in_order(pool, tasks, ahead, s, noted=None):
 # --------------------------------------------------------------------------- tokens into files
 
 def write_shard(out, number, results, s, progress):
-    """Write a shard of the results to come. Returns ({split: its entry in the index}, the place
-    behind it, a Counter as of `tokenise`). If anything fails, what was written is deleted."""
+    """Write a shard from the next results. Returns ({split: its entry in the index}, the place
+    after it, a Counter as in `tokenise`). If anything fails, what was written is deleted."""
     entries = {split: {"file": f"text_{split}_{number:05}.bin", "tokens": 0, "documents": 0,
                        "crc32": 0} for split in SPLITS}
     paths = {split: out / f"{entry['file']}.writing" for split, entry in entries.items()}
@@ -227,7 +226,7 @@ def write_shard(out, number, results, s, progress):
 
 
 def begin(s, tokenizer, files):
-    """The index as far as it has come, its shards checked; or the index of a run that begins."""
+    """The index so far, with its shards checked; or a new one."""
     fresh = {"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint,
              "dtype": dtype_of(tokenizer).name, **{name: getattr(s, name) for name in FIXED},
              "files": [[str(path), path.stat().st_size] for path in files],
@@ -261,7 +260,7 @@ def build(settings):
     index = begin(s, tokenizer, files)
     before, started = total(index, "tokens"), time.time()
     out.mkdir(parents=True, exist_ok=True)
-    # Spawned, not forked: a worker then starts in the same way on every system.
+    # Spawned, not forked: workers start the same way on every system.
     spawn = multiprocessing.get_context("spawn")
     try:
         with (ctrl_c_noted() as noted,
@@ -276,7 +275,7 @@ def build(settings):
                 index.update({k: index.get(k, 0) + notes[k] for k in ("empty", "typed")})
                 if not index["shards"]:
                     stop(f"{s.file}: no document, or none that is not empty")
-                records.write_json(out / INDEX, index)  # from here on the shard counts
+                records.write_json(out / INDEX, index)  # now the shard counts
     finally:
         if not any(out.iterdir()):
             out.rmdir()

@@ -18,12 +18,12 @@ TEMPLATE = "{prompt}\n"  # how a prompt is put before a model, see data/batches.
 PATTERN = r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\n|\s+"
 
 
-SPACES = 2**16  # characters of white space in a row that are tokenised at once
+SPACES = 2**16  # characters of white space in a row that are tokenised together, at most
 RUN = re.compile(r"(?<!\s)\s{%d,}" % (SPACES + 1))
 
 
 def parts(text):
-    """A text in the parts that are tokenised by themselves: nearly always it is one. Only a run of
+    """Split a text into parts that are tokenised separately: nearly always just one. Only a run of
     more than SPACES characters of white space is cut: at a million GPT-2's pattern makes tiktoken
     panic."""
     runs = RUN.finditer(text) if len(text) > SPACES else ()
@@ -43,10 +43,10 @@ def dedent(text):
 
 
 class Tokenizer:
-    """encode(text) -> ids, decode(ids) -> text, and `eos`, a token that no text makes.
+    """encode(text) -> ids, decode(ids) -> text, and `eos`, a token that text never encodes to.
 
-    source: the file of a vocabulary that was trained here, on indented text; None for gpt2.
-    template: of the prompts of the model it belongs to; a checkpoint keeps it.
+    source: the bytes of a vocabulary file trained here, on indented text; None for gpt2.
+    template: the prompt format of the model it belongs to; checkpoints store it.
     """
 
     template = TEMPLATE
@@ -59,7 +59,7 @@ class Tokenizer:
         return text if self.source is None else indent(text)
 
     def encode(self, text):
-        encode = self.encoding.encode_ordinary  # to which "<|endoftext|>" is plain text
+        encode = self.encoding.encode_ordinary  # treats "<|endoftext|>" as plain text
         return [i for part in parts(self.prepare(text)) for i in encode(part)]
 
     def encode_batch(self, texts):
@@ -80,7 +80,7 @@ class Tokenizer:
         return hashlib.sha256(self.source or self.name.encode()).hexdigest()[:16]
 
 
-# tiktoken keeps each file that it fetched under the sha1 of its address.
+# tiktoken stores each file that it downloads under the sha1 of its URL.
 GPT2_FILES = ("put vocab.bpe and encoder.json of https://openaipublic.blob.core.windows.net/gpt-2/"
               "encodings/main into the folder that TIKTOKEN_CACHE_DIR names, under the names "
               "6d1cbeee0f20b3d9449abfede4726ed8212e3aee and "
@@ -113,8 +113,8 @@ def load_tokenizer(name, folder="."):
 def train_bpe(text, size):
     """Byte-pair encoding (Sennrich et al. 2016): `size` tokens, the 256 bytes and EOS included.
 
-    Merges the most frequent pair of neighbours, again and again, counted over distinct words. Ties
-    go to the pair that is smallest, so that the result depends on the text alone. Returns the file
+    Repeatedly merges the most frequent pair of neighbours, counted over distinct words. Ties
+    go to the smallest pair, so that the result depends only on the text. Returns the file
     in tiktoken's format: a line a token, base64 and rank.
     """
     words = collections.Counter(re.findall(PATTERN, indent(text)))

@@ -1,6 +1,6 @@
-"""Pictures of a finished demo: `make figures`, or `python -m evals.figures` with matplotlib.
+"""Figures of a finished demo: `make figures`, or `python -m evals.figures` with matplotlib.
 
-Six panels from the JSON that the other scripts wrote; nothing is computed here but a running mean.
+Six panels from the JSON that the other scripts wrote; only running means are computed here.
 """
 import json
 import textwrap
@@ -49,14 +49,14 @@ def preferences(ax, results):
 
 
 def bars(ax, groups, title, percent=False, limits=None):
-    """groups: {name of a bar's colour: {place: length}}; one cluster of bars a place, lying on
-    their sides so that a place's name has room."""
+    """groups: {name of a bar's colour: {place: length}}; horizontal bars, a cluster for each place,
+    so that its name has room."""
     places = list(next(iter(groups.values())))
     width = 0.8 / len(groups)
     for k, (name, lengths) in enumerate(groups.items()):
         ax.barh([i + (k - (len(groups) - 1) / 2) * width for i in range(len(places))],
                 [float("nan") if lengths[p] is None else lengths[p] * (100 if percent else 1)
-                 for p in places], width, label=name)  # no bar for what was not measured
+                 for p in places], width, label=name)  # no bar if not measured
     ax.axvline(0, color="black", linewidth=0.5)
     ax.set(title=title, yticks=range(len(places)), xlim=limits)
     ax.set_yticklabels([textwrap.fill(p, 14) for p in places], fontsize=8)
@@ -65,7 +65,7 @@ def bars(ax, groups, title, percent=False, limits=None):
 
 
 def reward_training(ax, results, rm):
-    """The share of pairs in the right order while training, and what held-out labels say."""
+    """The share of pairs in the right order in training, and on held-out labels."""
     log, accuracy = read_log(rm), results["rm_accuracy"]
     ax.plot([r["step"] for r in log], smooth([r["accuracy"] for r in log], max(1, len(log) // 20)),
             label="training batches, running mean")

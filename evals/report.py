@@ -3,7 +3,7 @@ from evals.town import FLAGS
 
 
 def told(value, form, else_="not measured"):
-    """A number in its format; what was not measured says so."""
+    """A number in its format; None becomes "not measured"."""
     return else_ if value is None else form.format(value)
 
 

@@ -1,8 +1,8 @@
-"""The toy world's own evaluation: who is preferred to whom, where the truth is known.
+"""The toy world's own evaluation: which model is preferred, where the truth is known.
 
 Every model answers the same test prompts at temperature 1. Held-out labelers, who gave no training
-label, compare the answers with truth and harmlessness first (section 3.4); the gold score says what
-the answers are really worth; few-shot probes of the raw text measure the alignment tax.
+label, compare the answers with truth and harmlessness first (section 3.4); the gold score measures
+their true quality; few-shot probes of the raw text measure the alignment tax.
 """
 from pathlib import Path
 
@@ -25,11 +25,11 @@ FLAGS = {"attempts": "attempts the instruction", "constraint": "satisfies its co
          "rude": "rude", "rambling": "rambles", "courteous": "closes with a courtesy"}
 
 
-WORD = 6  # tokens that hold the answer to a probe
+WORD = 6  # tokens sampled for the answer to a probe
 
 
 def pairs(flag, value, mark):
-    """The pairs that a setting names: [(before the mark, behind it)]."""
+    """The pairs that a setting names: [(text before the mark, text after it)]."""
     out = [pair.split(mark, 1) for pair in value.split(",")]
     if any(len(pair) != 2 or not all(pair) for pair in out):
         stop(f"--{flag}={value}: expected pairs with {mark!r} within and commas between")
@@ -50,13 +50,13 @@ def respond(model, tokenizer, texts, s, temperature, max_new_tokens):
 
 
 def mean(values):
-    """The mean; None of nothing, which is no number."""
+    """The mean; None for an empty list."""
     return float(np.mean(values)) if len(values) else None
 
 
 def interval(values):
-    """Mean and 95 % interval (normal, over prompts) of per-prompt values; None for what so few do
-    not tell."""
+    """Mean and 95 % interval (normal, over prompts) of per-prompt values; None for what too few
+    values cannot give."""
     middle, low, high = mean(values), None, None
     if len(values) > 1:
         half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
@@ -69,7 +69,7 @@ def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, tas
     """How often labelers prefer `first` to `second`, ties counting half; see `interval`.
 
     first, second: [(text, ended)] for each prompt. Each vote is one labeler's ranking of the two.
-    taste: whether they see the courtesies, which the gold score does not count.
+    taste: whether they see courtesies, which the gold score ignores.
     """
     rng, values = np.random.default_rng([seed, 21]), []
     for prompt, a, b in zip(prompts, first, second):
@@ -85,8 +85,8 @@ def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, tas
 
 
 def gold_scores(town, prompts, responses):
-    """The mean gold score, its parts, and the share of responses with each flag, of those that
-    could have it; None where none could."""
+    """The mean gold score, its parts, and the share of responses with each flag among those that
+    could have it; None if none could."""
     all_ = [gold(town, p["task"], *r) for p, r in zip(prompts, responses)]
     parts = {k: mean([g[k] for g in all_]) for k in ("score", "helpful", "honest", "harmless")}
     shares = {f: mean([bool(g["flags"][f]) for g in all_ if g["flags"][f] is not None])
@@ -118,7 +118,7 @@ def probe(model, tokenizer, probes, s):
 
 
 def prefix(tokenizer, demonstrations, room):
-    """The few-shot prefix of the prompted base model: demonstrations until `room` tokens."""
+    """The few-shot prefix of the prompted base model: demonstrations up to `room` tokens."""
     lines = ""
     for d in sorted(demonstrations, key=lambda d: len(d["prompt"]) + len(d["response"])):
         more = lines + f"{d['prompt']}\n{d['response']}\n"
@@ -129,8 +129,8 @@ def prefix(tokenizer, demonstrations, room):
 
 
 def encoded(name, path, model, tokenizer, prompts, demos, probes, s):
-    """The ids of the prompts as a model is given them. Stops where one of them, or a probe, does
-    not fit its context."""
+    """The ids of the prompts as this model gets them. Stops if one of them, or a probe, does not
+    fit its context."""
     block_size = model.config.block_size
     texts = [encode_prompt(tokenizer, p["prompt"]) for p in prompts]
     cues = [tokenizer.encode(p["text"]) for p in probes]
@@ -142,7 +142,7 @@ def encoded(name, path, model, tokenizer, prompts, demos, probes, s):
             stop(f"{s.data}/{what.format(longest)} do not fit the context of {name}, {block_size}")
     if not name.endswith("prompted"):
         return texts
-    room = block_size - s.max_new_tokens  # each prompt takes what it leaves
+    room = block_size - s.max_new_tokens  # the prefix takes what a prompt leaves
     leads = [tokenizer.encode(prefix(tokenizer, demos, room - len(t))) for t in texts]
     if not any(leads):
         stop(f"no demonstration fits before a prompt: {name} is {path}")
@@ -150,8 +150,8 @@ def encoded(name, path, model, tokenizer, prompts, demos, probes, s):
 
 
 def read_models(s, prompts, demos, probes):
-    """{name: (model, tokenizer, its facts, ids of the prompts)}, all of them before the first is
-    asked: what is wrong with the last must not cost the answers of the others."""
+    """{name: (model, tokenizer, its facts, ids of the prompts)}. Reads all before it samples from
+    any: an error in the last one must not cost the others' answers."""
     out = {}
     for name, path in pairs("models", s.models, "="):
         if name in out:
@@ -163,7 +163,7 @@ def read_models(s, prompts, demos, probes):
 
 
 def seconds_of(s, rm):
-    """How long each step took, of those that say so."""
+    """How long each step took, for those that recorded it."""
     out = {"rm": rm["seconds"]} if "seconds" in rm else {}
     for step, file in (("world", "world.json"), ("samples", "completions_train.facts.json"),
                        ("labels", "labelers.json")):
@@ -204,7 +204,7 @@ def evaluate(s, world):
         kinds = probe(model, tokenizer, probes, s)
         results["probes"][name], results["probe_kinds"][name] = kinds.pop("score"), kinds
         results["parameters"][name] = sum(p.numel() for p in model.parameters())
-        if "seconds" in meta:  # a model of the hub does not say how long it was trained
+        if "seconds" in meta:  # models of the hub have no training time
             results["seconds"][name] = meta["seconds"]
     results["rm_accuracy"] = rm["accuracy"]
     results["seconds"].update(seconds)

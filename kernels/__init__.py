@@ -1,13 +1,13 @@
-"""The functions that a transformer's speed hangs on. Nothing here knows a model or a dataset.
+"""The functions that decide a transformer's speed. Nothing here knows a model or a dataset.
 
     linear(x, weight, bias)                     x W^T + b
     causal_attention(q, k, v)                   causal self-attention             [B, H, T, D]
     decode_attention(q, cache, slots)           one new token against a cache     [B, H, D]
     token_losses(hidden, weight, targets, ...)  log-probs, entropies and losses of tokens
 
-kernels/reference.py says each of them in a few plain lines. The other files compute the same in
-less time and memory; kernels/choice.py says which of them runs. Each fast kernel has a custom
-operator with a fake version (shapes without numbers), so that torch.compile works around it.
+kernels/reference.py shows each of them in a few plain lines. The other files compute the same in
+less time and memory; kernels/choice.py decides which of them runs. Each fast kernel has a custom
+operator with a fake version (shapes without numbers), so that torch.compile can trace it.
 """
 from kernels import choice, decode, products, reference
 

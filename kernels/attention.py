@@ -1,24 +1,24 @@
-"""Causal attention in tiles: the T x T scores are never there. The plain line that it speeds up is
+"""Causal attention in tiles, without storing the T x T scores. The plain version is
 `causal_attention` in kernels/reference.py.
 
 With c = 1 / sqrt(D), a query i and the keys j <= i:
 
     s_ij = c q_i.k_j        p_ij = exp(s_ij) / sum_j exp(s_ij)        o_i = sum_j p_ij v_j
 
-The T x T matrices s and p are never there: a block of queries looks at one tile of keys at a
-time and keeps the largest score m so far, the sum l of exp(s - m) and the sum a of exp(s - m) v.
-When a tile raises m to m', what was added up is worth exp(m - m') of the new scale:
+The T x T matrices s and p are never stored: a block of queries takes one tile of keys at a time and
+keeps the running maximum m of its scores, the sum l of exp(s - m) and the sum a of exp(s - m) v.
+When a tile raises m to m', the sums so far are multiplied by exp(m - m'):
 
     l <- l exp(m - m') + sum_j exp(s_j - m')        a <- a exp(m - m') + sum_j exp(s_j - m') v_j
 
 and at the end o = a / l (the online softmax: Milakov and Gimelshein 2018; as attention: Dao et
-al. 2022). Of each query only o_i and L_i = m + log l are kept; p_ij = exp(s_ij - L_i) then comes
-back from q and k. With do the gradient of o, the chain rule gives
+al. 2022). For each query only o_i and L_i = m + log l are kept; backward recomputes
+p_ij = exp(s_ij - L_i) from q and k. With do the gradient of o, the chain rule gives
 
     dv_j = sum_i p_ij do_i       dp_ij = do_i.v_j       ds_ij = p_ij (dp_ij - sum_j p_ij dp_ij)
     dq_i = c sum_j ds_ij k_j     dk_j = c sum_i ds_ij q_i       sum_j p_ij dp_ij = do_i.o_i
 
-Everything is computed to base 2: with scores s log2(e), exp(s) is 2 to their power.
+The code uses base 2: exp(s) = 2^(s log2(e)).
 """
 import math
 import os
@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from kernels.choice import accumulator, triton_kernels
 
 LOG2E = math.log2(math.e)  # exp(x) = 2^(x LOG2E), and PyTorch's exp2 takes a quarter of exp's time
-NEVER = -1e30  # a score that is never looked at; finite, because inf - inf is NaN
+NEVER = -1e30  # the score of a masked key; finite, because inf - inf is NaN
 
-QUERIES = 64  # a block; more waste work on the future, fewer make small matrix products
+QUERIES = 64  # a block; more waste work on masked keys, fewer make small matrix products
 KEYS = 1024  # a tile, a multiple of QUERIES
 SCORES = 2**18  # held at a time: 1 MiB in float32 stays in a core's cache
 
@@ -45,8 +45,8 @@ def _pieces(B, H, T):
 
 
 def _contiguous(x, dtype):
-    """A piece [b, h, T, D] as [b * h, T, D] without gaps between its rows: products are quicker."""
-    x = x.to(dtype, memory_format=torch.contiguous_format)  # both by one copy, if it changes type
+    """A piece [b, h, T, D] as a contiguous [b * h, T, D]: products are faster."""
+    x = x.to(dtype, memory_format=torch.contiguous_format)  # one copy does both if the type changes
     return x.contiguous().view(-1, *x.shape[2:])
 
 
@@ -59,7 +59,7 @@ def _tiles(T):
 
 
 def _future(x):
-    """What to add to the scores of a block of queries with its own keys: [QUERIES, QUERIES]."""
+    """The causal mask of a block of queries and its own keys, to be added: [QUERIES, QUERIES]."""
     return x.new_full((QUERIES, QUERIES), NEVER, dtype=accumulator(x)).triu(1)
 
 
@@ -72,15 +72,15 @@ def _scores(q, k, i, end, j, stop, future):
 
 
 def _sums(to, dtype):
-    """Where to add up what goes to a piece [b, h, T, D] of an output, [b * h, T, D]: there, if
-    memory has no gaps there."""
+    """Memory for the sums of a piece [b, h, T, D] of an output, as [b * h, T, D]: the output itself
+    if it is contiguous there, else new memory."""
     if to.is_contiguous() and to.dtype == dtype:
         return to.view(-1, *to.shape[2:])
     return to.new_empty(to.size(0) * to.size(1), *to.shape[2:], dtype=dtype)
 
 
 def _finish(to, sums):
-    """Copy sums to their place, unless they were added up there."""
+    """Copy sums to the output, unless they are in it already."""
     if to.data_ptr() != sums.data_ptr():
         to.copy_(sums.view_as(to))
 
@@ -116,9 +116,9 @@ def tiled_attention(q, k, v):
 
 
 def _put(sums, first, a, b):
-    """Add a b to a part of some sums, or write it there if it is the first. PyTorch multiplies a
-    batch of matrices at once only into memory without gaps; into other memory one by one, each on
-    its own, for which two threads take as long as one."""
+    """Add a @ b to a part of some sums, or store it if it is the first. PyTorch's bmm writes only
+    contiguous memory as one batch; elsewhere it multiplies matrix by matrix, and two threads are
+    no faster than one."""
     if first and sums.is_contiguous():
         torch.bmm(a, b, out=sums)
     elif first:
@@ -138,7 +138,7 @@ def tiled_attention_backward(grad, q, k, v, out, lse):
         L = lse[at].reshape(-1, T, 1)
         expected = (do.view_as(out[at]) * out[at]).sum(-1).view(-1, T, 1)  # sum_j p_ij dp_ij
         aq, ak, av = (_sums(x[at], dtype) for x in (dq, dk, dv))
-        for i, end, j, stop in reversed(list(_tiles(T))):  # the last queries see all keys: first
+        for i, end, j, stop in reversed(list(_tiles(T))):  # first those that see all keys
             p = _scores(qs, ks, i, end, j, stop, future).sub_(L[:, i:end]).exp2_()
             _put(av[:, j:stop], end == T, p.mT, do[:, i:end])
             ds = torch.bmm(do[:, i:end], vs[:, j:stop].mT).sub_(expected[:, i:end]).mul_(p)
@@ -190,7 +190,7 @@ _attention.register_autograd(
 
 
 class _Attention(torch.autograd.Function):
-    """The same without an operator around it, which costs 0.2 to 0.6 ms of Python a layer."""
+    """The same without a custom operator, which costs 0.2 to 0.6 ms of Python a layer."""
 
     @staticmethod
     def forward(ctx, q, k, v):
@@ -204,7 +204,7 @@ class _Attention(torch.autograd.Function):
 
 
 def causal_attention(q, k, v):
-    """Attention, softmax(q k^T / sqrt(D)) v, each query seeing itself and what is before it.
+    """Attention, softmax(q k^T / sqrt(D)) v, over each query's own and earlier positions.
 
     q, k, v: [B, H, T, D], any D (on a GPU, above 128 without the Triton kernels). Returns
     [B, H, T, D]. Sequences are padded on the right, so that no real token ever sees a pad and no

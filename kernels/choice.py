@@ -1,10 +1,10 @@
-"""Which kernels run: the plain page, tiled PyTorch, or Triton. Chosen once, when this is imported.
+"""Which kernels run: plain PyTorch, tiled PyTorch, or Triton. Chosen once, at import.
 
     KERNELS=reference    kernels/reference.py, everywhere: slow, and short enough to read
-    KERNELS=tiled        the tiled PyTorch of the files beside it, on a GPU too
-    KERNELS=triton       kernels/gpu.py, for CUDA alone
+    KERNELS=tiled        the tiled PyTorch of the other files, on a GPU too
+    KERNELS=triton       kernels/gpu.py, for CUDA only
 
-Without the variable a CUDA tensor gets Triton where it is installed, and all else is tiled.
+Without the variable, CUDA tensors use Triton where it is installed; everything else is tiled.
 """
 import functools
 import importlib
@@ -30,16 +30,16 @@ if CHOSEN == "triton" and not (torch.cuda.is_available() and _has_triton()):
 
 
 def triton_kernels(x, head_size=0):
-    """The module of Triton kernels where it takes x (and heads of that size), else None."""
+    """The module of Triton kernels if it supports x (and heads of that size), else None."""
     if CHOSEN in ("reference", "tiled"):
         return None
     if CHOSEN == "triton" and not x.is_cuda:
         raise SystemExit("error: KERNELS=triton runs on a GPU alone: leave --device=cpu out")
     if not (x.is_cuda and x.dtype != torch.float64 and head_size <= 128 and _has_triton()):
         return None  # larger heads: a block of queries and its sums would not fit the registers
-    return importlib.import_module("kernels.gpu")  # it imports triton: a CPU does not need it
+    return importlib.import_module("kernels.gpu")  # imports triton, which a CPU does not need
 
 
 def accumulator(x):
-    """The type to add up in: float32 for bfloat16 and float16, else x's own."""
+    """The dtype of sums: float32 for bfloat16 and float16, else x's own."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Attention of one new token a row over a cache. The plain lines: reference.py, `decode_attention`.
+"""Attention of one new token a row over a cache. Plain version: reference.py, `decode_attention`.
 """
 import functools
 import math
@@ -28,20 +28,20 @@ class Slots:
 
     @functools.cached_property
     def heads(self):
-        """[B, H, 1]: which of the cache's R * H heads are the rows'."""
+        """[B, H, 1]: the rows' heads among the R * H of the cache."""
         H = self.shape[1]
         return self.rows[:, None, None] * H + torch.arange(H, device=self.rows.device)[:, None]
 
     @functools.cached_property
     def columns(self):
-        """[B * H * D]: which of the R * H * D numbers of a key are the rows', on a CPU."""
+        """[B * H * D]: the rows' numbers among the R * H * D of a key, on a CPU."""
         D = self.shape[-1]
         return (self.heads * D + torch.arange(D, device=self.rows.device)).flatten()
 
     @functools.cached_property
     def bags(self):
-        """Used slots for `plain_decode_attention`: which of [B * H, longest] are not, the places of
-        those that are, their rows among the values [R * H * T], and where each head's begin. The
+        """Used slots for `plain_decode_attention`: a mask [B * H, longest] of the unused; places of
+        the used ones in it; their rows among the values [R * H * T]; where each head's begin. The
         first two are None if all lengths are the same."""
         longest, (_, H, T, _) = int(self.lengths.max()), self.shape
         t = torch.arange(longest, device=self.lengths.device)
@@ -55,7 +55,7 @@ class Slots:
 
 
 def cache_type(weight):
-    """The type of a cache: on a GPU, where memory sets the speed, that of products."""
+    """The dtype of a cache: on a GPU, where memory bandwidth limits the speed, that of products."""
     return lowered(weight[:1]).dtype if weight.is_cuda else weight.dtype
 
 
@@ -66,14 +66,14 @@ def _parts(cache, R, H, D):
 
 
 def write_prompt(cache, k, v):
-    """Put keys and values [R, H, T, D] into the first slots of a cache [2, R, H * Tmax * D]."""
+    """Write keys and values [R, H, T, D] to the first slots of a cache [2, R, H * Tmax * D]."""
     R, H, T, D = k.shape
     keys, values = _parts(cache, R, H, D)
     keys[:, :, :T], values[:, :, :T] = k, v
 
 
 def write_token(cache, k, v, slots):
-    """Put a key and a value [B, H, D] into the last of the slots that each row will see."""
+    """Write a key and a value [B, H, D] to the last slot that each row sees."""
     R, H, _, D = slots.shape
     for part, new in zip(_parts(cache, R, H, D), (k, v)):
         part[slots.rows, :, slots.newest] = new  # quicker than a scatter_ on a CPU
@@ -89,9 +89,9 @@ def plain_decode_attention(q, cache, slots):
 
         scores [T] = sum over d of q[d] k^T[d]        o [D] = sum over the used t of p[t] v[t]
 
-    and that is what PyTorch's embedding bag is. It asks memory for rows ahead of their turn and
-    takes sums of any lengths, so that from caches larger than the CPU's it is three times as fast
-    as bmm. Of an unused slot no value is read and the score is dropped: both may be NaN.
+    and PyTorch's embedding bag computes such sums. It prefetches rows and takes sums of any length,
+    so that from caches larger than the CPU's it is three times as fast as bmm. Values of unused
+    slots are not read, and their scores are dropped: both may be NaN.
     """
     (B, H, D), (R, _, T, _) = q.shape, slots.shape
     keys = cache[0].view(R, H, -1) if q.device.type == "cpu" else cache[0].view(R, H, T, D).mT
@@ -102,7 +102,7 @@ def plain_decode_attention(q, cache, slots):
         p = scores[:, : len(tokens) // len(scores)].softmax(-1).flatten()
     else:
         scores = scores[:, : unused.size(1)]
-        p = torch.where(unused, -math.inf, scores).softmax(-1)  # half of masked_fill_'s time
+        p = torch.where(unused, -math.inf, scores).softmax(-1)  # in half the time of masked_fill_
         p = p.flatten().index_select(0, places)
     return _weighted_sums(p, tokens, cache[1].view(-1, D), ends).view(B, H, D)
 
@@ -119,7 +119,7 @@ def _(q, cache, lengths, rows, shape):
 
 
 def reference_decode_attention(q, cache, slots, new=None):
-    """The plain lines of kernels/reference.py, on a cache as it lies here."""
+    """kernels/reference.py's version, on the cache layout of this file."""
     R, H, _, D = slots.shape
     if new is not None:
         write_token(cache, *new, slots)
@@ -130,11 +130,11 @@ def reference_decode_attention(q, cache, slots, new=None):
 def decode_attention(q, cache, slots, new=None):
     """Attention of one new token a row over the cached keys and values that `slots` names.
 
-    q: [B, H, D]. new: the token's key and value, [B, H, D] each, which are written to the last of
-    its slots first. Slots past a row's length may hold anything. Returns [B, H, D]; no gradient.
+    q: [B, H, D]. new: the token's key and value, [B, H, D] each, first written to the row's last
+    slot. Slots past a row's length may hold anything. Returns [B, H, D]; no gradient.
     """
     triton = None if torch.compiler.is_compiling() else triton_kernels(q, q.size(-1))
-    if triton is not None:  # called as it is: an operator around it would cost 40 us
+    if triton is not None:  # called directly: a custom operator would cost 40 us
         return triton.decode_attention(q, *cache.view(2, *slots.shape), slots.lengths, slots.rows,
                                        new)
     if new is not None:
@@ -145,22 +145,22 @@ def decode_attention(q, cache, slots, new=None):
 
 
 def can_capture(cache, head_size):
-    """Whether a step of decoding over this cache may be captured: on a GPU with Triton nothing in
-    it waits for the GPU, but `plain_decode_attention` asks for the lengths. To compare,
-    DECODE=eager in the environment takes every step without a graph."""
+    """Whether a decoding step over this cache can be captured: with Triton on a GPU it never waits
+    for the GPU, but `plain_decode_attention` does, for the lengths. DECODE=eager in the environment
+    turns graphs off, for comparison."""
     return triton_kernels(cache, head_size) is not None and os.environ.get("DECODE") != "eager"
 
 
 @functools.cache
 def _side_stream(device):
-    return torch.cuda.Stream(device)  # one, as cuBLAS keeps its workspace for each stream
+    return torch.cuda.Stream(device)  # only one: cuBLAS keeps a workspace for each stream
 
 
 def capture(step):
     """Run step() once, and capture it as a CUDA graph: returns a function that runs it again.
 
     step() works in place on tensors that stay where they are while the graph is used, and reads
-    nothing back: what Python decides in it is decided here, once. Capturing runs nothing.
+    nothing back: any decision in Python is made once, here. Capturing itself computes nothing.
     """
     main, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
     side = _side_stream(main.device)
@@ -168,7 +168,7 @@ def capture(step):
     with torch.cuda.stream(side):
         step()  # what is compiled or loaded at a first call cannot be captured
     main.wait_stream(side)
-    # Other threads may use CUDA meanwhile, as NCCL's does.
+    # thread_local: other threads, such as NCCL's, may use CUDA meanwhile.
     with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         step()
     return graph.replay

@@ -9,9 +9,9 @@ A program (one of many that run at once) owns a block of the output and loops ov
     softmax_rows_kernel   one row of logits,   loops over the vocabulary twice    -> log-prob, H
     dlogits_rows_kernel   one row of logits,   loops over the vocabulary          -> dz
 
-No two programs write to one place, so that results are the same bit by bit every time. Imported
-only where a CUDA tensor comes in (and by the tests, which interpret the kernels on a CPU). What has
-run on which card, and how fast: docs/kernels.md.
+No two programs write to the same place, so results are the same bit by bit every time. Imported
+for CUDA tensors only (and by the tests, which interpret the kernels on a CPU). docs/kernels.md says
+which cards it has run on, and how fast.
 """
 import math
 
@@ -25,8 +25,8 @@ NEVER = tl.constexpr(-1e30)  # finite: inf - inf is NaN
 
 @triton.jit
 def _place(T, M: tl.constexpr):
-    """Which block of M tokens this program has, and of which sequence and head. All are on a grid's
-    first axis, as the others take 65,535 at most; neighbours share a head's keys in the cache."""
+    """(block of M tokens, sequence and head) of this program. All lie on the grid's first axis: the
+    others take 65,535 at most. Neighbours share a head's keys in the cache."""
     blocks = tl.cdiv(T, M)
     return tl.program_id(0) % blocks, tl.program_id(0) // blocks
 
@@ -52,14 +52,14 @@ def _block(x, rows, columns, stride, T, D: tl.constexpr, DP: tl.constexpr, INSID
 
 @triton.jit
 def _dot(a, b):
-    """a @ b in float32; "ieee" keeps float32 inputs whole, where the default rounds to tf32."""
+    """a @ b in float32; "ieee" keeps float32 inputs exact; the default rounds them to tf32."""
     return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
 def _attend(query, k, v, k_t, v_t, j, rows, columns, m, l, a, T, scale, D: tl.constexpr,
             DP: tl.constexpr, N: tl.constexpr, DIAGONAL: tl.constexpr):
-    """m, l and a after N keys more. DIAGONAL: some of them may be in a query's future."""
+    """m, l and a after N more keys. DIAGONAL: some keys may be in a query's future."""
     keys = j + tl.arange(0, N)
     s = _dot(query, tl.trans(_block(k, keys, columns, k_t, T, D, DP, not DIAGONAL)))
     if DIAGONAL:
@@ -76,14 +76,14 @@ def attention_kernel(q, k, v, out, lse, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, 
                      N: tl.constexpr):
     """o and base-2 L of M queries. DP is D rounded up to a power of 2; scale = log2(e)/sqrt(D)."""
     block, pair = _place(T, M)
-    block = tl.cdiv(T, M) - 1 - block  # the longest first: none is left at the end
+    block = tl.cdiv(T, M) - 1 - block  # the longest first, so that none runs alone at the end
     q, k = _head_of(q, pair, q_b, q_h, H), _head_of(k, pair, k_b, k_h, H)
     v = _head_of(v, pair, v_b, v_h, H)
     rows, columns = block * M + tl.arange(0, M), tl.arange(0, DP)
     query = _block(q, rows, columns, q_t, T, D, DP, False)
     m = tl.full([M], NEVER, tl.float32)
     l, a = tl.zeros([M], tl.float32), tl.zeros([M, DP], tl.float32)
-    past = block * M // N * N  # keys before this are in the past of all M queries
+    past = block * M // N * N  # all M queries see all keys before this
     for j in range(0, past, N):
         m, l, a = _attend(query, k, v, k_t, v_t, j, rows, columns, m, l, a, T, scale, D, DP, N,
                           False)
@@ -145,8 +145,8 @@ def dkdv_kernel(q, k, v, grad, lse, expected, dk, dv, q_b, q_h, q_t, k_b, k_h, k
                 M: tl.constexpr, N: tl.constexpr):
     """dk and dv of N keys, M queries at a time. dk and dv have the strides of o.
 
-    Scores are computed transposed, [keys, queries]: then p and ds are left operands of the next
-    products as they are, in registers. One loop with its mask always on: with separate loops for
+    Scores are computed transposed, [keys, queries]: so p and ds can be left operands of the next
+    products without leaving registers. One loop, always masked: with separate loops for
     the diagonal and the rest, ptxas serialises Hopper's matrix instructions (its warning C7515).
     """
     block, pair = _place(T, N)
@@ -182,7 +182,7 @@ def decode_kernel(q, new_k, new_v, k, v, lengths, rows, out, q_b, q_h, n_b, n_h,
                   k_t, v_b, v_h, v_t, H, scale, NEW: tl.constexpr, D: tl.constexpr,
                   DP: tl.constexpr, N: tl.constexpr):
     """One query against the first lengths[b] slots of row rows[b] of the cache. q and o: [B, H, D].
-    NEW: the last of them gets its key and value here, new_k and new_v, [B, H, D] each.
+    NEW: new_k and new_v, [B, H, D] each, are written to the last slot here.
 
     One query has no matrix product to feed to the tensor cores: this reads the cache once, and
     memory sets its speed. Slots past the length are never read.
@@ -196,7 +196,7 @@ def decode_kernel(q, new_k, new_v, k, v, lengths, rows, out, q_b, q_h, n_b, n_h,
     query = tl.load(q + b * q_b + head * q_h + columns, mask=inside, other=0.0).to(tl.float32)
     query *= scale
     m, l, a = tl.full([1], NEVER, tl.float32), tl.zeros([1], tl.float32), tl.zeros([DP], tl.float32)
-    if NEW:  # written for later steps; this one takes it as it comes
+    if NEW:  # stored for later steps; this step uses it directly
         length -= 1
         key = tl.load(new_k + b * n_b + head * n_h + columns, mask=inside, other=0.0)
         value = tl.load(new_v + b * w_b + head * w_h + columns, mask=inside, other=0.0)
@@ -242,14 +242,14 @@ def softmax_rows_kernel(z, y, lse, logprob, entropy, z_n, V, inverse, BLOCK: tl.
 @triton.jit
 def dlogits_rows_kernel(z, dz, y, lse, logprob, entropy, g, h, z_n, dz_n, V, inverse,
                         HAS_H: tl.constexpr, BLOCK: tl.constexpr):
-    """dz / temperature of one row, in the type of the matrix product that it goes to."""
+    """dz / temperature of one row, in the dtype of the next matrix product."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     logp = tl.load(z + row * z_n + at, mask=at < V, other=NEVER) * inverse - tl.load(lse + row)
-    # Past V that is -1e30, and what is stored there 0: padding takes part in products.
+    # Past V logp is -1e30, so that 0 is stored there: padding takes part in products.
     p, gradient, own = tl.exp2(logp * LOG2E), tl.load(g + row), tl.load(logprob + row)
     d = -gradient * p
-    # 1 - p of a sure token is a difference of like numbers: from its log-prob, as a series.
+    # If p is near 1, 1 - p loses digits: compute it from the log-prob, as a series.
     series = -own * (1 + own / 2 * (1 + own / 3 * (1 + own / 4 * (1 + own / 5))))
     rest = tl.where(own > -0.1, series, 1.0 - tl.exp2(own * LOG2E))
     d = tl.where(at == tl.load(y + row), gradient * rest, d)
@@ -261,10 +261,10 @@ def dlogits_rows_kernel(z, dz, y, lse, logprob, entropy, g, h, z_n, dz_n, V, inv
 # ------------------------------------------------------------------------------------ choices
 #
 # (queries M, keys N, warps, stages of the load pipeline) by head size, up to 64 and up to 128: the
-# first is the fastest on an H200, the last for a card with little shared memory. No run chooses by
-# a stopwatch, so two runs on one kind of card have the same bits. Float32 is multiplied without
-# tensor cores, from registers, which larger blocks do not have; it fits the 64 KiB of a card of
-# 2018. All are compiled ahead of time by the tests, for sm_75 (float32), sm_80 and sm_90, where a
+# first is the fastest on an H200, the last fits a card with little shared memory. The choice never
+# depends on timing, so two runs on one kind of card have the same bits. Float32 is multiplied
+# without tensor cores, from registers, too few for larger blocks; it fits the 64 KiB of a card of
+# 2018. The tests compile all of them ahead of time, for sm_75 (float32), sm_80 and sm_90, where a
 # register spill is an error.
 
 CHOICES = {"attention_kernel": {64: [(64, 64, 4, 3), (32, 32, 4, 1)],
@@ -276,7 +276,7 @@ CHOICES = {"attention_kernel": {64: [(64, 64, 4, 3), (32, 32, 4, 1)],
 FLOAT32 = {"attention_kernel": {64: [(64, 32, 8, 1)], 128: [(16, 32, 8, 1)]},
            "dq_kernel": {64: [(32, 32, 8, 1)], 128: [(16, 16, 8, 1)]},
            "dkdv_kernel": {64: [(32, 32, 8, 1)], 128: [(16, 32, 4, 1)]}}
-_fits = {}  # (kernel, device, type, D) -> the first choice that this card takes
+_fits = {}  # (kernel, device, type, D) -> the first choice that fits this card
 
 
 def _launch(kernel, grid, arguments, D):
@@ -339,7 +339,7 @@ def decode_attention(q, k, v, lengths, rows, new=None):
     """q [B, H, D], caches [R, H, T, D], lengths [B], rows [B] of the caches -> [B, H, D]. new: a
     key and a value [B, H, D] to write to each row's last slot."""
     B, H, D = q.shape
-    k, v = _dense_last(k, v) if new is None else (k, v)  # a copy would be written in vain
+    k, v = _dense_last(k, v) if new is None else (k, v)  # new keys must reach the cache, not a copy
     q, new_k, new_v = _dense_last(q, *(new or (q, q)))
     out, DP = q.new_empty(q.shape), max(16, triton.next_power_of_2(D))
     strides = [n for x in (q, new_k, new_v) for n in x.stride()[:2]]
@@ -351,13 +351,13 @@ def decode_attention(q, k, v, lengths, rows, new=None):
 
 
 def head(x, weight, y, temperature, entropy, room, V):
-    """As losses.tiled_head: the matrix products by the library, the rows by the kernels above.
+    """Like losses.tiled_head: PyTorch computes the matrix products, the kernels above the rows.
     weight: `losses.padded`, of which V rows are tokens; room: not used.
 
-    Logits are float32 also where x is bfloat16: rounded ones would move log-probs by up to 0.3.
+    Logits are float32 even if x is bfloat16: rounding would change log-probs by up to 0.3.
     """
     n = len(x)
-    logits = product(x, weight.T)  # what is past V is never read
+    logits = product(x, weight.T)  # columns past V are never read
     statistics = x.new_empty(3, n, dtype=torch.float32)
     lse, logprob, H = statistics
     softmax_rows_kernel[(n,)](logits, y, lse, logprob, H, logits.stride(0), V, 1 / temperature,

@@ -1,29 +1,29 @@
-"""Log-probs, entropies and losses of tokens, without [N, V] logits. The plain lines that they speed
-up are `token_losses` in kernels/reference.py.
+"""Log-probs, entropies and losses of tokens, without storing [N, V] logits. The plain version is
+`token_losses` in kernels/reference.py.
 
 For a token y with the state x [C] before it, the output embedding W [V, C] and temperature tau:
 
     z = W x / tau     L = log sum_j exp(z_j)     p = exp(z - L)
     log-prob = z_y - L                           entropy H = L - sum_j p_j z_j
 
-N tokens have N x V logits, at GPT-2's V more memory than all else together, so they are made and
-used up a chunk of tokens at a time. Within the chunk W comes in tiles of TILE tokens of the
-vocabulary, while their logits are in the cache: with the online softmax of attention, a tile
-becomes e_t = exp(z_t - m_t), m_t the largest logit of a token so far, and in the end p = k_t e_t
-with k_t = exp(m_t - L), one number a token and tile. Logits are to base 2 here, too.
+N tokens have N x V logits, for GPT-2's V more memory than everything else, so they are computed and
+used one chunk of tokens at a time. Within a chunk W comes in tiles of TILE vocabulary tokens, so
+that their logits fit the cache: with the online softmax of attention, a tile becomes
+e_t = exp(z_t - m_t), m_t the largest logit of a token so far, and in the end p = k_t e_t
+with k_t = exp(m_t - L), one number for each token and tile. Logits are to base 2 here, too.
 
 For the gradients g of a log-prob and h of an entropy,
 
     dz_j = g ([j = y] - p_j) - h p_j (log p_j + H)     dx = W^T dz / tau     dW = dz x^T / tau
 
-Without h that is dz = -g k_t e_t but at y, so that the factor of a token can multiply the small
-x and dx instead of the large e. At y it is g (1 - p_y): a difference of like numbers when the
-model is sure, taken from the exact log-prob instead, 1 - p_y = -expm1(log-prob).
+Without h, dz = -g k_t e_t except at y, so that each token's factor can multiply the small x and dx
+instead of the large e. At y it is g (1 - p_y). If the model is sure, 1 - p_y loses digits, so it
+is computed from the exact log-prob: 1 - p_y = -expm1(log-prob).
 
-Two ways to use it. If the loss is a sum of functions of each token's own log-prob (cross-entropy;
-PPO's clipped objective), then g is known as soon as the chunk's log-probs are: gradients are made
-on the spot, and the logits once (`token_objective`). If not, backward comes with g and h later
-and makes the logits again (`token_logprobs`): 8 instead of 6 N V C multiplications and additions.
+There are two ways to use it. If the loss is a sum of functions of each token's own log-prob
+(cross-entropy; PPO's clipped objective), g is known once the chunk's log-probs are: gradients
+follow at once, and logits are computed once (`token_objective`). Otherwise backward gets g and h
+later and recomputes the logits (`token_logprobs`): 8 instead of 6 N V C FLOPs.
 """
 import functools
 import math
@@ -39,14 +39,14 @@ CHUNK = 2**24  # logits held at a time on a CPU, 64 MiB in float32
 
 
 def _chunks(x, vocabulary):
-    """Slices of x's rows: as many at a time as memory has room for their logits."""
+    """Slices of x's rows, with as many rows each as CHUNK (on a GPU 2^28) logits allow."""
     rows = 2 ** max(6, int(math.log2((CHUNK if x.device.type == "cpu" else 2**28) / vocabulary)))
     return [slice(i, i + rows) for i in range(0, len(x), rows)]
 
 
 def _room(x, weight):
-    """Memory for the e of any chunk of x, taken once, as the system would zero new memory for each;
-    None where a product's own memory serves: of a vocabulary of one tile, and on a GPU."""
+    """Memory for the e of any chunk of x, allocated once, as the system would zero it each time;
+    None where a product's own memory is enough: for a vocabulary of one tile, and on a GPU."""
     if triton_kernels(x) or len(weight) <= TILE:
         return None
     n = max((len(x[rows]) for rows in _chunks(x, len(weight))), default=0)
@@ -54,11 +54,11 @@ def _room(x, weight):
 
 
 def _exponentials(x, weight, entropy, room):
-    """The tiles' e, and what it takes to make probabilities of them.
+    """The tiles' e, and what turns them into probabilities.
 
-    x: [n, C] in the type of the sums, times log2(e) / temperature, so that the product gives logits
-    to base 2; weight: [V, C]; room: as in `tiled_head`. Returns e as one block [n * V] (of several
-    tiles only with room), log k of each tile [n], and by token, [n]: m, log l = L - m, and
+    x: [n, C] in the dtype of the sums, times log2(e) / temperature, so that the product gives
+    base-2 logits; weight: [V, C]; room: as in `tiled_head`. Returns e as one block [n * V] (of
+    several tiles only with room), log k of each tile [n], and per token, [n]: m, log l = L - m, and
     sum_j p_j (z_j - m) (or None), all to base e.
     """
     V, n = len(weight), len(x)
@@ -74,7 +74,7 @@ def _exponentials(x, weight, entropy, room):
             p = torch.exp2(z, out=e[n * j :][: z.numel()].view_as(z))  # the tile's place in e
         else:
             p = z.exp2() if entropy else z.exp2_()
-        if entropy:  # zp = sum (z - m) 2^(z - m), moved along when m rises
+        if entropy:  # zp = sum (z - m) 2^(z - m), adjusted when m rises
             zp = rescale * (zp + (m - top) * l) + torch.linalg.vecdot(z, p).unsqueeze(-1)
         l = l * rescale + p.sum(-1, keepdim=True)
         tops.append(top)
@@ -86,8 +86,8 @@ def _exponentials(x, weight, entropy, room):
 
 
 def _dlogits(e, logk, g, h, H, temperature):
-    """dz of a tile, as if no token in it were the target: a matrix [n, tile] and a factor [n, 1]
-    of its rows. e: [n, tile]; log k, g, h (or None), H: [n]."""
+    """dz of a tile, as if no token in it were the target: a matrix [n, tile] and a factor for each
+    of its rows, [n, 1]. e: [n, tile]; log k, g, h (or None), H: [n]."""
     factor = g if h is None else g + h * (logk + H)
     factor = (factor * logk.exp() / -temperature).unsqueeze(-1)
     if h is None:
@@ -99,21 +99,21 @@ def _dlogits(e, logk, g, h, H, temperature):
 def tiled_head(x, weight, y, temperature, entropy, room):
     """log-prob and entropy (or None) of a chunk of tokens, and a function for the gradients.
 
-    x: [n, C]; weight: [V, C]; y: [n]. With what `_room` returns as room, gradients(g, h, dw) may
-    follow, once and before the next chunk: it adds the chunk's part to dw [V, C] and returns
-    dx [n, C], for g and h (or None) [n]. Where none is to follow, room is None.
+    x: [n, C]; weight: [V, C]; y: [n]. room: the result of `_room`, or None without gradients.
+    gradients(g, h, dw), for g and h (or None) [n], adds the chunk's part to dw [V, C] and returns
+    dx [n, C]. Call it at most once, before the next chunk.
     """
     dtype, n, V = accumulator(weight), len(x), len(weight)
-    x, y = filled(x), filled(y)  # which have no gradient
-    # The CPU's bfloat16 product would round the logits to 8 bits, and log-probs with them.
+    x, y = filled(x), filled(y)  # filling rows get no gradient
+    # A CPU's bfloat16 product would round the logits, and so the log-probs, to 8 bits.
     wide, narrow = x.to(dtype), x.dtype != dtype or weight.dtype != dtype
     e, logks, m, logl, mean = _exponentials(wide * (LOG2E / temperature), weight, entropy, room)
-    logprob = (wide * weight[y]).sum(-1) / temperature - m - logl  # not - L: apart they lose less
+    logprob = (wide * weight[y]).sum(-1) / temperature - m - logl  # not - L: loses fewer digits
     H = logl - mean if entropy else None
 
     def gradients(g, h, dw):
         g, h = filled(g), h if h is None else filled(h)
-        first = y - y % TILE  # of the tile that y is in, [n, width] from n * first on
+        first = y - y % TILE  # of y's tile, which is [n, width] from n * first on
         width = (V - first).clamp(max=TILE)
         e[len(x) * first + torch.arange(len(x), device=x.device) * width + y - first] = 0.0
         own = g * -logprob.expm1()
@@ -125,7 +125,7 @@ def tiled_head(x, weight, y, temperature, entropy, room):
         for et, wt, dwt, logk in zip(e.split(len(x) * TILE), weight.split(TILE), dw.split(TILE),
                                      logks):
             dz, factor = _dlogits(et.view(len(x), -1), logk, g, h, H, temperature)
-            if narrow:  # a bfloat16 product may round a chunk's part, but sums are in float32
+            if narrow:  # bfloat16 may round a chunk's part; sums over chunks are float32
                 dz = dz.to(x.dtype)
                 dx += factor * (dz @ wt.to(x.dtype))
                 dwt += sum_of_products(dz, (factor * wide).to(x.dtype))
@@ -146,16 +146,16 @@ def logits(x, weight):
 
 
 def padded(weight, dtype):
-    """A weight [V, C] in a type, with rows of zeros up to a multiple of 64: an odd V, as GPT-2's
-    50,257, costs a GPU's products up to nine tenths of their speed."""
+    """A weight [V, C] in `dtype`, with rows of zeros up to a multiple of 64: an odd V, such as
+    GPT-2's 50,257, costs a GPU's products up to nine tenths of their speed."""
     out = weight.new_zeros(rounded(len(weight), 64), weight.size(1), dtype=dtype)
     out[: len(weight)] = weight
     return out
 
 
 def _head(x, weight):
-    """The function of this device, and the weight as it takes it: rounded once, not in each chunk
-    of tokens. On a CPU log-probs take it unrounded."""
+    """This device's function, and the weight in its format: rounded once, not for each chunk of
+    tokens. On a CPU the log-probs use the unrounded weight."""
     triton = triton_kernels(x)
     if triton is None:
         return tiled_head, weight
@@ -226,16 +226,16 @@ def token_logprobs(hidden, weight, targets, temperature=1.0, entropy=False):
     """Log-probabilities (and, where asked, entropies in nats) of tokens.
 
     hidden: [..., C] states before each token; weight: [V, C] output embedding; targets: [...] ids.
-    A token whose target is negative is left out: it costs nothing, and all that is said of it is 0.
+    A token with a negative target is left out: it costs nothing, and its results are 0.
     Returns (logprob [...], entropy [...] or None), float32, differentiable in hidden and weight
-    with any gradient of each token: the backward pass computes the logits again.
+    with any upstream gradient; the backward pass recomputes the logits.
     """
     logprob, h = _token_logprobs(hidden, weight, targets, float(temperature), entropy)
     return logprob, (h if entropy else None)
 
 
 class _TokenObjective(torch.autograd.Function):
-    """The loss, and with it the gradients that its backward pass will hand out."""
+    """Computes the loss and, at the same time, the gradients that backward returns."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, objective, temperature, entropy, training):
@@ -276,17 +276,17 @@ class _TokenObjective(torch.autograd.Function):
 
 
 def token_objective(hidden, weight, targets, objective, temperature=1.0, entropy=False):
-    """A sum over tokens of a function of each one's own log-prob, its gradients made on the way.
+    """A sum over tokens of a function of each log-prob; its gradients are computed in forward.
 
     hidden, weight, targets, temperature, entropy: as in `token_logprobs`. objective(logprob, marks)
     returns the sum over the marked tokens, both [...] like targets; logprob is 0 at all others. It
-    is called with some of the tokens at a time, so that no token's part may depend on another's
+    is called with some of the tokens at a time, so a token's part must not depend on another's
     log-prob. Returns (loss, logprob [...], entropy [...] or None); only the loss has a gradient,
     and backward may run once.
 
     An operator of torch.compile's graph cannot call a Python function. Inside a compiled graph the
-    objective therefore gets all log-probs at once, and the logits are computed twice. To have a
-    graph and logits once, compile the body alone: `model.transformer.compile()`.
+    objective therefore gets all log-probs at once, and the logits are computed twice. For a
+    graph with logits computed once, compile only the body: `model.transformer.compile()`.
     """
     if torch.compiler.is_compiling():
         logprob, h = token_logprobs(hidden, weight, targets, temperature, entropy)

@@ -12,8 +12,8 @@ class PrefixTree:
         a b e f              \ e - f         and no pad among them
 
     Equal tokens after equal tokens have equal hidden states, so each node is computed once; only
-    attention lays the rows out again. K completions of one prompt cost one prompt. Idle nodes fill
-    their number N up to a multiple of 16 (products.ROWS): they have no place and no gradient.
+    attention needs the rows. K completions of one prompt cost one prompt. Unused nodes fill N up to
+    a multiple of 16 (products.ROWS): they have no place and no gradient.
 
         hidden = body(tree.ids, tree.positions, tree.over(causal))     # [N, C]
         ends = hidden[tree.ends]                                       # [B, C]
@@ -33,15 +33,15 @@ class PrefixTree:
                 path.append(node)
             nodes[b, : len(path)] = torch.tensor(path)
             ends.append(node)
-        for of_nodes in (ids, positions, places):  # and up to 15 more that no place is
+        for of_nodes in (ids, positions, places):  # and up to 15 unused nodes
             of_nodes += [0] * (rounded(len(ids)) - len(of_nodes))
         self.ids, self.positions = torch.tensor(ids).to(device), torch.tensor(positions).to(device)
         self.places = torch.tensor(places).to(device)  # [N]: a place b * T + t of each node
-        self.nodes = nodes.to(device)  # [B, T]: the node at each place; pads hold any
+        self.nodes = nodes.to(device)  # [B, T]: the node at each place; any node at pads
         self.ends = torch.tensor(ends).to(device)  # [B]: the node of each row's last token
 
     def over(self, attend):
-        """An attention over the nodes [N, 3 C] -> [N, C], from one over rows [B, T, 3 C] ->
+        """An attention over nodes [N, 3 C] -> [N, C], made from one over rows [B, T, 3 C] ->
         [B, T, C] (model.py: `causal`)."""
         def over_nodes(qkv, n_head):
             y = attend(F.embedding(self.nodes, qkv), n_head)

@@ -2,8 +2,8 @@
 
     y = x W^T + b        dx = g W        dW = g^T x        db = sum of g
 
-kernels/reference.py: `linear` says the first of them plainly; here are the library calls that do it
-fastest, and the backward pass written out, so that one rounding rule holds everywhere.
+`linear` in kernels/reference.py is the plain version of the first. This file uses the fastest
+library calls, and writes out the backward pass, so that one rounding rule holds everywhere.
 """
 import contextlib
 
@@ -13,42 +13,42 @@ import torch.nn.functional as F
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FAST = (torch.float32,) + (torch.bfloat16,) * (
-    ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # types of its products
+    ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # dtypes that it multiplies
 
 PRODUCTS = torch.float32  # what `multiply_in` has set
 
 
 def multiply_in(dtype):
-    """Let float32 matrices be rounded to dtype before they are multiplied: bfloat16 with
+    """Round float32 matrices to dtype before they are multiplied: bfloat16 with
     --dtype=bf16 (runtime/machine.py: precision), which has float32's range and 8 of its 24 bits.
 
-    Sums are in float32 and rounded once, a layer's gradients for one forward pass too. All else
-    stays float32: weights as the optimiser sees them, their gradients' sums over passes, the
-    residual stream, norms, softmax, logits and log-probs.
+    Sums are in float32 and rounded once, and so are a layer's gradients of one forward pass. All
+    else stays float32: the optimiser's weights, sums of gradients over passes, the residual
+    stream, norms, softmax, logits and log-probs.
     """
     global PRODUCTS
     PRODUCTS = dtype
 
 
-# oneDNN writes a program for each shape of a product that it has not met lately: 0.3 to 1 ms, as
-# much as such a product takes on a small model. Code that is free to choose a number of rows
-# takes a multiple of this, so that there are few shapes.
+# oneDNN generates code for each product shape that it has not met lately: 0.3 to 1 ms, as much as
+# such a product takes on a small model. Code that is free to choose a number of rows takes a
+# multiple of this, so that there are few shapes.
 ROWS = 16
 
 
 def rounded(rows, to=ROWS):
-    """The least multiple of `to` that is not less."""
+    """rows, rounded up to a multiple of `to`."""
     return -(-rows // to) * to
 
 
 def filled(x):
-    """x [n, ...] and rows of zeros, up to a multiple of ROWS."""
+    """x [n, ...] with rows of zeros appended, up to a multiple of ROWS."""
     more = rounded(len(x)) - len(x)
     return torch.cat([x, x.new_zeros(more, *x.shape[1:])]) if more else x
 
 
 def lowered(x):
-    """x in the type of products, if it is float32; other types stay what they are."""
+    """x in the dtype of products if it is float32; other dtypes stay."""
     return x.to(PRODUCTS) if x.dtype == torch.float32 else x
 
 
@@ -56,10 +56,10 @@ def gemm(x, weight, bias=None, gelu=False):
     """x W^T + b, or gelu of it, without a gradient, in x's type. x: [..., I]; weight: [O, I]; bias:
     [O]. Any strides.
 
-    On a CPU through oneDNN, which uses the widest vector units of any maker's chip; the default
-    library keeps to half their width on some (2.3 times slower on a Zen 5). Both are exact float32.
-    It also applies gelu while the sums are still in registers, which spares a second pass; not to
-    bfloat16, where training rounds before gelu, and log-probs of samples are to be the same.
+    On a CPU it calls oneDNN, which uses the widest vector units of any maker's chip; the default
+    library uses half their width on some (2.3 times slower on a Zen 5). Both are exact float32.
+    oneDNN also applies gelu while the sums are in registers, which saves a second pass. Not for
+    bfloat16: training rounds before gelu, and log-probs of samples must be the same.
     """
     weight = weight if weight.dtype == x.dtype else weight.to(x.dtype)
     mine = ONEDNN and not torch.compiler.is_compiling()  # inductor has no code for this operator
@@ -76,11 +76,11 @@ def sum_of_products(a, b):
     """a^T b, the sum of the outer products of their rows, without a gradient. a: [N, I] and b:
     [N, J], of one type. Returns [I, J].
 
-    oneDNN's product for layers wants the rows of its first operand in one piece, and to transpose
-    a matrix costs up to a third of its product: so the smaller of the two goes there. What returns
-    is then transposed, which costs its reader more than that where there are few rows to sum. The
-    second may be transposed, but it may have no gaps: those take the slowest of its programs. Its
-    general product, which PyTorch takes for bfloat16, reads both as they lie.
+    oneDNN's product for layers needs contiguous rows of its first operand. A transpose costs up to
+    a third of the product, so the smaller matrix goes first. The result then comes transposed,
+    which costs its reader more than that if there are few rows to sum. The second operand may be
+    transposed, but not have gaps: those take its slowest code. Its general product, which PyTorch
+    uses for bfloat16, reads both in any layout.
     """
     if a.dtype != torch.float32 or a.is_cuda:
         return a.T @ b
@@ -90,18 +90,18 @@ def sum_of_products(a, b):
 
 
 def packed(weight):
-    """A copy of a weight that gemm takes in its place, a tenth faster on few rows of x; None where
-    there is no such thing. It has no gradient and does not follow the weight."""
+    """A copy of a weight that gemm can use instead, a tenth faster on few rows of x; None if there
+    is none. It has no gradient and does not follow later changes of the weight."""
     low = lowered(weight.detach())
     if ONEDNN and low.device.type == "cpu" and low.dtype in FAST:
-        return torch.ops.mkldnn._reorder_linear_weight(low, 64)  # x of about 64 rows
+        return torch.ops.mkldnn._reorder_linear_weight(low, 64)  # for x of about 64 rows
     return None if low.dtype == weight.dtype else low  # rounded once, not at each step
 
 
 @contextlib.contextmanager
 def packing(copies):
-    """Within this context `linear` and `logits` take these copies [(weight, copy or None)] in the
-    place of the weights, if no gradient is asked for."""
+    """Within this context `linear` and `logits` use these copies, [(weight, copy or None)], instead
+    of the weights, if no gradient is needed."""
     for weight, copy in copies:
         weight.packed = copy
     try:
@@ -112,7 +112,7 @@ def packing(copies):
 
 
 def quick(weight):
-    """The packed copy of a weight where there is one, else the weight."""
+    """The packed copy of a weight if there is one, else the weight."""
     copy = getattr(weight, "packed", None)
     return weight if copy is None else copy
 
@@ -135,8 +135,8 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x, weight, bias, gelu=False):
-    """x W^T + b, differentiable, or gelu of it, which costs next to nothing if no gradient is asked
-    for. x: [..., I]; weight: [O, I]; bias: [O]. Returns [..., O]."""
+    """x W^T + b, or gelu of it; differentiable. Without gradients gelu costs next to nothing.
+    x: [..., I]; weight: [O, I]; bias: [O]. Returns [..., O]."""
     if not torch.is_grad_enabled():
         return gemm(lowered(x), quick(weight), bias, gelu)
     y = _Linear.apply(x, weight, bias)

@@ -1,8 +1,8 @@
-"""What the kernels compute, in plain PyTorch: the page to read before any other here.
+"""What the kernels compute, in plain PyTorch: read this file first.
 
 KERNELS=reference in the environment runs these lines in every script. They hold all scores and all
-logits in memory at once, and compute in float32. The fast kernels avoid the first and can multiply
-in bfloat16; otherwise they say the same.
+logits in memory at once, and compute in float32. The fast kernels store neither, and can multiply
+in bfloat16; otherwise they compute the same.
 """
 import math
 
@@ -26,7 +26,7 @@ def causal_attention(q, k, v):
 
 def decode_attention(q, keys, values, lengths):
     """One new query a row, q [B, H, D], over the first lengths[b] of its cached keys and values,
-    [B, H, T, D]; what is cached beyond them may be anything. Returns [B, H, D]."""
+    [B, H, T, D]; the cache may hold anything beyond them. Returns [B, H, D]."""
     unused = (torch.arange(keys.size(2), device=q.device) >= lengths[:, None])[:, None]
     scores = (keys @ q.unsqueeze(-1)).squeeze(-1) / math.sqrt(q.size(-1))     # [B, H, T]
     p = scores.masked_fill(unused, -math.inf).softmax(-1)

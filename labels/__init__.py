@@ -1,1 +1,1 @@
-"""Between the steps: completions to rank, and who ranks them."""
+"""Between the steps: completions to rank, and simulated labelers that rank them."""

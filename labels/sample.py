@@ -4,8 +4,8 @@
     python -m labels.simulated                              labelers rank them -> reward.py
     python -m labels.sample --models=out/sft --k_min=1 --k_max=1    one response a prompt
 
-Each line that it writes is a prompt record with `completions`: text, the model it came from, and
-whether it ended by itself. Killed at any moment, the same command goes on where it was.
+Each output line is a prompt record with `completions`: text, the model it came from, and whether it
+ended by itself. If it is killed at any moment, the same command continues where it was.
 """
 import dataclasses
 import json
@@ -31,8 +31,8 @@ from sampler import generate
 @dataclass
 class Settings(Computing):
     """Samples for labelers. Every setting is --name=value."""
-    models: str = "out/sft,out/init,out/base"  # checkpoints, with commas; they take turns
-    weights: str = "3,2,1"  # how often each model is used, relative to the others
+    models: str = "out/sft,out/init,out/base"  # checkpoints, separated by commas; chosen at random
+    weights: str = "3,2,1"  # relative frequency of each model
     data: str = "out/toy"  # folder with prompts_*.jsonl
     split: str = "train"  # train, valid or test
     out: str = ""  # file to write; empty: completions_SPLIT.jsonl in `data`
@@ -59,10 +59,10 @@ class Settings(Computing):
 
 
 class Partial:
-    """Samples on the disk as they come, for a killed run to go on from: NAME.partial-RANK.
+    """Samples on disk, from which a killed run continues: NAME.partial-RANK.
 
-    The first line says what they are made from, each other one is a batch. Whose file it is does
-    not matter: ranks look for their episodes in all of them.
+    The first line says what they are made from; each other line is a batch. It does not matter
+    which rank wrote a file: ranks look for their episodes in all of them.
     """
 
     def __init__(self, out, made_from, world):
@@ -81,7 +81,7 @@ class Partial:
             world.print(f"{self.beside}*: of other settings, models or prompts, and not used")
         own.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(own, "a+b")
-        self.file.truncate(length)  # without the half of a line
+        self.file.truncate(length)  # removes half a line
         if not length:
             self.file.write(json.dumps(made_from).encode() + b"\n")
 
@@ -111,15 +111,15 @@ class Partial:
         self.file.flush()
 
     def remove(self):
-        """All is in its file: called by all ranks."""
+        """Remove the files when the result is written. All ranks call it."""
         self.file.close()
         self.world.barrier()
         for path in self.paths():
-            path.unlink(missing_ok=True)  # another rank may have been there
+            path.unlink(missing_ok=True)  # another rank may have removed it
 
 
 def made_from(s, models, prompts):
-    """What samples depend on, as JSON has it: settings, weights, tokenizers and prompts."""
+    """What samples depend on, as JSON: settings, weights, tokenizers and prompts."""
     weights = []
     for model, tokenizer in models:
         crc = 0
@@ -135,8 +135,8 @@ def sample_rows(model, tokenizer, rows, s, partial, note=""):
     """rows: [(episode number, prompt text)] -> [completion], in the same order.
 
     Rows are sampled in order of length, so that a batch holds prompts of similar lengths; the noise
-    belongs to the episode number, so that the batches do not matter. A batch that is in `partial`
-    is taken from there.
+    depends on the episode number, so the batches do not matter. A batch that is in `partial` is
+    taken from there.
     """
     out = [None] * len(rows)
     encoded = [encode_prompt(tokenizer, prompt) for _, prompt in rows]
@@ -157,7 +157,7 @@ def sample_rows(model, tokenizer, rows, s, partial, note=""):
 
 
 def fitting_all(prompts, models, max_new_tokens, world):
-    """The prompts that leave every model room for a response; the others are counted and told."""
+    """The prompts that leave every model room for a response; prints how many do not."""
     kept = [p for p in prompts if all(
         len(encode_prompt(tokenizer, p["prompt"])) <= model.config.block_size - max_new_tokens
         for model, tokenizer in models)]
@@ -181,7 +181,7 @@ def main():
     out = s.out or f"{s.data}/completions_{s.split}.jsonl"
     records.make_folder(Path(out).parent)
     rng = random.Random(f"sample {s.seed}")
-    todo = [[] for _ in paths]  # of each model: (prompt number, episode number, prompt text)
+    todo = [[] for _ in paths]  # for each model: (prompt number, episode number, prompt text)
     episode = 0
     for number, prompt in enumerate(prompts):
         prompt["completions"] = []

@@ -3,8 +3,8 @@
     python -m labels.simulated                 rank out/toy/completions_train.jsonl
     python -m labels.simulated --split=valid   the same, by training and held-out labelers
 
-A labeler's utility for a response is  sharpness * (criterion + group + personal) . features,  the
-features being the parts of the gold score. Ranking adds Gumbel noise and sorts (Plackett-Luce);
+A labeler's utility for a response is  sharpness * (criterion + group + personal) . features,  where
+the features are the parts of the gold score. Ranking adds Gumbel noise and sorts (Plackett-Luce);
 neighbours closer than the labeler's tie width share a rank. As in the paper, training labels put
 helpfulness first, the final evaluation puts truth and harmlessness first (section 3.4), and
 most prompts are labelled by one person only.
@@ -24,12 +24,12 @@ from data.toy.town import Town
 
 FEATURES = ("attempts", "quality", "constraint", "rambling", "garbled", "false", "hallucinates",
             "rude", "length", "courteous")
-CRITERIA = {  # what each feature is worth to the average labeler; courtesy is taste, not truth
+CRITERIA = {  # weights of the features for the average labeler; courtesy is taste, not truth
     "train": np.array([1.0, 2.0, 1.0, -1.0, -1.5, -1.0, -1.0, -1.2, 0.0, 1.2]),
     "evaluate": np.array([0.7, 1.5, 0.7, -0.8, -1.2, -2.0, -2.0, -3.0, 0.0, 1.0]),
 }
 FLAGS = ("fails_instruction", "inappropriate", "hallucination", "violates_constraint",
-         "denigrates", "false_claim")  # of Table 3, those that can occur in the town
+         "denigrates", "false_claim")  # those of Table 3 that can occur in the town
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Settings:
     data: str = "out/toy"  # folder with completions_SPLIT.jsonl
     split: str = "train"  # train or valid; valid is labelled by both groups
     seed: int = 3  # of the pool and of its noise
-    agreement: float = 0.726  # of two training labelers, on which the noise is calibrated
+    agreement: float = 0.726  # of two training labelers; the noise is calibrated to it
     calibrate: str = "out/sft"  # the model whose samples the calibration uses
 
     CHOICES = {"split": "train valid"}
@@ -80,7 +80,7 @@ def features(town, task, text, ended=True):
 def impressions(labeler, x, texts, criterion, sharpness, rng):
     """x [K, F], texts [K] -> how much the labeler likes each, noise included [K].
 
-    Equal texts are seen to be equal: they share their noise, and so their rank.
+    Equal texts get the same noise, and so the same rank.
     """
     noise = dict(zip(texts, rng.gumbel(size=len(texts))))
     return labeler.utility(x, criterion, sharpness) + [noise[t] for t in texts]
@@ -99,13 +99,13 @@ def rank(labeler, seen):
 def rate(labeler, seen, criterion, sharpness):
     """Impressions [K] -> Likert scores [K] from 1 to 7."""
     mean = sharpness * CRITERIA[criterion]
-    best = mean @ np.array([1, 1, 1, 0, 0, 0, 0, 0, 0.5, 1])  # of a response without fault
+    best = mean @ np.array([1, 1, 1, 0, 0, 0, 0, 0, 0.5, 1])  # a perfect response
     likert = 6.3 + labeler.generous + 1.2 * (seen - 0.577 - best) / max(sharpness, 1e-9)
     return [int(v) for v in np.clip(np.round(likert), 1, 7)]
 
 
 def flags(x, constrained, rng, error=0.05):
-    """Yes or no to each of FLAGS: the truth of x [F], with a slip now and then."""
+    """Yes or no for each of FLAGS: the truth about x [F], with occasional errors."""
     truth = (not x[0], x[7] > 0, x[6] > 0, constrained and not x[2], x[7] > 0, x[5] > 0)
     return {f: bool(t) != (rng.random() < error) for f, t in zip(FLAGS, truth)}
 
@@ -113,8 +113,8 @@ def flags(x, constrained, rng, error=0.05):
 def label(town, record, labeler, everyone, criterion, sharpness, rng):
     """A prompt with completions -> a ranking record by one labeler of the group `everyone`.
 
-    `expected` is the group's mean utility of each completion. Nothing is trained on it: it is the
-    ceiling against which the reward model's accuracy is read.
+    `expected` is the group's mean utility of each completion. It is never used for training: it
+    gives the ceiling of the reward model's accuracy.
     """
     x = np.stack([features(town, record["task"], c["text"], c["ended"])
                   for c in record["completions"]])
@@ -132,7 +132,7 @@ def agreement(responses, labelers, criterion, sharpness, rng):
     """The share of pairs on which two labelers, both without a tie, prefer the same response.
 
     responses: for each prompt (features [K, F], texts [K]). Returns (share, number of pairs); the
-    share of no pair is None.
+    share is None without pairs.
     """
     same = total = 0
     for x, texts in responses * 6:

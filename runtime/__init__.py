@@ -1,4 +1,4 @@
-"""What the scripts share and a student may skip: no lesson hides here."""
+"""What the scripts share. A student may skip it: the lessons are elsewhere."""
 
 
 

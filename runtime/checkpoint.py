@@ -1,8 +1,8 @@
 """Checkpoints: folders of plain files, never half-visible.
 
-A file is written under another name, synced, and then renamed to one that holds its checksum:
-model-5f3a9c01.pt. So it is whole or not there, and damage is seen. checkpoint.json names the files
-that belong together; its own renaming is the moment from which a new checkpoint counts.
+A file is written under a temporary name, synced, and then renamed to one with its checksum:
+model-5f3a9c01.pt. So it is whole or missing, and damage is detected. checkpoint.json names the
+files that belong together; a new checkpoint counts from the moment this file is renamed.
 """
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from runtime import pretrained
 from runtime.sharding import class_of, full
 from settings import stop
 
-LOADED = {}  # folder -> weights, of the checkpoints that this program began with, or of the hub
+LOADED = {}  # folder -> weights file of each checkpoint that this run has loaded
 OURS = re.compile(r"(model|tokenizer|state)(-\d+)?(-[0-9a-f]{8})?\.(pt|tiktoken)(\.writing)?"
                   r"|state-\d+")  # a folder of shards
 
@@ -36,12 +36,12 @@ def checksum(path):
 
 
 def is_intact(path, crc=None):
-    """Whether a file is there and has this checksum, or the one that its name says."""
+    """Whether a file exists and has this checksum, by default the one in its name."""
     return path.exists() and checksum(path) == (crc or path.stem.rpartition("-")[2])
 
 
 def write(path, content):
-    """content(file) writes a file, which then appears at once, whole and on the disk."""
+    """Write a file by content(file). It appears in one step, whole and synced to the disk."""
     temporary = path.with_name(path.name + ".writing")
     try:
         with open(temporary, "wb") as file:
@@ -51,7 +51,7 @@ def write(path, content):
             path = path.with_stem(f"{path.stem}-{checksum(temporary)}")
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk even a part of a file is in the way
+        temporary.unlink(missing_ok=True)  # a full disk needs the space
         raise
     records.sync(path.parent)
     return path.name
@@ -60,9 +60,9 @@ def write(path, content):
 def save(path, model, tokenizer, settings, **facts):
     """Write a checkpoint folder: the weights, the tokenizer and checkpoint.json.
 
-    At any moment there is one whole checkpoint in it, the old one or the new one. The states of the
-    run that ends with it are no longer needed and go, like the old one's files. All ranks call it,
-    as each may have a part of the weights; rank 0 writes.
+    At any moment the folder has one whole checkpoint, the old or the new one. The states of the run
+    that ends with it are removed, like the old checkpoint's files. All ranks call it, as each may
+    have a part of the weights; rank 0 writes.
     """
     path, weights = Path(path), full(model.state_dict())
     if dist.is_initialized() and dist.get_rank() > 0:
@@ -82,19 +82,19 @@ def save(path, model, tokenizer, settings, **facts):
 
 
 def made_from():
-    """What this run has read to make a model: {file of data or folder of a model: what tells it
-    from another under the same name}."""
+    """What this run has read to make a model: {data file or model folder: a checksum or file name
+    that identifies its content}."""
     return {**records.READ, **LOADED}
 
 
 def forget():
-    """Begin a run: nothing is read yet. See `made_from`."""
+    """Begin a run: forget what was read before (see `made_from`)."""
     records.forget()
     LOADED.clear()
 
 
 def tidy(path, keep):
-    """Remove what runs have left in a checkpoint's folder: all files of ours but those to keep."""
+    """Remove all our files from a checkpoint's folder except those in `keep`."""
     for file in Path(path).iterdir():
         if OURS.fullmatch(file.name) and file.name not in keep:
             remove(file)
@@ -106,7 +106,7 @@ def remove(path):
 
 
 def refuse_others(path):
-    """Stop where a folder holds anything that no stage wrote, as with --out=out."""
+    """Stop if a folder has files that no stage wrote, as with --out=out."""
     for file in sorted(Path(path).glob("*")):
         if not OURS.fullmatch(file.name) and not re.fullmatch(
                 r"(checkpoint\.json|log\.jsonl)(\.writing)?", file.name):
@@ -154,7 +154,7 @@ def load(path, classes, hint):
 
 
 def load_for(tokenizer, path, classes, hint):
-    """The model of `load` that is to read another model's ids: stops where its tokenizer is not
+    """The model of `load`, when it has to read another model's ids: stops if its tokenizer is not
     this one."""
     model, own, _ = load(path, classes, hint)
     if own.fingerprint != tokenizer.fingerprint:

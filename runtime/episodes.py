@@ -1,5 +1,5 @@
-"""What a rollout of ppo.py needs beside the lesson: passes over its rows in groups that fit the
-memory, what its episodes were like, and two of them to read. e: the Episodes of ppo.py."""
+"""Helpers of ppo.py's rollout: passes over rows in groups that fit the memory, statistics of the
+episodes, and printed samples. e: the Episodes of ppo.py."""
 import torch
 
 from runtime.sharding import gathered
@@ -20,7 +20,7 @@ def in_groups(model, samples, s, *extra, **options):
 
 
 def rollout_metrics(e, world):
-    """What an iteration's episodes were like, over all ranks; sums a episode, in nats."""
+    """Statistics of an iteration's episodes, over all ranks; sums are per episode, in nats."""
     chosen = lambda x: x[e.mask].double()  # at the response's tokens
     returns, error = chosen(e.returns), chosen(e.returns) - chosen(e.value)
     lengths = (e.samples.lengths - e.samples.prompt_lengths).double()
@@ -44,7 +44,7 @@ def rollout_metrics(e, world):
 
 
 def show(world, tokenizer, e, iteration):
-    """Print two episodes with their scores: numbers alone do not show what a policy has become."""
+    """Print two episodes with their scores: numbers alone do not show what a policy does."""
     for row, response in list(enumerate(e.samples.responses()))[:2]:
         prompt = tokenizer.decode(e.samples.ids[row, : int(e.samples.prompt_lengths[row])].tolist())
         world.print(f"  [{iteration + 1}] {float(e.score[row]):+.2f}  {prompt.strip()!r} -> "

@@ -1,8 +1,8 @@
-"""Models in Hugging Face's GPT-2 format, out:
+"""Exports models in Hugging Face's GPT-2 format:
 
     python -m runtime.huggingface export CHECKPOINT FOLDER
 
-writes a folder that transformers' AutoModel and AutoTokenizer load as it is. In: pretrained.py.
+writes a folder that transformers' AutoModel and AutoTokenizer load as it is. Import: pretrained.py.
 """
 import json
 import shutil
@@ -22,10 +22,10 @@ PAD = "<|pad|>"
 
 
 def export(model, tokenizer, folder, max_new_tokens=None):
-    """Write a folder for AutoTokenizer and AutoModelForCausalLM, or of a scalar head for
-    AutoModelForSequenceClassification. Stops if `folder` holds anything.
+    """Write a folder for AutoTokenizer and AutoModelForCausalLM, or for a scalar head
+    AutoModelForSequenceClassification. Stops if `folder` is not empty.
 
-    max_new_tokens: how long responses may be where nothing else is said.
+    max_new_tokens: the default length limit of responses.
     """
     folder, temporary = Path(folder), Path(f"{folder}.writing")
     if folder.is_file() or any(folder.glob("*")):
@@ -36,8 +36,8 @@ def export(model, tokenizer, folder, max_new_tokens=None):
                for name, x in model.state_dict().items()}
     pad = tokenizer.eos
     if scalar:
-        # They score the last token that is no pad. Ours is EOS, so the pad must be another: one
-        # more row of the embedding, which under causal attention no score depends on.
+        # Transformers scores the last token that is no pad. That is our EOS, so the pad must be
+        # another token: one more row of the embedding, on which causally no score depends.
         pad, wte = tokenizer.size, weights["transformer.wte.weight"]
         if pad == len(wte):
             weights["transformer.wte.weight"] = torch.cat([wte, torch.zeros_like(wte[:1])])
@@ -51,7 +51,7 @@ def export(model, tokenizer, folder, max_new_tokens=None):
                  "clean_up_tokenization_spaces": False}}
     if not scalar:
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos)
-        files["generation_config.json"] = {  # as `generate`: no token is too unlikely to come
+        files["generation_config.json"] = {  # as in `generate`: no token is excluded
             **ids, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
             **({"max_new_tokens": max_new_tokens} if max_new_tokens else {})}
     shutil.rmtree(temporary, ignore_errors=True)
@@ -59,7 +59,7 @@ def export(model, tokenizer, folder, max_new_tokens=None):
     try:
         try:
             save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:  # what they make of a full disk
+        except SafetensorError as error:  # such as a full disk
             refuse(folder, f"cannot be written: {error}")
         for name, content in files.items():
             (temporary / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -71,7 +71,7 @@ def export(model, tokenizer, folder, max_new_tokens=None):
 
 
 def config_json(config, weights, eos, pad, scalar):
-    """Our configuration in their words."""
+    """Our configuration under Hugging Face's names."""
     head = ({"architectures": ["GPT2ForSequenceClassification"], "problem_type": "regression",
              "id2label": {"0": "reward"}, "label2id": {"reward": 0}} if scalar else
             {"architectures": ["GPT2LMHeadModel"]})
@@ -83,8 +83,8 @@ def config_json(config, weights, eos, pad, scalar):
 
 
 def fold_bias(weights, path):
-    """Their scalar head has no bias b. The last norm has, and w . (x + d) = w . x + b where
-    d = b w / |w|^2: so much is added there."""
+    """Transformers' scalar head has no bias b, but the last norm has. As w . (x + d) = w . x + b
+    for d = b w / |w|^2, d is added there."""
     w, b = weights["score.weight"][0].double(), weights.pop("score.bias").double()
     if b and not w.any():
         refuse(path, "is not written: a score that is the same for all cannot be expressed")
@@ -94,8 +94,8 @@ def fold_bias(weights, path):
 
 
 def merges(vocab):
-    """The pair of which each token of a BPE was made: what merging its letters by rank, without
-    the token itself, ends in."""
+    """The pair that each token of a BPE was merged from: what is left after merging its letters by
+    rank, without using the token itself."""
     out = []
     for token in vocab:
         parts = list(token)
@@ -109,10 +109,10 @@ def merges(vocab):
 
 
 def tokenizer_json(tokenizer, special):
-    """A tokenizer in the format of the `tokenizers` package, which encodes and decodes as ours.
+    """A tokenizer in the format of the `tokenizers` package that encodes and decodes like ours.
 
-    special: the tokens after the last merged one. Our own vocabularies are of indented text (see
-    data/tokenizer.py), so that theirs is indented before it is cut and dedented when decoded.
+    special: the tokens after the last merged one. Our own vocabularies are trained on indented text
+    (data/tokenizer.py), so that this one indents before it encodes and dedents when it decodes.
     """
     replace = lambda pattern, text: {"type": "Replace", "pattern": {"Regex": pattern},
                                      "content": text}
@@ -120,8 +120,8 @@ def tokenizer_json(tokenizer, special):
                   "use_regex": tokenizer.source is None}  # the regex is GPT-2's
     normalizer, cut, decoder = None, byte_level, byte_level
     if tokenizer.source is not None:
-        # An empty match cannot be replaced there: hence a space first, which goes again where the
-        # first line is empty, and then one after each end of a line that has a line after it.
+        # `Replace` skips empty matches: so first prepend a space, remove it where the first line is
+        # empty, and then add one after each line end that has a line after it.
         normalizer = {"type": "Sequence", "normalizers": [
             {"type": "Prepend", "prepend": " "}, replace(r"\A \n", "\n"),
             replace(r"\n(?=[^\n])", "\n ")]}

@@ -1,4 +1,4 @@
-"""What this machine has: its memory, and the type in which it multiplies fastest."""
+"""This machine's memory, and the dtype in which it multiplies fastest."""
 import contextlib
 import ctypes
 import math
@@ -11,17 +11,17 @@ import torch
 from kernels import choice, products
 from settings import stop
 
-# n_embd from which --dtype=auto takes bf16 on a CPU that has it: the toys', which train 1.3 times
-# as fast. Casts take up more and more of what is saved in smaller models.
+# The smallest n_embd for which --dtype=auto uses bf16 on a CPU with bf16 instructions: the toys',
+# which train 1.3 times as fast. In smaller models casts cost more and more of the gain.
 WIDE = 192
 
 
 def precision(dtype, world, width):
-    """--dtype: let this program multiply matrices in float32 or bfloat16 (kernels/products.py).
+    """Apply --dtype: multiply matrices in float32 or bfloat16 (kernels/products.py).
 
-    Where bf16 is asked for it is taken, even if it is emulated and far slower. "auto" takes it
-    where it pays: on a GPU that has it; on a CPU with instructions for it, for models of at least
-    WIDE; with KERNELS=reference never. width: n_embd of the model.
+    "bf16" is always obeyed, even if bf16 is emulated and far slower. "auto" uses it where it is
+    faster: on a GPU that has it; on a CPU with instructions for it, for models of at least WIDE;
+    never with KERNELS=reference. width: n_embd of the model.
     """
     if choice.REFERENCE:
         if dtype == "bf16":
@@ -39,7 +39,7 @@ def precision(dtype, world, width):
 
 
 def bf16_pays(width):
-    """Whether --dtype=auto takes bf16 on this CPU, for models with so many dimensions."""
+    """Whether --dtype=auto uses bf16 on this CPU for models with this n_embd."""
     return width >= WIDE and has_bf16()
 
 
@@ -49,13 +49,13 @@ def has_bf16():
 
 
 def available_memory():
-    """Bytes that this machine, and the container whose limit lies at /sys/fs/cgroup, can still
-    give; inf where Linux does not tell."""
+    """Bytes that this machine, and the container whose limit is in /sys/fs/cgroup, still have free;
+    inf where Linux does not tell."""
     room = [math.inf]
     for limit, used, cached in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes",
-             "total_inactive_file")):  # the two versions; files that were read can leave at once
+             "total_inactive_file")):  # cgroup v2 and v1; cached files can be dropped at once
         with contextlib.suppress(OSError, TypeError, ValueError):  # "max" is no limit
             limit, used = (Path("/sys/fs/cgroup", name) for name in (limit, used))
             stat = used.with_name("memory.stat").read_text()
@@ -68,14 +68,14 @@ def available_memory():
 
 
 def keep_freed_memory(planned=0):
-    """Whether the C library keeps large blocks that were freed, for the next step to use again:
-    yes, where half as much memory again as the planned bytes is available (of which some may be
-    taken already). glibc would give some back, and the system zeroes them anew, page by page, at
-    each step; to give all back costs up to two fifths of the time. But what is kept fits its next
-    use badly, and memory grows by up to 40 %: where it is scarce, each block goes back. Other C
-    libraries are left as they are."""
+    """Decide whether the C library keeps large freed blocks for the next step: yes, if half as much
+    memory again as the planned bytes is available (some of them may be in use already). By default
+    glibc returns some blocks, and the system zeroes their pages again at each step; returning all
+    costs up to two fifths of the time. But kept blocks often do not fit the next use, and memory
+    grows by up to 40 %: where it is scarce, each block is returned. Other C libraries are not
+    changed."""
     if any(name.startswith("MALLOC_") for name in os.environ):
-        return  # its user has chosen
+        return  # the user has chosen
     try:
         library = ctypes.CDLL(None)
         mallopt, malloc_trim = library.mallopt, library.malloc_trim
@@ -84,7 +84,7 @@ def keep_freed_memory(planned=0):
     trim, mmap = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes
     if 1.5 * planned > available_memory():
         mallopt(mmap, 2**16), mallopt(trim, 2**17)
-        malloc_trim(0)  # and what was kept until now
-    # An older glibc refuses more than 32 MB of the second; left alone, it would stay at 128 KB.
+        malloc_trim(0)  # also return what was kept until now
+    # An older glibc refuses more than 32 MB for mmap; without a call it stays at 128 KB.
     elif mallopt(mmap, 2**31 - 1) or mallopt(mmap, 2**25):
         mallopt(trim, 2**31 - 1)

@@ -16,15 +16,15 @@ def make_optimizer(model, lr, weight_decay, eps=1e-8):
 
 
 def take_step(model, optimizer, lr, clip, explode=math.inf):
-    """Clip the gradient's norm to `clip`, step at rate lr, clear. Returns the norm before it.
+    """Clip the gradient's norm to `clip`, step at rate lr, clear. Returns the norm before clipping.
 
-    A gradient that is no number, or whose norm passes `explode`, is thrown away without a step: one
-    would be enough to spoil the weights, or Adam's moments, for good. Then NaN is returned.
+    A gradient with NaN, or whose norm exceeds `explode`, is dropped without a step: a single one
+    could spoil the weights, or Adam's moments, for good. Then NaN is returned.
     """
     total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()
                                            if p.grad is not None])
     norm = float(total.full_tensor() if sharded(total) else total)
-    good = math.isfinite(norm) and norm <= explode  # all ranks have the same gradient: they agree
+    good = math.isfinite(norm) and norm <= explode  # the same on all ranks
     for group in optimizer.param_groups:
         group["lr"] = lr
     if good:

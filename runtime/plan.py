@@ -1,14 +1,14 @@
-"""What a run would cost, on paper: `python ppo.py --preset=175b --plan`. Nothing is allocated.
+"""Estimates what a run would cost: `python ppo.py --preset=175b --plan`. Nothing is allocated.
 
     parameters      of a GPTConfig, with the language head or the scalar head
-    Work            rows that one model reads, writes or learns from: FLOPs, seconds, bytes sent
+    Work            rows that one model samples, scores or trains on: FLOPs, seconds, bytes sent
     sft, reward, ppo    the work of a step or iteration, from the settings of the script
     memory          bytes a GPU
     report          all of it as text
 
 A token's forward pass takes 2 FLOPs a parameter and training on it 6 (Kaplan et al. 2020, section
-2.1); attention adds 4 n_embd n_layer for each pair of a query and a key. Decoding is another
-matter: a step reads all weights to write one token a row, so that memory bandwidth bounds it.
+2.1); attention adds 4 n_embd n_layer for each pair of a query and a key. Decoding is different:
+a step reads all weights to produce one token a row, so memory bandwidth limits it.
 """
 import json
 import math
@@ -35,25 +35,25 @@ SIZES = {  # GPT-3: Brown et al. 2020, Table 2.1; 16 heads: Stiennon et al. 2020
 }
 TOY = GPTConfig(686, 128, 2, 4, 192)
 
-# Mean lengths in tokens. The paper's: Tables 6 and 8 to 10; it does not say how long its models'
-# responses are, 128 is our guess. The text of GPT-3 (Brown et al. 2020, Table D.1). The toy's are
-# counted in its default world. full: how much of the context a row of text fills; shards fill it.
+# Mean lengths in tokens. The paper's are from Tables 6 and 8 to 10; it does not say how long its
+# models' responses are, 128 is our guess. The text is GPT-3's (Brown et al. 2020, Table D.1). The
+# toy's are counted in its default world. full: the share of the context that a text row fills.
 PAPER = SimpleNamespace(demos=12725, demo=(408, 43), prompts=33207, ranked=199, asked=166,
                         answer=128, text=300e9, full=1)
 TOWN = SimpleNamespace(demos=150, demo=(14, 12), prompts=9000, ranked=20, asked=20, answer=12,
                        text=2.9e6, full=0.97)
 K = 6.5  # completions of a prompt, 4 to 9 (section 3.5)
 
-# Petaflop/s-days, section 5.1. Ours are those if every row fills the context of 2,048 tokens (4.9
-# to 5.1, 60 to 63), so that is how the paper seems to count; 6 N D alone gives 5.1 for SFT and 51
-# for the text of PPO-ptx, 8 rows an episode and nine tenths of all. Our batches hold hardly any
-# pads, so that short prompts and responses cost what they are: 1.1 and 53.
+# Petaflop/s-days, section 5.1. We get the same (4.9 to 5.1, 60 to 63) if every row fills the
+# context of 2,048 tokens, so that is how the paper seems to count; 6 N D alone gives 5.1 for SFT
+# and 51 for the text of PPO-ptx, 8 rows an episode and nine tenths of the total. Our batches have
+# hardly any pads, so short prompts and responses cost less: 1.1 and 53.
 PUBLISHED = {("sft", "175b"): 4.9, ("ppo", "175b"): 60}
 
 
 @dataclass
 class Machine:
-    """Makers' numbers, and what we expect of them. `--plan=h100` chooses."""
+    """The makers' numbers, and what we expect to reach. `--plan=h100` chooses one."""
     name: str
     memory: float  # bytes
     flops: float  # FLOP/s at its peak
@@ -64,7 +64,7 @@ class Machine:
     master: int = 4  # bytes of a weight, and of a gradient, that is trained
     low: int = 2  # bytes of a number in products: bf16, and of a frozen model's weights
     cache: int = 2  # bytes of a number in a cache of keys and values: kernels/decode.py, cache_type
-    other: float = 0.0  # FLOP/s in the type that --dtype=auto does not take: float32, no TF32
+    other: float = 0.0  # FLOP/s in the dtype that --dtype=auto does not choose: float32, no TF32
     chunk: int = GPU_CHUNK  # logits at a time: kernels/losses.py, _chunks
 
 
@@ -77,8 +77,8 @@ MACHINES = {
 
 
 def in_type(m, dtype, width):
-    """The machine as --dtype has it use its products: auto is bf16 on a GPU, and on a CPU what this
-    one takes for models with so many dimensions."""
+    """The machine with the products that --dtype chooses: auto is bf16 on a GPU, and on a CPU what
+    auto chooses on this one for models of this width."""
     if dtype == "auto":
         dtype = "bf16" if m.low == 2 or bf16_pays(width) else "float32"
     if dtype == ("float32" if m.low == 2 else "bf16"):
@@ -98,14 +98,14 @@ def parameters(c, scalar=False):
 
 def forward_flops(c, tokens, pairs, marked=0):
     """FLOPs of a forward pass. pairs: of a query and a key that it sees; marked: tokens whose
-    log-probability is asked for (all others never reach the output embedding)."""
+    log-probability is needed (only they reach the output embedding)."""
     return (24 * c.n_layer * c.n_embd**2 * tokens + 4 * c.n_layer * c.n_embd * pairs
             + 2 * c.n_embd * c.vocab_size * marked)
 
 
 def train_flops(c, tokens, pairs, marked=0, checkpoint=False):
     """FLOPs of a forward and a backward pass. A product's gradients are two products; attention
-    makes its scores again, so five for two. With checkpointing the blocks run forward twice."""
+    recomputes its scores, so five for two. With checkpointing the blocks run forward twice."""
     blocks = forward_flops(c, tokens, pairs)
     return (3 * forward_flops(c, tokens, 0, marked) + 3.5 * forward_flops(c, 0, pairs)
             + blocks * checkpoint)
@@ -115,13 +115,13 @@ def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False
                      chunk=2**24):
     """Bytes at the peak of a backward pass, without gradients of weights.
 
-    A block keeps 16 C numbers a token: two inputs of norms and their outputs, q, k and v, what
-    attention says, 4 C before gelu and 4 C after it. With checkpointing it keeps its input, and
-    one block at a time has the rest; dropout adds 4 C. Inputs of norms are the residual stream,
-    which is float32 in any type of products. The last norm and the head keep 4 C, and the
-    gradients on their way through a block are 10 C more, unless the head's logits were. The nodes
-    of a PrefixTree keep 13 C, and their places in rows, which attention needs, 4 C. The head's
-    gradient of the embedding, V C, is there before any other and until the last.
+    A block keeps 16 C numbers a token: two inputs of norms and their outputs, q, k and v, the
+    output of attention, 4 C before gelu and 4 C after it. With checkpointing a block keeps only its
+    input, and one block at a time has the rest; dropout adds 4 C. Inputs of norms are the residual
+    stream, which is always float32. The last norm and the head keep 4 C. Gradients on their way
+    through a block are 10 C more, unless the head's logits were more. The nodes of a PrefixTree
+    keep 13 C, and their places in rows, which attention needs, 4 C. The head's gradient of the
+    embedding, V C, exists from the first gradient to the last.
     """
     kept = tokens * (16 + 4 * dropout) * c.n_embd + tokens * c.n_head
     if places:
@@ -135,9 +135,9 @@ def activation_bytes(c, tokens, marked=0, checkpoint=False, low=4, dropout=False
 
 
 def logits_bytes(c, marked, chunk, low=4):
-    """Bytes of the head's logits of a chunk of tokens. All are kept, as gradients are made on the
-    spot (kernels/losses.py): on a CPU in their place, after a tile that a product makes; on a GPU
-    beside them, in the type of products, low."""
+    """Bytes of the head's logits of a chunk of tokens. All are kept, as gradients are computed at
+    once (kernels/losses.py): on a CPU in place, plus the tile that a product makes; on a GPU beside
+    the logits, in the dtype of products, low."""
     rows = min(marked, chunk / c.vocab_size)
     if chunk == GPU_CHUNK:
         return rows * (4 + low) * c.vocab_size
@@ -145,7 +145,7 @@ def logits_bytes(c, marked, chunk, low=4):
 
 
 def cache_bytes(c, tokens, low=4):
-    """Keys and values of so many tokens."""
+    """Bytes of the keys and values of this many tokens."""
     return 2 * c.n_layer * c.n_embd * tokens * low
 
 
@@ -168,8 +168,8 @@ class Model:
         return (m.master if self.trained else m.low) * self.size
 
     def lent(self, m):
-        """Whether a GPU takes all of it at once for a rollout or scores, as `gathered` does: the
-        plan goes on where it does not fit, as if blocks were gathered whenever they are needed."""
+        """Whether a GPU holds all of it for a rollout or scores, as `gathered` does. If it does not
+        fit, the plan assumes that blocks are gathered whenever they are needed."""
         return self.kept(m) < m.memory / 2
 
 
@@ -177,8 +177,8 @@ class Model:
 class Work:
     """Rows that a model computes in one step or iteration, over all GPUs.
 
-    prompt, response: mean tokens of a row; the log-probs of the response are asked for. copies:
-    responses to one prompt, which is computed once (kernels/prefixes.py).
+    prompt, response: mean tokens of a row; log-probs are needed for the response. copies: responses
+    to one prompt, which is computed once (kernels/prefixes.py).
     """
     phase: str  # rollout, scoring or update
     what: str
@@ -186,7 +186,7 @@ class Work:
     rows: float
     prompt: float
     response: float
-    steps: int = 0  # of the optimiser, which share the rows out; 0: no gradient
+    steps: int = 0  # of the optimiser, which divide the rows; 0: no gradient
     copies: float = 1
     longest: int = 0  # rollout only: tokens that are decoded one by one
 
@@ -209,7 +209,7 @@ class Work:
                 / (self.prompt + self.response))
 
     def micro_batch(self, rows, tokens, length):
-        """How many rows of a length a forward pass takes: --micro_batch, --micro_batch_tokens."""
+        """Rows of this length in a forward pass: --micro_batch, --micro_batch_tokens."""
         return max(1, int(tokens / self.copies / length)) if tokens else rows
 
     def activations(self, n, micro_batch, tokens, checkpoint, dropout, m):
@@ -223,8 +223,8 @@ class Work:
                                  places * (self.copies > 1), m.chunk), math.ceil(rows / at_once))
 
     def seconds(self, n, sharded, micro_batch, m, checkpoint=False, tokens=0):
-        """(computing, communicating) on n GPUs. The one with the most rows decides; nothing is
-        hidden behind anything else. Micro-batches without gradients are twice as large."""
+        """(computing, communicating) on n GPUs. The one with the most rows decides; nothing
+        overlaps. Micro-batches without gradients are twice as large."""
         steps, P = max(1, self.steps), self.model.size
         rows = math.ceil(self.rows / steps / n)  # of the busiest GPU, each step
         at_once = self.micro_batch(micro_batch, tokens, self.prompt + self.response)
@@ -250,8 +250,8 @@ class Work:
 
 
 def architecture(preset, init, s):
-    """The GPTConfig that a run would have: of the preset's size, from scratch, of a checkpoint or
-    a Hugging Face folder that is there; the toy's if none is."""
+    """The GPTConfig that a run would have: of the preset's size, from scratch, or of an existing
+    checkpoint or Hugging Face folder; otherwise the toy's."""
     name, path = (preset or "").removesuffix("-init"), Path(init)
     init = init.removeprefix("openai-community/")
     if name in SIZES or init in SIZES:
@@ -333,15 +333,15 @@ def show(script, preset, s, machine):
 
 def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=False, tokens=0,
            offload=False):
-    """Bytes a GPU at the peak, by what they are for; rows as long as the context.
+    """Bytes a GPU at the peak, by purpose; rows as long as the context.
 
-    An update and a rollout are not there at the same time, nor are two models' gradients. Where a
-    step is one pass, gradients come as activations go; the second of several finds both. Sharded,
-    every weight lies on one GPU of n; an update has two blocks and the embedding whole, and their
-    gradients before they are shared out; a rollout, or a score, has all of a model (Model.lent).
-    With `offload` a frozen model is there, whole, while it scores. Scores and validation, without
-    gradients, need less than updates do (runtime/world.py:
-    scoring_groups). tokens: --micro_batch_tokens.
+    An update and a rollout do not happen at the same time, nor do the updates of two models. Where
+    a step is one pass, activations are freed as gradients appear; the second of several passes
+    needs both. Sharded, each of n GPUs has its part of every weight. An update has two blocks and
+    the embedding whole, and their gradients before they are reduced; a rollout, or scoring, has all
+    of a model (Model.lent). With `offload` a frozen model is there, whole, while it scores. Scores
+    and validation need less than updates do: no gradients (runtime/world.py: scoring_groups).
+    tokens: --micro_batch_tokens.
     """
     trained, share = [x for x in models if x.trained], n if sharded else 1
     largest = max(trained, key=lambda x: x.size)
@@ -382,7 +382,7 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
 
 
 def planned(script, s, n=1, gpu=False):
-    """Bytes of one of n processes by `memory`; s: the script's settings."""
+    """Bytes that `memory` estimates for one of n processes; s: the script's settings."""
     models, parts, _ = WORK[script](None, s)
     m = in_type(MACHINES["a100" if gpu else "cpu"], s.dtype, models[0].config.n_embd)
     return memory(models, parts, n, s.shard, s.micro_batch, m, s.activation_checkpointing,
@@ -391,7 +391,7 @@ def planned(script, s, n=1, gpu=False):
 
 
 def smaller(script, s):
-    """The settings of a run's size, which change its results."""
+    """The settings to reduce that change a run's results."""
     if script == "ppo":
         return "batch", "max_new_tokens"
     return ("block_size", "n_embd") if s.init == "scratch" else ("init", "data")
@@ -400,9 +400,9 @@ def smaller(script, s):
 def advice(script, s, n, gpu):
     """(bytes at the peak, [(setting, value, bytes with it)]): three changes that lower them.
 
-    First those that change no result, the one that lowers most before the others; then those of
-    `smaller`, half of what they are. A text has no half, and no bytes; nor has a number of which
-    the plan does not know that it lowers them.
+    First come those that change no result, the most effective first; then those of `smaller`, at
+    half their values. A text setting has no half and no bytes. A number has no bytes if the plan
+    does not show that it lowers them.
     """
     peak = lambda **changes: planned(script, replace(s, **changes), n, gpu)
     now, micro = peak(), "micro_batch_tokens" if s.micro_batch_tokens else "micro_batch"
@@ -421,7 +421,7 @@ def advice(script, s, n, gpu):
 
 
 def timing(work, n, sharded, micro_batch, m, checkpoint=False, tokens=0):
-    """{phase: seconds} of a step or iteration, with communication as a phase of its own, and the
+    """{phase: seconds} of a step or iteration, with communication as a separate phase, and the
     bottleneck: what takes longest, and why."""
     phases, worst = dict.fromkeys(["rollout", "scoring", "update", "network"], 0.0), (0, "")
     for w in work:
@@ -440,7 +440,7 @@ def timing(work, n, sharded, micro_batch, m, checkpoint=False, tokens=0):
 
 
 def table(head, rows):
-    """Columns as wide as they must be; the first is on the left, and so is one without a head."""
+    """Aligned columns: the first, and those without a head, to the left, others to the right."""
     rows = [[str(x) for x in row] for row in [head, *rows]]
     wide = [max(map(len, column)) for column in zip(*rows)]
     left = [i == 0 or not head[i] for i in range(len(head))]

@@ -1,6 +1,6 @@
-"""Models in Hugging Face's GPT-2 format, in: --init=gpt2, a hub repository, a folder or a file.
+"""Imports models in Hugging Face's GPT-2 format: --init=gpt2, a hub repository, a folder or a file.
 
-Names and shapes are ours but for the linear layers, which their `Conv1D` keeps as [in, out].
+Names and shapes are the same as ours, except the linear layers: their `Conv1D` stores [in, out].
 """
 import json
 import pickle
@@ -20,8 +20,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # 0.5, 1.5, 3.2 and 6.4 GB
 VOCABULARIES = ("tokenizer.tiktoken", "vocab.json", "tokenizer.json")  # see `find_tokenizer`
 CONV1D = tuple(f"{layer}.weight" for layer in ("c_attn", "c_proj", "c_fc"))
-# What a configuration may say about the things that our architecture does in one way only; the
-# first is also what it means where it says nothing.
+# The values that a configuration may have where our architecture supports only one way; the first
+# is the default if it says nothing.
 ONLY = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
@@ -40,8 +40,8 @@ def safetensors_torch(what):
 
 
 def repository(name):
-    """The repository of the hub that `name` means, or None: gpt2 .. gpt2-xl are OpenAI's, and so is
-    org/name where there is no folder org. Our own checkpoints lie in `out`."""
+    """The hub repository that `name` means, or None: gpt2 .. gpt2-xl are OpenAI's, and org/name is
+    one if there is no folder org. Our own checkpoints are in `out`."""
     name = Path(name).as_posix()
     if name in OPENAI:
         return f"openai-community/{name}"
@@ -59,9 +59,9 @@ def known(name):
 
 
 def download(name):
-    """The folder in huggingface_hub's cache with the model that `name` means. Stops where the hub
-    has none that is ours, before the weights are fetched, and with what to put where without a
-    network."""
+    """The folder in huggingface_hub's cache with the model that `name` means. Stops, before weights
+    are fetched, if the hub has no such model in our format; without a network it says which files
+    to put where."""
     repo = repository(name)
     openai = repo.startswith("openai-community/")
     safetensors_torch(name)
@@ -104,7 +104,7 @@ def load(name, classes):
     kind = "ScalarGPT" if "score.weight" in weights else "GPT"
     if kind not in classes:
         refuse(path, f"holds a {kind}, expected {' or '.join(classes)}")
-    with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
+    with torch.device("meta"):  # no memory or random numbers: weights follow
         model = classes[kind](classes[kind].config_class(**sizes))
     fill(model, weights, file, assign=True)
     tokenizer = find_tokenizer(folder, sizes["vocab_size"])
@@ -119,7 +119,7 @@ def read_json(path):
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         refuse(path, "is missing: it belongs beside the weights")
-    except ValueError:  # no JSON, or no UTF-8
+    except ValueError:  # not JSON, or not UTF-8
         content = None
     if not isinstance(content, dict):
         refuse(path, "is no JSON object: delete it and get it again")
@@ -127,7 +127,7 @@ def read_json(path):
 
 
 def read_config(path):
-    """config.json -> the fields of our GPTConfig. Stops where it asks for anything else."""
+    """config.json -> the fields of our GPTConfig. Stops if it asks for anything else."""
     config = read_json(path)
     for name, allowed in ONLY.items():
         if config.get(name, allowed[0]) not in allowed:
@@ -152,7 +152,7 @@ def parts(path):
 
 
 def read_weights(path):
-    """A file of tensors, or the index of several -> {name: tensor}. Runs no code of a pickle."""
+    """A file of tensors, or the index of several -> {name: tensor}. Runs no pickled code."""
     if path.name.endswith(".index.json"):
         return {k: v for name in parts(path) for k, v in read_weights(path.parent / name).items()}
     if not path.exists():
@@ -160,11 +160,11 @@ def read_weights(path):
     safe = safetensors_torch(path) if path.suffix == ".safetensors" else None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickles: what is wrong is said below
+            warnings.simplefilter("ignore")  # about unusual pickles: errors are reported below
             weights = safe.load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         refuse(path, "is refused: it holds more than tensors, and such a pickle can run any code")
-    except Exception as error:  # a file that was cut off raises this here and that there
+    except Exception as error:  # a truncated file raises many kinds
         refuse(path, f"is damaged or not complete ({type(error).__name__}): get it again")
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         refuse(path, "is no table of named tensors")
@@ -189,7 +189,7 @@ def our_layout(weights, path):
 
 
 def fill(model, weights, path, assign=False):
-    """Put weights into a model: all that it has, nothing else, each of its shape."""
+    """Load weights into a model: exactly its names and shapes, or it stops."""
     wanted = model.state_dict()
     for name in dict.fromkeys([*wanted, *weights]):
         if name not in weights:
@@ -206,15 +206,15 @@ def fill(model, weights, path, assign=False):
 
 
 def match(tokenizer, config, path):
-    """Stop where a tokenizer is not the model's. Some round their vocabulary up to a multiple of
-    128, or add a token for pads: ids that no text has."""
+    """Stop if a tokenizer is not the model's. Some models round their vocabulary up to a multiple
+    of 128, or add a token for pads: ids that never occur in text."""
     if not tokenizer.size <= config.vocab_size < tokenizer.size + 128:
         refuse(path, f"knows {config.vocab_size} tokens, its tokenizer {tokenizer.size}: they do "
                      "not belong together")
 
 
 def find_tokenizer(folder, vocab_size):
-    """Our own tokenizer where an exported model carries it, else gpt2's, checked against theirs."""
+    """Our own tokenizer if the export contains it, else gpt2's, checked against the files."""
     if (folder / "tokenizer.tiktoken").exists():
         return load_tokenizer("tokenizer.tiktoken", folder)
     if vocab_size < 50257:
@@ -231,8 +231,8 @@ def find_tokenizer(folder, vocab_size):
 
 
 def spelled(tokenizer):
-    """{token: id} without EOS, in GPT-2's spelling of bytes: the printable ones as in Latin-1, the
-    others, in order, from U+0100 on, so that a space is "Ġ"."""
+    """{token: id} without EOS, in GPT-2's spelling of bytes: printable ones as in Latin-1, the
+    others in order from U+0100 on, so that a space is "Ġ"."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = dict(zip(plain, map(chr, plain)))
     for byte in range(256):

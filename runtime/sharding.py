@@ -1,7 +1,7 @@
-"""Models in parts, and models in wrappers.
+"""Sharded and wrapped models.
 
 With --shard a rank holds a part of every weight (a DTensor), of its gradient, its moments and its
-average. A checkpoint is whole all the same: it is what other programs read.
+average. Checkpoints are still whole, so that other programs can read them.
 """
 import contextlib
 
@@ -36,13 +36,13 @@ def bare(model):
 
 
 def copied(model):
-    """A copy of its weights by name, in parts where they are."""
+    """A copy of its weights by name, in parts if they are in parts."""
     return {k: v.detach().clone() for k, v in bare(model).state_dict().items()}
 
 
 def frozen(model):
-    """A model that is only read: no dropout, no gradients, matrices kept in the type of products.
-    Norms, biases and the scalar head, next to nothing in memory, stay float32."""
+    """A model for inference: no dropout, no gradients, matrices stored in the dtype of products.
+    Norms, biases and the scalar head stay float32: they take almost no memory."""
     model.eval().requires_grad_(False)
     for p in model.transformer.parameters():
         if p.dim() == 2:
@@ -51,13 +51,13 @@ def frozen(model):
 
 
 def sharded(x):
-    """Whether a model, or a tensor, is in parts on all ranks. Asked without the imports that only
-    --shard needs: a model can be unsharded, a part made full."""
+    """Whether a model or a tensor is in parts on all ranks. Checks attributes, so that nothing that
+    only --shard needs is imported."""
     return hasattr(x, "unshard") or hasattr(x, "full_tensor")
 
 
 def class_of(model):
-    """Its class. fully_shard makes a class of its own of (FSDPModule, class)."""
+    """Its original class: fully_shard replaces it by a subclass of (FSDPModule, class)."""
     return type(model).__bases__[-1] if sharded(model) else type(model)
 
 
@@ -65,10 +65,10 @@ def class_of(model):
 def gathered(model, device=None):
     """The model with all its weights, for work without gradients: samples, scores, evaluations.
 
-    Each block is gathered once, on entry, not at each of its calls: sampling calls it for every
-    token, and a rank may have more to do than others. What is lent is a plain model on the same
-    memory, as FSDP would take each call of its own for the first half of a training step. On
-    `device`, where it is given: a copy of weights that lie elsewhere, which then is forgotten.
+    Each block is gathered once, on entry, not at each call: sampling calls it for every token, and
+    a rank may have more to do than others. The result is a plain model on the same memory, because
+    FSDP would treat each of its own calls as the forward half of a training step. If `device` is
+    given and the weights are elsewhere, the result is a temporary copy there.
     """
     if not sharded(model):
         away = device is not None and any(p.device != device for p in model.parameters())
@@ -94,8 +94,8 @@ def plain(model, device=None):
 
 
 def full(tensors):
-    """Tensors by name, with the parts of each put together on rank 0, one after another; the other
-    ranks must take part, and get None in their place."""
+    """Tensors by name, each assembled on rank 0, one after another. The other ranks must take part,
+    and get None instead."""
     out = {}
     for name, x in tensors.items():
         if sharded(x):
@@ -106,8 +106,8 @@ def full(tensors):
 
 
 def placed_as(x, other):
-    """A tensor as `other` is: on its device, and this rank's part of it if it is in parts. A
-    stand-in (runtime/states.py) becomes memory that its shards are read into."""
+    """A tensor placed like `other`: on its device, and only this rank's part if `other` is in
+    parts. A stand-in (runtime/states.py) becomes empty memory for its shards."""
     if other is None or sharded(x) or x.shape != other.shape:
         return x
     if x.is_meta:
@@ -121,8 +121,8 @@ def placed_as(x, other):
 
 
 def load_into(part, state):
-    """load_state_dict of a model or an optimiser, in parts or not, with tensors that are whole,
-    stand-ins, or in parts like it."""
+    """load_state_dict of a model or an optimiser, in parts or not. The tensors may be whole,
+    stand-ins, or in the same parts."""
     if isinstance(part, torch.optim.Optimizer):
         params = [p for group in part.param_groups for p in group["params"]]
         mine = lambda x, i: placed_as(x, params[i]).clone() if torch.is_tensor(x) else x
@@ -135,7 +135,7 @@ def load_into(part, state):
 
 
 def placed_as_weights(saved, weights):
-    """Nested dicts, with each tensor in parts as the weight is whose name and shape it has.
+    """Nested dicts, with each tensor placed like the weight that has its name and shape.
     weights: {(name, shape): weight}."""
     return {k: placed_as_weights(v, weights) if isinstance(v, dict) else
             placed_as(v, weights.get((k, v.shape))).clone() if torch.is_tensor(v) else v

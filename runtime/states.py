@@ -1,9 +1,9 @@
-"""States in parts, and the state of the random generators.
+"""States in parts.
 
-No rank has room for the whole state of a large model. Where models are in parts, each rank writes
-its own to a file of a folder, with torch.distributed.checkpoint (DCP). In the state itself a
-stand-in keeps the place of such a tensor: one of its shape on the meta device, without memory. A
-reader may have other parts, or the whole, of each tensor, and reads just that.
+No rank has room for the whole state of a large model. If models are in parts, each rank writes its
+own to a file in a folder, with torch.distributed.checkpoint (DCP). In the state itself a stand-in
+replaces such a tensor: one of its shape on the meta device, without memory. A reader may have other
+parts of each tensor, or all of it, and reads only those.
 """
 import contextlib
 import enum
@@ -20,7 +20,7 @@ from settings import stop
 
 
 def leaves(tree, path=()):
-    """What nested dicts hold, by path: {"model/score.weight": ..., ...}."""
+    """The values of nested dicts, by path: {"model/score.weight": ..., ...}."""
     if not isinstance(tree, dict):
         return {"/".join(map(str, path)): tree}
     return {k: v for key, x in tree.items() for k, v in leaves(x, (*path, key)).items()}
@@ -34,11 +34,11 @@ def stand_ins(tree):
 
 
 def write_shards(folder, tree, world):
-    """Write the parts in nested dicts of tensors to a folder, of which nothing stays if that fails.
-    Returns the checksums of its files, {} where nothing is in parts. All ranks call it."""
+    """Write the parts in nested dicts of tensors to a folder, which is removed if that fails.
+    Returns the checksums of its files, {} if nothing is in parts. All ranks call it."""
     shards = {name: x for name, x in leaves(tree).items() if sharded(x)}
     if world.main:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed while writing
     if not shards:
         return {}
     import torch.distributed.checkpoint as dcp
@@ -72,14 +72,13 @@ def read_shards(folder, tensors):
         except pickle.UnpicklingError as error:
             stop(f"{folder}/.metadata is refused: {error}, and such a pickle can run any code")
     with first_error(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is ")  # one process may read, too
+        warnings.filterwarnings("ignore", "torch.distributed is ")  # that it reads with one process
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder))
 
 
 @contextlib.contextmanager
 def first_error():
-    """All ranks fail with what happened to any of them, such as a full disk, and not with DCP's
-    list of it."""
+    """If any rank fails, all raise its error, such as a full disk, instead of DCP's list."""
     from torch.distributed.checkpoint import CheckpointException
     try:
         yield
@@ -88,7 +87,7 @@ def first_error():
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """Refuses what DCP does not write, and would load without a question."""
+    """Refuses names that DCP does not write; DCP itself would load them."""
     NAMES = {"Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
              "MetadataIndex", "StorageMeta", "_StorageInfo", "_MEM_FORMAT_ENCODING", "_get_layout",
              "Size", "float32", "PosixPath", "WindowsPath"}
@@ -102,7 +101,7 @@ class SafeUnpickler(pickle.Unpickler):
 
     @staticmethod
     def member(cls, name):
-        """getattr, as far as Python 3.11.0 to 3.11.3 need it: for a member of an enumeration."""
+        """getattr for members of enumerations only: Python 3.11.0 to 3.11.3 need it."""
         if isinstance(cls, enum.EnumMeta) and name in cls.__members__:
             return cls[name]
         raise pickle.UnpicklingError("it asks for builtins.getattr")

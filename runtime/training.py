@@ -1,17 +1,17 @@
-"""A training run that can be interrupted: its steps, its log, its states on the disk, its faults.
+"""A training run that can be interrupted: its steps, log, states on disk and errors.
 
     run = Training(world, s, steps, ..., model=model, optimizer=optimizer)
     for rows in run.steps(batches):      from where the run stopped
         ...
         run.log(loss=loss, ...)          a JSONL line a step, and the same numbers on a tqdm bar
 
-A run that was killed, at any moment, goes on with --resume and ends with the same bits. A state
-holds all that a step changes; what it does not (the order of the data, the learning rate, the noise
-of samples and of dropout) depends on the settings and the number of the step alone.
+A run that was killed at any moment continues with --resume and ends with the same bits. A state has
+everything that a step changes; the rest (the order of the data, the learning rate, the noise of
+samples and of dropout) depends only on the settings and the number of the step.
 
     state-000300-1c0e9b52.pt    at step 300; the name ends with the file's checksum
     state-000300/               with --shard, each rank's part of the weights and moments; the file
-                                above, which is written last, has the checksums of all in it
+                                above is written last, and has the checksums of all files in it
 """
 import dataclasses
 import errno
@@ -37,7 +37,7 @@ from runtime.states import leaves, read_shards, stand_ins, write_shards
 from runtime.world import World, restarts
 from settings import parse, stop
 
-# Settings that a resumed run may change: they do not change its numbers, or only later ones.
+# Settings that a resumed run may change: they affect no results, or only later ones.
 FREE = ("activation_checkpointing", "device", "explode", "iterations", "max_skips", "micro_batch",
         "micro_batch_tokens", "offload", "out", "resume", "save_every", "shard", "show", "timeout")
 
@@ -60,7 +60,7 @@ def start(settings, presets):
 class Training:
     """The steps of one run, with all that they change.
 
-    shown: which numbers of the log are on the bar; parts: what a state holds by name, models and
+    shown: which numbers of the log are on the bar; parts: the content of a state by name: models,
     optimisers, and dicts and lists that the script changes in place.
     """
 
@@ -89,7 +89,7 @@ class Training:
         else:
             if resume:
                 world.print(f"{s.out} has no state to resume: it starts from the beginning")
-            self.save()  # at once: a disk that is full or read-only shows before the work is done
+            self.save()  # a full or read-only disk fails now, not after hours
         if world.main:
             self.file = open(self.folder / "log.jsonl", "a+b")
             self.file.seek(0)
@@ -100,8 +100,8 @@ class Training:
     # ------------------------------------------------------------------------------------- steps
 
     def steps(self, items):
-        """Those of `items` that are still to do, over all calls; after each one a state if it is
-        time for one, or if a rank was asked to end."""
+        """The items that are still to do, counted over all calls. After each one, saves a state if
+        it is due, or if a rank was asked to end."""
         for item in items:
             self.seen += 1
             if self.seen <= self.step:
@@ -120,8 +120,8 @@ class Training:
             self.close_log()
 
     def log(self, **numbers):
-        """Write the numbers of this step. Counts what was skipped (see `take_step`) and gives up
-        after s.max_skips steps of it in a row."""
+        """Log the numbers of this step. Counts skipped steps (see `take_step`) and gives up after
+        s.max_skips of them in a row."""
         bad = any(math.isnan(v) for k, v in numbers.items() if k.endswith("grad_norm"))
         self.skipped, self.in_a_row = self.skipped + bad, (self.in_a_row + 1) * bad
         if self.skipped:
@@ -142,7 +142,7 @@ class Training:
                  f"tighter --clip (now {s.clip:g}; 0 is none)")
 
     def terminate(self, *_):
-        """SIGTERM: end after this step. Only a note, because a step is not to be cut in two."""
+        """SIGTERM: end after this step. Only sets a flag: a step must not be cut."""
         self.terminated = True
 
     # ------------------------------------------------------------------------------------ states
@@ -153,12 +153,12 @@ class Training:
                       key=lambda file: int(file.name.split("-")[1]))
 
     def shards(self, name):
-        """The folder of what a state has in parts, by the name of its file."""
+        """The folder with the parts of a state, by the name of its file."""
         return self.folder / name.rpartition("-")[0]
 
     def find(self, resume):
-        """The file to go on from: the last state that is whole, checkpoint.json where the run is
-        finished, or "" where there is neither; all ranks agree. Removes what is damaged."""
+        """The file to continue from: the last intact state, checkpoint.json if the run is finished,
+        or "" if there is neither; all ranks agree. Removes damaged states."""
         main, checkpoint = self.world.main, self.folder / "checkpoint.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         names = self.world.gather([[file.name for file in self.states()]])[0]
@@ -177,7 +177,7 @@ class Training:
                       "it is taken", file=sys.stderr)
                 self.keep(names[i + 1 :])
         finished = self.world.gather([checkpoint.exists()])[0]
-        if finished and main:  # a kill may have left what `save` removes
+        if finished and main:  # a killed run may have left files that `save` removes
             meta = json.loads(checkpoint.read_text("utf-8"))
             tidy(self.folder, (meta["weights"], meta["tokenizer"]))
         return checkpoint.name if finished else ""
@@ -187,7 +187,7 @@ class Training:
         return torch.load(self.folder / name, "cpu", weights_only=True, mmap=True)
 
     def is_whole(self, name):
-        """Whether a state is as it was written; each rank reads its share of the shards."""
+        """Whether a state is intact; each rank checks its share of the shards."""
         file, files = self.folder / name, None
         if self.world.main and is_intact(file):
             files = self.read(name).get("files", {})
@@ -197,26 +197,26 @@ class Training:
         return float(self.world.sum(good)) == self.world.size
 
     def keep(self, names):
-        """Remove all that belongs to other states than these, or is half-written."""
+        """Remove all other states, and half-written ones."""
         folders = [self.shards(name).name for name in names]
         for file in self.folder.glob("state-*"):
             if file.name not in (*names, *folders):
                 remove(file)
 
     def tree(self):
-        """All that a step changes, as nested dicts."""
+        """Everything that a step changes, as nested dicts."""
         return {k: bare(v).state_dict() if hasattr(v, "state_dict") else v
                 for k, v in self.parts.items()}
 
     def save(self):
-        """Write a state, then remove all but the last two: until it is whole, they are there."""
-        noise = self.world.gather([rng_state(self.world.device)])  # for what a reader may add
+        """Write a state, and only then remove all but the last two."""
+        noise = self.world.gather([rng_state(self.world.device)])  # for code a reader adds
         name, tree = f"state-{self.step:06}", self.tree()
         files = write_shards(self.folder / name, tree, self.world)
         if not self.world.main:
             return
         if self.file:
-            records.sync(self.file)  # the log never lags behind a state
+            records.sync(self.file)  # the log is never behind a state
         state = {"settings": dataclasses.asdict(self.s), "steps": self.total, "step": self.step,
                  "skipped": self.skipped, "in_a_row": self.in_a_row,
                  "made_from": made_from(), "seconds": self.world.seconds(), "noise": noise,
@@ -225,8 +225,8 @@ class Training:
         self.keep([name] + [f.name for f in self.states() if f.name != name][: bool(self.step)])
 
     def restore(self, name):
-        """Take over a state. It does not matter how many ranks wrote it, or how many read it, or
-        whether either of them had the models in parts. Shards come last, each to its place."""
+        """Load a state. The number of ranks that wrote it or read it does not matter, nor whether
+        the models were or are in parts. Shards are read last, each into its place."""
         state = self.read(name)
         self.compare(state)
         if state["steps"] != self.total and not hasattr(self.s, "iterations"):
@@ -252,8 +252,8 @@ class Training:
             set_rng_state(state["noise"][self.world.rank], self.world.device)
 
     def compare(self, facts):
-        """Stop where this run has other settings, data or models than the one that is to be
-        resumed. facts: of a state or of a finished run; older ones do not say all."""
+        """Stop if this run's settings, data or models differ from those of the run to resume.
+        facts: of a state or of a finished run; older ones do not have all of them."""
         now, settings = dataclasses.asdict(self.s), facts["settings"]
         other = [k for k in now if k not in FREE and settings.get(k, now[k]) != now[k]]
         if other:
@@ -269,7 +269,7 @@ class Training:
     # ------------------------------------------------------------------------------------ faults
 
     def explain(self, error):
-        """What to do about an error of the machine, in one line; None where it is none of those."""
+        """What to do about a system error, in one line; None for other errors."""
         s, again = self.s, f" --resume goes on from the last state ({self.last_state()})."
         text = str(error)
         if isinstance(error, KeyboardInterrupt):
@@ -315,7 +315,7 @@ class Training:
             self.file.close()
 
     def close(self):
-        """The end of the program: an error or a signal is no longer ours."""
+        """The end of the program: gives errors and signals back."""
         self.close_log()
         signal.signal(signal.SIGTERM, self.handler or signal.SIG_DFL)
         sys.excepthook = self.hook
@@ -335,7 +335,7 @@ def set_rng_state(state, device):
 
 
 def round_off(x):
-    """Six digits; None for what is no number: JSON has no word for NaN."""
+    """Six digits; None for NaN and infinity, which JSON does not have."""
     if isinstance(x, float):
         return float(f"{x:.6g}") if math.isfinite(x) else None
     return x

@@ -1,7 +1,7 @@
-"""The ranks of a run: one process, or those that torchrun started; and rows in pieces that fit.
+"""The ranks of a run: one process, or those that torchrun started; and rows in groups that fit.
 
-    World        who computes what, and sums over all
-    micro_batches, scoring_groups    ragged rows in groups
+    World        splits work between ranks, and sums over all
+    micro_batches, scoring_groups    rows of different lengths in groups
 """
 import datetime
 import os
@@ -21,7 +21,7 @@ from settings import THREADS
 class World:
     """The ranks of this run: one process alone, or those that torchrun started.
 
-    Each rank computes on its share of every batch. A loss is the sum over a rank's tokens divided
+    Each rank computes its share of every batch. A loss is the sum over a rank's tokens divided
     by the tokens of the whole world, so that results do not depend on how many ranks there are.
     """
 
@@ -31,7 +31,7 @@ class World:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda":
-            device = f"cuda:{local}"  # which of them: set_device takes no less
+            device = f"cuda:{local}"  # set_device needs the index
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -40,7 +40,7 @@ class World:
         self.timeout = timeout  # seconds that a rank waits for another
         if self.size > 1 and not dist.is_initialized():
             # torchrun keeps one store for all its restarts (pytorch #135712), with the addresses of
-            # the dead in it. Machines do not agree on the count, so that it can only serve on one.
+            # dead ranks in it. The restart count differs between machines: it only helps on one.
             store, *_ = next(dist.rendezvous("env://"))
             alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
             self.store = dist.PrefixStore(f"start {restarts() if alone else 0}", store)
@@ -62,17 +62,17 @@ class World:
     def share(self, rows, spare=None):
         """This rank's part of a list: every size-th row, so that the union is the whole.
 
-        spare: goes to those that would have a row less. Ranks with shards of one model must call
-        it equally often, and with DDP each must call it once.
+        spare: goes to ranks that would have one row less. Ranks that share one sharded model must
+        call the model equally often, and with DDP each must call it once.
         """
         mine = rows[self.rank :: self.size]
         less = spare is not None and len(mine) < -(-len(rows) // self.size)
         return [*mine, spare] if less else mine
 
     def micro_batches(self, lengths, s, copies=None):
-        """`micro_batches` of this rank's rows, as many groups on each rank (see `share`), of the
-        size that the settings s say. Ranks have as many rows, but not as many tokens: a rank with
-        fewer groups splits its largest."""
+        """`micro_batches` of this rank's rows, as many on each rank (see `share`), sized by
+        the settings s. Ranks have as many rows, but not as many tokens: a rank with fewer groups
+        splits its largest."""
         groups = micro_batches(lengths, s.micro_batch, s.micro_batch_tokens, copies)
         if s.micro_batch_tokens and self.size > 1:
             most = torch.tensor(len(groups), device=self.device)
@@ -98,8 +98,8 @@ class World:
         return dict(zip(sums, self.sum(torch.stack(values)).tolist()))
 
     def backward(self, loss):
-        """Gradients of a loss that is this rank's part of a sum. torchrun's ranks average their
-        gradients: hence times their number. Returns the loss, [] float64 without a gradient."""
+        """Gradients of a loss that is this rank's part of a sum. Ranks average their gradients, so
+        it is multiplied by their number. Returns the loss, [] float64 without a gradient."""
         (loss * self.size).backward()
         return loss.detach().double()
 
@@ -121,21 +121,21 @@ class World:
     def wrap(self, model, shard=False, checkpointing=False, offload=False):
         """Let gradients be averaged over ranks on each backward pass (see `sync`).
 
-        shard: each rank keeps its part of the weights, and with it of their gradients and Adam's
-        moments. A block is whole while it computes. A rank alone has the one part that there is.
-        checkpointing: backward computes each block again. offload: the weights stay in the CPU's
-        memory; only what `gathered` lends is on the device.
+        shard: each rank keeps its part of the weights, their gradients and Adam's moments. A block
+        is whole while it computes. With a single rank it has no effect.
+        checkpointing: backward recomputes each block. offload: the weights stay in CPU memory; only
+        what `gathered` lends is on the device.
         """
         if checkpointing:
             for block in model.transformer.h:
                 recompute(block)
         if shard and self.size > 1:
-            from torch.distributed.device_mesh import init_device_mesh  # takes 0.6 s that others
-            from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard  # need not wait
+            from torch.distributed.device_mesh import init_device_mesh  # this import takes 0.6 s
+            from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard  # and few runs need it
             mesh = init_device_mesh(self.device.type, (self.size,))
             where = ({"offload_policy": CPUOffloadPolicy(pin_memory=self.device.type == "cuda")}
                      if offload else {})
-            for part in (*model.transformer.h, model):  # each goes to the device alone
+            for part in (*model.transformer.h, model):  # one at a time on the device
                 fully_shard(part, mesh=mesh, **where)
             return model
         if offload:
@@ -145,21 +145,21 @@ class World:
         return DistributedDataParallel(model) if trains and self.size > 1 else model
 
     def roll_call(self, patience=5):
-        """The ranks that do not answer. Called by all that are left when one went missing."""
+        """The ranks that do not answer. All remaining ranks call it when one is missing."""
         try:
             self.store.set(f"alive/{self.rank}", "")
             time.sleep(patience)
             return [r for r in range(self.size) if not self.store.check([f"alive/{r}"])]
         except RuntimeError:
-            return [0]  # which keeps the list, where torchrun itself does not
+            return [0]  # rank 0 keeps the store if torchrun does not
 
     def seconds(self):
         return round(time.time() - self.started, 1)
 
     def close(self):
         if self.size > 1 and dist.is_initialized():
-            # gloo's thread needs the GIL to let go of the last sum; freed before that, the model
-            # waits for the thread with the GIL in its hand, for ever. Asleep we do not hold it.
+            # gloo's thread needs the GIL to release the last sum. If the model is freed before, we
+            # wait for that thread while holding the GIL, for ever. Sleeping releases the GIL.
             time.sleep(0.2)
             dist.destroy_process_group()
 
@@ -172,7 +172,7 @@ def recompute(block):
         if not torch.is_grad_enabled():
             return forward(*inputs)
         return checkpoint(forward, *inputs, use_reentrant=False,
-                          preserve_rng_state=False)  # dropout owes it nothing
+                          preserve_rng_state=False)  # dropout does not use it
 
     block.forward = checkpointed
 
@@ -183,8 +183,8 @@ def restarts():
 
 
 def micro_batches(lengths, rows, tokens=0, copies=None):
-    """Row numbers in groups of at most `rows`, similar lengths together: little padding. With
-    `tokens`, in groups of at most so many tokens instead (see `groups_by_tokens`)."""
+    """Row indices in groups of at most `rows`, similar lengths together: little padding. With
+    `tokens`, in groups of at most that many tokens instead (see `groups_by_tokens`)."""
     if tokens:
         return groups_by_tokens(lengths, tokens, copies)
     by_length = sorted(range(len(lengths)), key=lambda i: int(lengths[i]))
@@ -192,20 +192,20 @@ def micro_batches(lengths, rows, tokens=0, copies=None):
 
 
 def scoring_groups(lengths, s, world, copies=None):
-    """Row numbers in groups for passes without gradients (validation, scores): with no more tokens,
-    pads counted, than a training pass of such rows would have, and so with less memory; 2^14 at
-    most. s: settings; copies: see `groups_by_tokens`."""
+    """Row indices in groups for passes without gradients (validation, scores). A group has no more
+    tokens, pads counted, than a training pass of such rows, so it needs less memory; 2^14 at most.
+    s: settings; copies: see `groups_by_tokens`."""
     longest = max((n * k for n, k in zip(lengths, copies or [1] * len(lengths))), default=0)
     most = s.micro_batch_tokens or s.micro_batch * longest
     return groups_by_tokens(lengths, min(2**14, -(-s.batch // world.size) * longest, most), copies)
 
 
 def groups_by_tokens(lengths, tokens, copies=None):
-    """Row numbers in groups of at most `tokens` tokens, pads counted. A longer row is alone.
+    """Row indices in groups of at most `tokens` tokens, pads counted. A longer row is alone.
 
-    A group's activations then need the same memory whatever the context; in rows they would not:
-    256 rows of 1,024 tokens are 3 GB for one hidden layer of GPT-2's MLP, 2^14 tokens 200 MB.
-    copies: how many sequences a row stands for, as the completions of a prompt; default one each.
+    A group's activations then need the same memory for any context. Groups of rows would not: 256
+    rows of 1,024 tokens are 3 GB for one hidden layer of GPT-2's MLP, 2^14 tokens 200 MB.
+    copies: sequences that a row stands for, such as a prompt's completions; default one each.
     """
     groups, copies, held = [], copies or [1] * len(lengths), 0
     for i in sorted(range(len(lengths)), key=lambda i: -int(lengths[i])):  # the first is longest
