@@ -83,7 +83,7 @@ def find_files(names):
 
 def read_raw(path, max_bytes, max_line, offset=0, number=1):
     """(number, bytes) of a file's lines, line ends kept, .gz unpacked; starts at byte `offset`,
-    where line `number` begins. Stops if the file exceeds max_bytes, or a line max_line, unpacked."""
+    where line `number` begins. Stops if the file exceeds max_bytes, or a line max_line."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         try:
             file.seek(offset)  # a .gz is unpacked up to here and the result dropped
