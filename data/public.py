@@ -187,7 +187,7 @@ def demonstration(prompt, response, **more):
 def ranking(prompt, texts, ranks, **more):
     """Texts of K completions and their ranks, 1 is best -> the record, or why there is none.
 
-    A completion may be empty: no answer can be better than the other, and is often worse.
+    A completion may be empty: silence can be the better answer, and is often the worse one.
     """
     if len(texts) < 2:
         raise Bad(f"a ranking needs at least 2 completions, got {len(texts)}")
