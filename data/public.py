@@ -83,7 +83,7 @@ def find_files(names):
 
 def read_raw(path, max_bytes, max_line, offset=0, number=1):
     """(number, bytes) of a file's lines, line ends kept, .gz unpacked; starts at byte `offset`,
-    where line `number` begins. Stops if the file exceeds max_bytes, or a line max_line, unpacked."""
+    where line `number` begins. Stops if the file exceeds max_bytes, or a line max_line."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         try:
             file.seek(offset)  # a .gz is unpacked up to here and the result dropped
@@ -187,7 +187,7 @@ def demonstration(prompt, response, **more):
 def ranking(prompt, texts, ranks, **more):
     """Texts of K completions and their ranks, 1 is best -> the record, or why there is none.
 
-    A completion may be empty: no answer can be better than the other, and is often worse.
+    A completion may be empty: silence can be the better answer, and is often the worse one.
     """
     if len(texts) < 2:
         raise Bad(f"a ranking needs at least 2 completions, got {len(texts)}")

@@ -37,7 +37,7 @@ def export(model, tokenizer, folder, max_new_tokens=None):
     pad = tokenizer.eos
     if scalar:
         # Transformers scores the last token that is no pad. That is our EOS, so the pad must be
-        # another token: one more row of the embedding, on which causally no score depends.
+        # another one: a new row of the embedding. Attention is causal: no score depends on it.
         pad, wte = tokenizer.size, weights["transformer.wte.weight"]
         if pad == len(wte):
             weights["transformer.wte.weight"] = torch.cat([wte, torch.zeros_like(wte[:1])])
