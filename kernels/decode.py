@@ -1,4 +1,6 @@
 """Attention of one new token a row over a cache. Plain version: reference.py, `decode_attention`.
+
+    s_t = q.k_t / sqrt(D)        p = softmax of s over the used slots t        o = sum_t p_t v_t
 """
 import functools
 import math
