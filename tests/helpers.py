@@ -13,7 +13,7 @@ VOCAB, EOS = 13, 12  # ids 0..11 are words; a pad's id is one of these: none may
 def tiny(kind=GPT, seed=23, loud=8.0, **changes):
     """A model of two layers whose weights are large enough for its opinions to be strong.
 
-    With this seed its responses to the prompts of test_model.py end at five different lengths.
+    With this seed its responses to the prompts of test_sampler.py end at five different lengths.
     """
     config = dict(vocab_size=VOCAB, block_size=24, n_layer=2, n_head=2, n_embd=16)
     torch.manual_seed(seed)

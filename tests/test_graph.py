@@ -23,7 +23,7 @@ import sampler
 from helpers import EOS, close, tiny
 from sampler import generate, Replay
 from test_kernels import kernels_triton, needs_triton  # noqa: F401  the first is a fixture
-from test_model import always, steps_of
+from test_sampler import always, steps_of
 
 ASKS = (DataDependentOutputException, DynamicOutputShapeException)  # for numbers
 MIXED = [[(7 * i + 3 * j) % 11 for j in range(1 + i * i % 9)] for i in range(21)] + [[EOS]]
