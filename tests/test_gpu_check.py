@@ -62,7 +62,10 @@ def test_all_parts(tmp_path):
     for name in ("ppo-shard-group: runs", "sft-shard-group: runs"):
         assert named[name]["group"] == "gloo" and named[name]["in_parts"]
     assert named["ppo-offload: numbers of ppo"]["error"] <= 1e-5
-    assert 0 < named["SFT with dropout: losses step by step"]["error"] < 1e-3  # rounds otherwise
+    errors = [named[name]["error"] for name in (
+        "SFT with dropout: losses step by step", "reward model: losses step by step",
+        "PPO-ptx: losses of all iterations")]
+    assert 0 < max(errors) < 1e-3, "the second side rounds otherwise; logs have six digits"
     assert named["PPO-ptx: ids of the first iteration"]["rows"] == 8
 
 
