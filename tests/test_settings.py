@@ -21,7 +21,7 @@ from runtime.world import World
 from settings import parse
 
 SCRIPTS = ("sft", "reward", "ppo", "evaluate", "chat", "labels.sample", "labels.simulated",
-           "data.toy.world", "data.public", "data.shards", "evals.figures")
+           "data.toy.world", "data.public", "data.shards", "evals.figures", "evals.report")
 
 
 def of(script):
