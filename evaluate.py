@@ -1,6 +1,6 @@
 """The comparison that the paper is famous for, in the toy world: which model is preferred?
 
-    python evaluate.py                 all models of the demo -> out/demo/results.json, report.md
+    python evaluate.py                 all models of the demo -> out/demo/results.json, report.html
 
 evals/town.py says what is measured and how.
 """
@@ -13,8 +13,8 @@ from settings import Computing, parse  # before torch
 import torch
 
 from data import records
-from evals.report import examples, table
-from evals.town import evaluate
+from evals.report import examples, finished, table
+from evals.town import evaluate, pairs
 from runtime.world import World
 
 MODELS = "base=out/base,prompted=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"
@@ -58,8 +58,9 @@ def main():
         ["# What the feedback did", "", *lines, "", "## Some answers to test prompts",
          *examples(prompts, answers, random.Random(s.seed))]) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    print(f"\nreport: {out}/report.md   numbers: {out}/results.json   all answers: "
-          f"{out}/answers.jsonl")
+    page = finished(out, s.data, {"rm": s.rm, **dict(pairs("models", s.models, "="))})
+    print(f"\nnumbers: {out}/results.json   all answers: {out}/answers.jsonl   as text: "
+          f"{out}/report.md\nreport: {page}")
 
 
 if __name__ == "__main__":

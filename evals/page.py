@@ -309,8 +309,9 @@ WORDS = {  # {section: (title, what it shows)}
                "policy loses here is the alignment tax. The axis is cut.</p>"),
     "training": ("How they learned", "<p>Score and distance rise together. The KL is the price: "
                  "the reward model can be trusted only near the answers that it has seen.</p>"),
-    "answers": ("What they said", "In each category the first of every type of task in the test "
-                "file, not picked for its answers. An answer's number is its gold score.</p>"),
+    "answers": ("What they said", "In each category they are the first of the test file, one of "
+                "each type of task before a second of any; none is picked for its answers. The "
+                "number of an answer is its gold score.</p>"),
     "seconds": ("What it took", "<p>The time of each step, as it was recorded.</p>"),
 }
 

@@ -236,6 +236,8 @@ def test_the_evaluation_reports_every_model(demo):
     assert {c["model"] for c in answers[0]["completions"]} == models
     assert "| gold score |" in (folder / "report.md").read_text()
     assert "gold score" in demo.output["evaluate"]
+    assert "score against distance" in (folder / "report.html").read_text()
+    assert demo.output["evaluate"].endswith("report: out/demo/report.html\n")
 
 
 def test_a_model_of_the_hub_is_evaluated(demo, tmp_path):
