@@ -12,7 +12,7 @@ from itertools import groupby
 
 from data.toy.tasks import gold, is_known, split_courtesy
 from data.toy.town import entities, rude_words, sentences, words
-from evals.pictures import SPACE, colour, score
+from evals.pictures import INK, SPACE, colour, score
 
 GOOD = {"attempts", "constraint"}  # flags that an answer should have; it should lack the others
 TASTE = {"courteous"}  # neither
@@ -151,7 +151,7 @@ def card(record, colours):
         cut = "" if said.get("ended", True) else (
             '<span class="cut" title="stopped at the length limit"> …</span>')
         lines.append(
-            f'<div class="answer"><p class="name {colour(colours.get(said["model"], 0))}">'
+            f'<div class="answer"><p class="name {colour(colours.get(said["model"], INK))}">'
             f'{escape(said["model"])}</p><div><p class="text">'
             f'{marked(said["text"], said.get("marks", ()))}{cut}</p>'
             f'{verdict(said["gold"]) if "gold" in said else ""}</div></div>')

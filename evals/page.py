@@ -7,6 +7,7 @@ from data is escaped; only this package's script may run (the hash in the page's
 """
 import base64
 import hashlib
+import math
 from html import escape
 from pathlib import Path
 
@@ -32,15 +33,17 @@ POLICY = {"score": "score of the reward model", "kl": KL,
 
 def models_of(results):
     """The names of all models, in the order of the results."""
-    tables = ("gold", "flags", "likert", "probes", "parameters")
-    return list(dict.fromkeys(name for t in tables for name in results.get(t) or {}))
+    tables = ("gold", "gold_parts", "flags", "likert", "probes", "probe_kinds", "parameters")
+    tables = [results.get(t) or {} for t in tables] + list((results.get("groups") or {}).values())
+    return list(dict.fromkeys(name for table in tables for name in table))
 
 
 def reach(values, *more):
-    """(low, high) of all that pictures with one axis must show."""
+    """(low, high) of all that pictures with one axis must show; they differ."""
     ends = [m[k] for m in map(measure, values) for k in ("mean", "low", "high")
             if m[k] is not None]
-    return min([*ends, *more]), max([*ends, *more])
+    low, high = min([*ends, *more]), max([*ends, *more])
+    return low, high if high > low else low + 1
 
 
 def preferred(results, colours):
@@ -48,7 +51,7 @@ def preferred(results, colours):
     lines, blind = [], results.get("win_rate_without_taste") or {}
     for pair, value in (results.get("win_rate") or {}).items():
         first, _, second = pair.partition(" vs ")
-        index, seen, domain = colours.get(first, 0), measure(value), (0, 1)
+        index, seen, domain = colours.get(first, INK), measure(value), (0, 1)
         marks, title, under = [mark(seen, domain, index, 10)], told(pair, seen, share), ""
         if pair in blind:
             hidden = measure(blind[pair])
@@ -99,7 +102,7 @@ def probes(results, colours):
     table, out = results.get("probe_kinds") or {}, []
     for kind in dict.fromkeys(k for values in table.values() for k in values):
         values = {name: v.get(kind) for name, v in table.items()}
-        low = min(0.9, ticks(*reach(values.values(), 1))[0])
+        low = min(0.9, ticks(*reach(values.values(), 0.95, 1))[0])
         out.append(panel(kind, rows(values, colours, (low, 1), share, "dot",
                                     axis((low, 1), percent)), counted(values.values())))
     return grid(out)
@@ -166,7 +169,7 @@ def training(results, colours, logs):
     policies = {name: log for name, log in logs.items() if log and "kl" in log[0]}
     colours = {**colours_of(policies), **colours}
     for field, title in POLICY.items():
-        series = [(name, colours[name], [(r["iteration"], r[field]) for r in log if field in r])
+        series = [(name, colours[name], measured(log, "iteration", field))
                   for name, log in policies.items()]
         series = [s for s in series if s[2]]
         if series:
@@ -175,11 +178,21 @@ def training(results, colours, logs):
     return grid(out + distance(results, policies, colours))
 
 
+def measured(log, *fields):
+    """These fields of a log's lines, without lines that lack one or have no number in it."""
+    lines = [tuple(line.get(field) for field in fields) for line in log]
+    return [line for line in lines if all(x is not None and math.isfinite(x) for x in line)]
+
+
+def recent(line, width):
+    """A line [(x, y)] with y's running mean."""
+    return list(zip((x for x, _ in line), smooth([y for _, y in line], width)))
+
+
 def reward_training(results, name, log):
     """The reward model's accuracy on its batches beside that on held-out labels, and its loss."""
     accuracy = results.get("rm_accuracy") or {}
-    steps, width = [r["step"] for r in log], max(1, len(log) // 20)
-    mean = lambda field: list(zip(steps, smooth([r[field] for r in log], width)))
+    mean = lambda field: recent(measured(log, "step", field), max(1, len(log) // 20))
     levels = [(RM.get(k, k), VIOLET if "heldout" in k else INK, v,
                "level dashed" if "ceiling" in k else "level")
               for k, v in accuracy.items() if v is not None]
@@ -194,15 +207,17 @@ def reward_training(results, name, log):
 def distance(results, policies, colours):
     """What the KL bought: the reward model's score on the way, the gold score at the end."""
     gold, out = with_ends(results), []
-    lately = lambda log, field: smooth([r[field] for r in log], 5)
-    way = [(name, colours[name], list(zip(lately(log, "kl"), lately(log, "score"))))
-           for name, log in policies.items()]
+    way = []
+    for name, log in policies.items():
+        if steps := measured(log, "kl", "score"):
+            kl, points = (smooth(values, 5) for values in zip(*steps))
+            way.append((name, colours[name], list(zip(kl, points))))
     if way:
         out.append(panel("score against distance", curves(way, KL, dots=True, from_0=True) + key(
             [(name, i, "curve") for name, i, _ in way]), "mean of 5 iterations"))
     known = {name: m for name, m in gold.items() if m["mean"] is not None}
-    end = [(name, i, [(lately(policies[name], "kl")[-1], known[name]["mean"])])
-           for name, i, _ in way if name in known]
+    end = [(name, i, [(line[-1][0], known[name]["mean"])]) for name, i, line in way
+           if name in known]
     others = {name: m["mean"] for name, m in known.items() if name not in policies}
     best = sorted(others, key=others.get)[-1:]
     levels = [(f"{name} {score(others[name])}", colours[name], others[name], "level dashed")
@@ -225,7 +240,7 @@ def seconds(results, colours):
         return ""
     total = sum(table.values())
     of = {name: colours.get(name, INK) for name in table}
-    return (rows(table, of, (0, max(table.values())), in_seconds)
+    return (rows(table, of, reach(table.values(), 0), in_seconds)
             + f"<p>Together {in_seconds(total)}.</p>")
 
 
@@ -245,8 +260,8 @@ def section(name, title, words, body, style="two"):
             f'<div>{body}</div></section>') if body else ""
 
 
-def tile(number_, words):
-    return f'<div class="tile"><b>{number_}</b><p>{words}</p></div>'
+def tile(head, words):
+    return f'<div class="tile"><b>{head}</b><p>{words}</p></div>'
 
 
 def tiles(results):
@@ -284,9 +299,9 @@ def introduction(results, colours, n):
         about = "; ".join(filter(None, [MODELS.get(name), size and f"{size:,} parameters"]))
         items += (f'<div class="{colour(index)}"><dt class="name">{escape(name)}</dt>'
                   f'<dd>{escape(about)}</dd></div>')
-    asked = f" Each answered the same {n:,} prompts once." if n else ""
     if not colours:
         return ""
+    asked = f" Each answered the same {n:,} prompts once." if n else ""
     return (f'<p class="lead">{len(colours)} models of one town, from a base model, which '
             f'only continues text, to policies trained on preferences.{asked}</p>'
             f'<dl class="models">{items}</dl>')

@@ -82,7 +82,8 @@ def read_logs(folders):
 def write(folder, results, answers, logs, sections=()):
     """Write report.html to a folder; see `evals.page.page`. Returns its path."""
     path = Path(folder, "report.html")
-    path.write_text(page(results, answers, logs, sections), encoding="utf-8")
+    path.write_text(page(results, answers, logs, sections), encoding="utf-8",
+                    errors="replace")
     return path
 
 

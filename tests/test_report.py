@@ -124,7 +124,7 @@ def example(models=MODELS, seed=0):
 
 def example_logs(policies=("ppo", "ppo-ptx")):
     rng = random.Random(1)
-    rm = [{"step": i, "loss": rng.random(), "accuracy": rng.random()} for i in range(1, 700)]
+    rm = [{"step": i, "loss": rng.random(), "accuracy": rng.random()} for i in range(1, 1001)]
     ppo = lambda ptx: [{"iteration": i, "score": rng.gauss(i / 30, .1), "kl": i / 8,
                         "response_length": 12 + rng.random(),
                         **({"loss/ptx": rng.random()} if ptx else {})} for i in range(1, 33)]
@@ -350,6 +350,27 @@ def test_flags_of_an_older_run_are_plain_numbers():
     assert len(shown["attempts the instruction"].all("line", "span")) == 0
 
 
+def test_lines_of_a_log_without_a_number_are_skipped():
+    logs = example_logs()
+    for log, field in ((logs["rm"], "accuracy"), (logs["ppo"], "score"), (logs["ppo-ptx"], "kl")):
+        log[3][field], log[4][field] = None, float("nan")
+    figures = panels(read(example_page(logs=logs)), "training")
+    for title, drawn in (("score of the reward model", [30, 32]), ("score against distance",
+                         [30, 30]), ("KL from the start, nats an episode", [32, 30])):
+        assert [len(line["points"].split()) for line in figures[title].all("polyline")] == drawn
+        assert "nan" not in "".join(line["points"] for line in figures[title].all("polyline"))
+
+
+def test_models_that_are_all_alike_are_drawn():
+    """Nothing is divided by the width of an axis that has none."""
+    for value in (0.0, 1.0):
+        results = {"gold": dict.fromkeys(MODELS, value), "seconds": {"rm": 0.0},
+                   "probe_kinds": {m: {"cloze": value} for m in MODELS},
+                   "groups": {"g": {m: {"gold": value} for m in (*MODELS, "other")}}}
+        tree = read(example_page(results, answers=[], logs={}))
+        assert len(lines(panels(tree, "gold")["gold score"])) == len(MODELS)
+
+
 def test_a_log_of_one_line_is_drawn():
     logs = {name: log[:1] for name, log in example_logs().items()}
     assert "score against distance" in panels(read(example_page(logs=logs)), "training")
@@ -513,7 +534,8 @@ def test_ticks_are_round_and_reach_around_both_ends(low, high):
 def test_curves_are_drawn_where_their_numbers_are():
     """Read the labelled ticks back into a scale; each point must lie where it says."""
     line = [(float(x), x * x - 30.0) for x in range(1, 12)]
-    svg = read(pictures.curves([("a", 0, line)], "step", [("b", 1, 20.0, "level")], dots=True))
+    svg = read(pictures.curves([("a", 0, line)], "step", [("b", 1, 20.0, "level")],
+                               [(2, 5.0, -10.0, 40.0)], dots=True))
     texts = [(t["text-anchor"], float(t["x"]), float(t["y"]) - 4, spoken(t.text))
              for t in svg.all("text")]
     ys = [(y, float(words)) for anchor, _, y, words in texts[:-1] if anchor == "end"]
@@ -525,6 +547,10 @@ def test_curves_are_drawn_where_their_numbers_are():
         assert (px, py) == pytest.approx((scale(xs, x), scale(ys, y)), abs=0.2)
     (level,) = svg.all("line", "level")
     assert float(level["y1"]) == float(level["y2"]) == pytest.approx(scale(ys, 20.0), abs=0.2)
+    (span,) = svg.all("line", "span")
+    drawn_ends = [float(span[k]) for k in ("x1", "x2", "y1", "y2")]
+    assert drawn_ends == pytest.approx([scale(xs, 5.0)] * 2 + [scale(ys, -10.0), scale(ys, 40.0)],
+                                       abs=0.2)
     (dot,) = svg.all("circle")
     assert (float(dot["cx"]), float(dot["cy"])) == drawn[-1]
 
