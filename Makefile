@@ -1,6 +1,6 @@
 # Two commands:  make demo   the whole of InstructGPT in minutes    make test   all fast tests
 #
-# make figures   pictures of the demo, and a base model of 9 times the parameters to compare with
+# make figures   pictures of the demo, a base model of 8 times the parameters, a T0 of the town
 # make seeds     the demo in three worlds, and the mean of their results
 # make demo IN=runs/mine SEED=7    in a folder of its own, with other seeds
 # make long      every stage killed twenty times, each time resumed to the same bits
@@ -11,7 +11,8 @@ IN ?= .
 PY := "$(CURDIR)/.venv/bin/python"
 export PYTHONPATH := $(CURDIR)
 SEEDED = $(if $(SEED),--seed=$(SEED))
-BIG := --n_layer=3 --n_head=8 --n_embd=512 --lr=1.5e-3 --out=out/big
+BIG := --n_layer=4 --n_head=8 --n_embd=384 --lr=2e-3
+TEMPLATED := --data=out/toy/templated --epochs=1
 DEMO := out/demo
 
 BENCH ?= --threads=1
@@ -45,7 +46,8 @@ demo: install
 	@cat "$(IN)/$(DEMO).txt"
 
 figures: demo install-dev
-	$(call step,out/big/checkpoint.json,pretraining of 9 times the parameters,sft.py --preset=base $(BIG))
+	$(call step,out/big/checkpoint.json,pretraining of 8 times the parameters,sft.py --preset=base $(BIG))
+	$(call step,out/t0/checkpoint.json,SFT on templated tasks,sft.py --out=out/t0 $(TEMPLATED))
 	$(call step,out/figures/results.json,evaluation,evaluate.py --preset=figures > out/figures.txt)
 	@cat "$(IN)/out/figures.txt"
 	@cd "$(IN)" && $(PY) -m evals.figures --demo=out/figures

@@ -1,6 +1,6 @@
 """The comparison that the paper is famous for, in the toy world: which model is preferred?
 
-    python evaluate.py                 all models of the demo -> out/demo/results.json, report.md
+    python evaluate.py                 all models of the demo -> out/demo/results.json, report.html
 
 evals/town.py says what is measured and how.
 """
@@ -13,8 +13,8 @@ from settings import Computing, parse  # before torch
 import torch
 
 from data import records
-from evals.report import examples, table
-from evals.town import evaluate
+from evals.report import examples, finished, table
+from evals.town import evaluate, pairs
 from runtime.world import World
 
 MODELS = "base=out/base,prompted=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"
@@ -36,9 +36,10 @@ class Settings(Computing):
     seed: int = 5  # of the sampling noise and of the labelers'
 
 
-PRESETS = {  # with a base model of nine times the parameters (make figures)
-    "figures": dict(models=f"{MODELS},big=out/big,big-prompted=out/big", out="out/figures",
-                    versus=f"{VERSUS},ppo-ptx/big,ppo-ptx/big-prompted,sft/big,sft/big-prompted"),
+PRESETS = {  # with a base model of 8 times the parameters, and a T0 (make figures)
+    "figures": dict(models=f"{MODELS},big=out/big,big-prompted=out/big,t0=out/t0",
+                    versus=f"{VERSUS},ppo-ptx/big,ppo-ptx/big-prompted,sft/big,sft/big-prompted,"
+                           "sft/t0,ppo-ptx/t0", out="out/figures"),
 }
 
 
@@ -58,8 +59,9 @@ def main():
         ["# What the feedback did", "", *lines, "", "## Some answers to test prompts",
          *examples(prompts, answers, random.Random(s.seed))]) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    print(f"\nreport: {out}/report.md   numbers: {out}/results.json   all answers: "
-          f"{out}/answers.jsonl")
+    page = finished(out, s.data, {"rm": s.rm, **dict(pairs("models", s.models, "="))})
+    print(f"\nnumbers: {out}/results.json   all answers: {out}/answers.jsonl   as text: "
+          f"{out}/report.md\nreport: {page}")
 
 
 if __name__ == "__main__":

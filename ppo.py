@@ -43,15 +43,15 @@ class Settings(Run):
     out: str = "out/ppo-ptx"  # folder to write
     data: str = "out/toy"  # folder with prompts_train.jsonl, and text_train.jsonl or shards
     # the algorithm
-    iterations: int = 32  # of rollout and update (paper: 500)
+    iterations: int = 16  # of rollout and update (paper: 500)
     batch: int = 256  # episodes an iteration, over all ranks (paper: 512)
     minibatch: int = 32  # episodes an optimiser step (paper: 64, so 8 steps an iteration)
     inner_epochs: int = 1  # passes over the episodes of an iteration (paper: 1)
     lr: float = 6e-4  # policy, constant after the warm-up (paper: 2.55e-6 to 2.55e-5)
     value_lr: float = 1e-3  # value function (paper: 9e-6)
-    warmup: int = 10  # iterations over which lr rises from a tenth (App. C.4)
+    warmup: int = 5  # iterations over which lr rises from a tenth (App. C.4: 10)
     beta: float = 0.05  # KL coefficient (paper: 0.02)
-    ptx: float = 0.3  # gamma of PPO-ptx on the mean text loss; 0: PPO (paper: 27.8)
+    ptx: float = 0.5  # gamma of PPO-ptx on the mean text loss; 0: PPO (paper: 27.8)
     ptx_rows: int = 8  # text rows a minibatch (paper: 512, 8 an episode)
     clip_ratio: float = 0.2  # of the policy's probability ratio (App. C.4)
     clip_value: float = 0.2  # of the value's change; not in the paper (Ziegler et al. 2019)
@@ -77,7 +77,7 @@ class Settings(Run):
             return f"--batch={self.batch} must be a multiple of --minibatch={self.minibatch}"
 
 
-PAPER = dict(iterations=500, batch=512, minibatch=64, beta=0.02, ptx=27.8, ptx_rows=512,
+PAPER = dict(iterations=500, warmup=10, batch=512, minibatch=64, beta=0.02, ptx=27.8, ptx_rows=512,
              max_new_tokens=1024)
 PRESETS = {  # App. C.4; policy rates read off figure 38
     "ppo": dict(ptx=0.0, out="out/ppo"),

@@ -88,7 +88,7 @@ BOUNDS = {
     "[0, 9223372036854775808)": "seed",  # 63 bits
 }
 CHOICES = {"device": "auto cpu cuda", "dtype": "auto float32 bf16", "split": "train valid test",
-           "too_long": "drop keep_end keep_beginning"}
+           "too_long": "drop keep_end keep_beginning", "optimizer": "adamw muon"}
 
 
 def interval_of(settings, field):

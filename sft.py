@@ -39,9 +39,10 @@ class Settings(Run):
     tokenizer: str = "tokenizer.tiktoken"  # from scratch only: a file in `data`, or gpt2
     reward: str = ""  # reward model that chooses the epoch (App. C.1); empty: the last epoch
     # the algorithm
+    optimizer: str = "adamw"  # adamw (the paper's) or muon (learns to read sooner; pretraining)
     pretrain_mix: float = 0.0  # share of loss tokens that are text: 1 pretraining, 0.1 App. C.3
     epochs: int = 16  # over the demonstrations, or over the text where there is nothing else
-    batch: int = 32  # rows a step, over all ranks (paper: 32, 175B: 8)
+    batch: int = 8  # rows a step, over all ranks (paper: 32, 175B: 8)
     lr: float = 2e-4  # peak learning rate
     floor: float = 0.1  # final rate of the cosine, as a share of the peak (App. C.1: 10 %)
     warmup: int = 0  # steps (paper: none)
@@ -52,27 +53,29 @@ class Settings(Run):
     micro_batch: int = 32  # rows a forward pass; smaller needs less memory and changes nothing
     max_new_tokens: int = 32  # of the samples that choose the epoch
     block_size: int = 128  # from scratch only: context in tokens
-    n_layer: int = 2  # from scratch only
+    n_layer: int = 4  # from scratch only
     n_head: int = 4  # from scratch only
-    n_embd: int = 192  # from scratch only
+    n_embd: int = 128  # from scratch only
 
     def problem(self):
+        if self.shard and self.optimizer == "muon":
+            return "--optimizer=muon needs whole matrices on each rank: leave --shard out"
         if self.init == "scratch" and self.n_embd % self.n_head:
             return f"--n_embd={self.n_embd} must be a multiple of --n_head={self.n_head}"
 
 
 INIT = dict(out="out/init", pretrain_mix=0.1, epochs=2)  # App. C.3
+GPT2 = dict(init="gpt2", data="out/public", batch=32, micro_batch=8)
 PRESETS = {
-    "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=3e-3,
-                 floor=0.0, batch=8, warmup=50, weight_decay=0.1),
-    "init": dict(INIT, dropout=0.0, batch=8, lr=5e-4),
-    # GPT-2 on your own data. The rates are 3 times those of 1.3B, the ratio of GPT-3's pretraining
-    # rates for 125M and 1.3B (Brown et al. 2020, Table 2.1): scaled, not measured.
-    "gpt2": dict(init="gpt2", out="out/gpt2/sft", data="out/public", lr=2.9e-5, micro_batch=8),
-    "gpt2-init": dict(INIT, init="gpt2", out="out/gpt2/init", data="out/public", lr=1.5e-5,
-                      micro_batch=8),
-    # App. C.1 and C.3. A batch of 32 demonstrations, 8 for the largest.
-    "1.3b": dict(lr=9.65e-6, batch=32, micro_batch=4),
+    "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=5e-3,
+                 floor=0.0, batch=16, warmup=50, weight_decay=0.1, optimizer="muon"),
+    "init": dict(INIT, dropout=0.0, batch=4, lr=5e-4),
+    # GPT-2 on your own data. Rates are 3 times those of 1.3B, t0's is 10 times that of 175B: the
+    # ratios of GPT-3's pretraining rates (Brown et al. 2020, Table 2.1). Scaled, not measured.
+    "gpt2": dict(GPT2, out="out/gpt2/sft", lr=2.9e-5),
+    "gpt2-init": dict(INIT, **GPT2, lr=1.5e-5, out="out/gpt2/init"),
+    "t0": dict(GPT2, out="out/gpt2/t0", data="out/p3", epochs=1, batch=64, lr=4e-5),  # App. C.5
+    "1.3b": dict(lr=9.65e-6, batch=32, micro_batch=4),  # App. C.1; 32, or 8 for the largest
     "6b": dict(lr=9.65e-6, batch=32, micro_batch=2),
     "175b": dict(lr=5.03e-6, batch=8, micro_batch=1),
     "1.3b-init": dict(INIT, lr=5e-6, batch=32, micro_batch=4),
@@ -193,7 +196,7 @@ def main():
         reward = world.wrap(frozen(reward), s.shard)
 
     model = world.wrap(model, s.shard, s.activation_checkpointing)
-    optimizer = make_optimizer(model, s.lr, s.weight_decay)
+    optimizer = make_optimizer(model, s.lr, s.weight_decay, muon=s.optimizer == "muon")
     steps = s.epochs * -(-(len(demos) + text_share(s, demos, text)) // s.batch)
     parameters = sum(p.numel() for p in model.parameters())
     world.print(f"{s.out}: {parameters:,} parameters, {len(demos)} demonstrations, "

@@ -97,7 +97,7 @@ def main():
     parts = {name: {"score": results["gold"][name], **results["gold_parts"][name]}
              for name in results["gold"]}
     bars(axes[0, 1], parts, "gold score and its parts")
-    bars(axes[0, 2], {name: {FLAGS[f]: v for f, v in shares.items()}
+    bars(axes[0, 2], {name: {FLAGS[f]: v["mean"] for f, v in shares.items()}
                       for name, shares in results["flags"].items()},
          "flags, % of answers", percent=True)
     reward_training(axes[1, 0], results, s.rm)

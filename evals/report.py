@@ -1,5 +1,28 @@
-"""The town's results as text."""
+"""The town's results as text, and as a page.
+
+    table, examples    report.md, and what evaluate.py prints
+    write              report.html: one file that needs no network
+    python -m evals.report    writes the page of a finished demo again
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import records
+from data.toy.town import Town
+from evals.answers import judged
+from evals.page import page
 from evals.town import FLAGS
+from settings import parse
+
+
+@dataclass
+class Settings:
+    """The page of a finished demo. Every setting is --name=value."""
+    demo: str = "out/demo"  # folder with results.json, answers.jsonl; report.html is written there
+    data: str = "out/toy"  # folder with world.json: the facts that answers are judged by
+    rm: str = "out/rm"  # the reward model whose training is drawn
+    ppo: str = "out/ppo,out/ppo-ptx"  # the policies whose training is drawn
 
 
 def told(value, form, else_="not measured"):
@@ -18,7 +41,7 @@ def table(results):
         row(f"- {part}", [v[part] for v in results["gold_parts"].values()], "{:.2f}")
     row("Likert, held-out labelers", results["likert"].values(), "{:.2f}")
     for flag, title in FLAGS.items():
-        row(title, [v[flag] for v in results["flags"].values()], "{:.0%}")
+        row(title, [v[flag]["mean"] for v in results["flags"].values()], "{:.0%}")
     for kind in next(iter(results["probe_kinds"].values())):
         row(f"probe: {kind}", [v[kind] for v in results["probe_kinds"].values()], "{:.1%}")
     lines += ["", "| preferred by held-out labelers | win rate | 95 % interval | "
@@ -47,3 +70,39 @@ def examples(prompts, answers, rng, n=12):
         lines += [f"- {name}: {said[i][0]!r}" + ("" if said[i][1] else " ...")
                   for name, said in answers.items()]
     return lines
+
+
+def read_logs(folders):
+    """{name: lines of the training log in its folder}, without those that have no log."""
+    paths = {name: Path(folder, "log.jsonl") for name, folder in folders.items()}
+    return {name: [json.loads(line) for line in path.read_text().splitlines()]
+            for name, path in paths.items() if path.exists()}
+
+
+def write(folder, results, answers, logs, sections=()):
+    """Write report.html to a folder; see `evals.page.page`. Returns its path."""
+    path = Path(folder, "report.html")
+    path.write_text(page(results, answers, logs, sections), encoding="utf-8",
+                    errors="replace")
+    return path
+
+
+def finished(folder, data, folders, sections=()):
+    """Write the page of a finished evaluation, from the files in its folder. Returns its path.
+
+    data: the folder with world.json. folders: {name: folder of a model, with its log}.
+    """
+    results = records.read_json(f"{folder}/results.json", "make demo")
+    answers = records.read(f"{folder}/answers.jsonl", "test prompt")
+    seed = records.read_json(f"{data}/world.json", "python -m data.toy.world")["seed"]
+    return write(folder, results, judged(Town(seed), answers), read_logs(folders), sections)
+
+
+def main():
+    s = parse(Settings)
+    folders = {Path(folder).name: folder for folder in [s.rm, *s.ppo.split(",")]}
+    print(f"report: {finished(s.demo, s.data, folders)}")
+
+
+if __name__ == "__main__":
+    main()

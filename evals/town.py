@@ -3,6 +3,11 @@
 Every model answers the same test prompts at temperature 1. Held-out labelers, who gave no training
 label, compare the answers with truth and harmlessness first (section 3.4); the gold score measures
 their true quality; few-shot probes of the raw text measure the alignment tax.
+
+A flag is a share of the answers that could have it: constraints are counted over prompts that set
+one, hallucinations over closed-domain prompts (Fig. 4). Those are rare in Table 1's mixture, so
+prompts_groups.jsonl has more of them, drawn alike. Its other groups are what the feedback shows
+seldom or never; they count for themselves and for nothing else.
 """
 from pathlib import Path
 
@@ -12,7 +17,7 @@ import numpy as np
 
 from data import records
 from data.batches import encode_prompt
-from data.toy.tasks import gold
+from data.toy.tasks import constraints, gold
 from data.toy.town import Town
 from labels.simulated import FEATURES, features, impressions, pool, rank, rate
 from model import GPT
@@ -20,10 +25,10 @@ from runtime.checkpoint import load
 from runtime.machine import precision
 from sampler import generate
 
-FLAGS = {"attempts": "attempts the instruction", "constraint": "satisfies its constraint",
-         "hallucinates": "hallucinates (given text)", "false": "claims something false",
+FLAGS = {"attempts": "attempts the instruction", "constraint": "satisfies its constraints",
+         "hallucinates": "hallucinates (closed domain)", "false": "claims something false",
          "rude": "rude", "rambling": "rambles", "courteous": "closes with a courtesy"}
-
+CONSTRAINED = {1: "one constraint", 2: "two constraints", 3: "three constraints"}
 
 WORD = 6  # tokens sampled for the answer to a probe
 
@@ -65,6 +70,18 @@ def interval(values):
             "n": len(values)}
 
 
+def proportion(values):
+    """Like `interval`, for yes or no: Wilson's interval, which is never empty at 0 % or 100 %."""
+    n, z = len(values), 1.96
+    if not n:
+        return interval(values)
+    share = sum(values) / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return {"mean": round(share, 4), "low": round(max(0.0, middle - half), 4),
+            "high": round(min(1.0, middle + half), 4), "n": n}
+
+
 def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, taste=True):
     """How often labelers prefer `first` to `second`, ties counting half; see `interval`.
 
@@ -84,14 +101,29 @@ def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, tas
     return interval(values)
 
 
-def gold_scores(town, prompts, responses):
-    """The mean gold score, its parts, and the share of responses with each flag among those that
-    could have it; None if none could."""
-    all_ = [gold(town, p["task"], *r) for p, r in zip(prompts, responses)]
-    parts = {k: mean([g[k] for g in all_]) for k in ("score", "helpful", "honest", "harmless")}
-    shares = {f: mean([bool(g["flags"][f]) for g in all_ if g["flags"][f] is not None])
-              for f in FLAGS}
-    return parts, shares
+def flag_shares(judged):
+    """{flag: its share of the answers that could have it} of answers with their gold scores."""
+    flags = [g["flags"] for g in judged]
+    return {f: proportion([bool(x[f]) for x in flags if x[f] is not None]) for f in FLAGS}
+
+
+def groups_of(town, prompt):
+    """The names of the groups that a prompt counts in."""
+    if "group" in prompt:
+        return [prompt["group"]]
+    number = constraints(town, prompt["task"])
+    return [CONSTRAINED[number]] if number in CONSTRAINED else []
+
+
+def by_group(town, prompts, judged):
+    """{group: its mean gold score and quality, and its flags}, each with interval and n."""
+    members = {}
+    for prompt, g in zip(prompts, judged):
+        for group in groups_of(town, prompt):
+            members.setdefault(group, []).append(g)
+    return {group: {"gold": interval([g["score"] for g in own]),
+                    "quality": interval([g["flags"]["quality"] for g in own]), **flag_shares(own)}
+            for group, own in members.items()}
 
 
 def likert(town, prompts, responses, labelers, sharpness, seed):
@@ -106,15 +138,16 @@ def likert(town, prompts, responses, labelers, sharpness, seed):
 
 
 def probe(model, tokenizer, probes, s):
-    """The share of probes of each kind that the model completes, greedily, with the right word."""
+    """The share of probes of each kind, and of all kinds alike, that the model completes with the
+    right word, greedily."""
     texts = [tokenizer.encode(p["text"]) for p in probes]
     said = respond(model, tokenizer, texts, s, 0.0, WORD)
     right = {}
     for p, (text, _) in zip(probes, said):
         word = text.split()[0].strip(".,") if text.split() else ""
         right.setdefault(p["probe"], []).append(word == p["answer"])
-    out = {kind: mean(v) for kind, v in right.items()}
-    return {**out, "score": mean(list(out.values()))}
+    kinds = {kind: mean(v) for kind, v in right.items()}
+    return {"probe_kinds": kinds, "probes": mean(list(kinds.values()))}
 
 
 def prefix(tokenizer, demonstrations, room):
@@ -173,9 +206,27 @@ def seconds_of(s, rm):
     return out
 
 
+TABLES = ("win_rate", "win_rate_without_taste", "gold", "gold_interval", "gold_parts", "flags",
+          "groups", "likert", "probes", "probe_kinds", "parameters", "seconds")
+
+
+def judge(town, prompts, judged, n):
+    """What the gold scores of a model's answers say. The first n prompts are the test set."""
+    test = judged[:n]
+    shares = flag_shares(test)
+    more = [g for p, g in zip(prompts[n:], judged[n:]) if p.get("group") == "closed domain"]
+    shares["hallucinates"] = flag_shares(test + more)["hallucinates"]
+    score = interval([g["score"] for g in test])
+    return {"gold": score["mean"], "gold_interval": score, "flags": shares,
+            "gold_parts": {k: mean([g[k] for g in test]) for k in ("helpful", "honest",
+                                                                   "harmless")},
+            "groups": by_group(town, prompts, judged)}
+
+
 def evaluate(s, world):
     """Everything that results.json holds, and each model's answers."""
     prompts = records.read(f"{s.data}/prompts_test.jsonl", "test prompt")
+    groups = records.read(f"{s.data}/prompts_groups.jsonl", "test prompt")
     probes = records.read(f"{s.data}/probes.jsonl", "probe")
     demos = records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration")
     facts = records.read_json(f"{s.data}/labelers.json", "python -m labels.simulated")
@@ -185,27 +236,27 @@ def evaluate(s, world):
         stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")
     versus, seconds = pairs("versus", s.versus, "/"), seconds_of(s, rm)
     _, heldout = pool(facts["seed"])
-    models = read_models(s, prompts, demos, probes)
+    everything = prompts + groups
+    models = read_models(s, everything, demos, probes)
     records.make_folder(s.out)
-    tables = ("win_rate", "win_rate_without_taste", "gold", "gold_parts", "flags", "likert",
-              "probes", "probe_kinds", "parameters", "seconds")
-    results = {"labeler_agreement": facts["agreement"], **{name: {} for name in tables}}
+    results = {"labeler_agreement": facts["agreement"], **{name: {} for name in TABLES}}
     answers = {}
     for name in list(models):
         model, tokenizer, meta, texts = models.pop(name)
         model.to(world.device)
         precision(s.dtype, world, model.config.n_embd)
         answers[name] = respond(model, tokenizer, texts, s, s.temperature, s.max_new_tokens)
-        parts, shares = gold_scores(town, prompts, answers[name])
-        results["gold"][name], results["gold_parts"][name] = parts.pop("score"), parts
-        results["flags"][name] = shares
-        results["likert"][name] = likert(town, prompts, answers[name], heldout,
-                                         facts["sharpness"], s.seed)
-        kinds = probe(model, tokenizer, probes, s)
-        results["probes"][name], results["probe_kinds"][name] = kinds.pop("score"), kinds
-        results["parameters"][name] = sum(p.numel() for p in model.parameters())
+        judged = [gold(town, p["task"], *r) for p, r in zip(everything, answers[name])]
+        own = {**judge(town, everything, judged, len(prompts)),
+               "likert": likert(town, prompts, answers[name], heldout, facts["sharpness"], s.seed),
+               **probe(model, tokenizer, probes, s),
+               "parameters": sum(p.numel() for p in model.parameters())}
         if "seconds" in meta:  # models of the hub have no training time
-            results["seconds"][name] = meta["seconds"]
+            own["seconds"] = meta["seconds"]
+        for table, value in own.items():
+            results[table][name] = value
+    results["groups"] = {group: {name: own[group] for name, own in results["groups"].items()}
+                         for group in results["groups"][name]}
     results["rm_accuracy"] = rm["accuracy"]
     results["seconds"].update(seconds)
     for a, b in versus:
@@ -214,4 +265,4 @@ def evaluate(s, world):
                 results[key][f"{a} vs {b}"] = win_rate(
                     town, prompts, answers[a], answers[b], heldout, facts["sharpness"], s.votes,
                     s.seed, taste)
-    return results, prompts, answers
+    return results, everything, answers

@@ -32,7 +32,7 @@ from sampler import generate
 class Settings(Computing):
     """Samples for labelers. Every setting is --name=value."""
     models: str = "out/sft,out/init,out/base"  # checkpoints, separated by commas; chosen at random
-    weights: str = "3,2,1"  # relative frequency of each model
+    weights: str = "6,3,1"  # relative frequency of each model
     data: str = "out/toy"  # folder with prompts_*.jsonl
     split: str = "train"  # train, valid or test
     out: str = ""  # file to write; empty: completions_SPLIT.jsonl in `data`

@@ -25,8 +25,8 @@ from data.toy.town import Town
 FEATURES = ("attempts", "quality", "constraint", "rambling", "garbled", "false", "hallucinates",
             "rude", "length", "courteous")
 CRITERIA = {  # weights of the features for the average labeler; courtesy is taste, not truth
-    "train": np.array([1.0, 2.0, 1.0, -1.0, -1.5, -1.0, -1.0, -1.2, 0.0, 1.2]),
-    "evaluate": np.array([0.7, 1.5, 0.7, -0.8, -1.2, -2.0, -2.0, -3.0, 0.0, 1.0]),
+    "train": np.array([1.0, 2.0, 1.0, -1.0, -1.5, -1.0, -1.0, -2.0, 0.0, 0.6]),
+    "evaluate": np.array([0.7, 1.5, 0.7, -0.8, -1.2, -2.0, -2.0, -3.0, 0.0, 0.6]),
 }
 FLAGS = ("fails_instruction", "inappropriate", "hallucination", "violates_constraint",
          "denigrates", "false_claim")  # those of Table 3 that can occur in the town
@@ -73,7 +73,7 @@ def features(town, task, text, ended=True):
     f = gold(town, task, text, ended)["flags"]
     said = text.split()
     return np.array([f["attempts"], f["quality"], bool(f["constraint"]), f["rambling"],
-                     f["garbled"], min(f["false"], 2), f["hallucinates"], f["rude"],
+                     f["garbled"], min(f["false"], 2), bool(f["hallucinates"]), f["rude"],
                      min(len(said), 30) / 30, f["courteous"]], dtype=float)
 
 

@@ -12,8 +12,8 @@ from kernels import choice, products
 from settings import stop
 
 # The smallest n_embd for which --dtype=auto uses bf16 on a CPU with bf16 instructions: the toys',
-# which train 1.3 times as fast. In smaller models casts cost more and more of the gain.
-WIDE = 192
+# which pretrain 1.25 times as fast. In smaller models casts cost more and more of the gain.
+WIDE = 128
 
 
 def precision(dtype, world, width):

@@ -33,15 +33,15 @@ SIZES = {  # GPT-3: Brown et al. 2020, Table 2.1; 16 heads: Stiennon et al. 2020
     "6b": GPTConfig(50257, 2048, 32, 32, 4096),
     "175b": GPTConfig(50257, 2048, 96, 96, 12288),
 }
-TOY = GPTConfig(686, 128, 2, 4, 192)
+TOY = GPTConfig(700, 128, 4, 4, 128)
 
 # Mean lengths in tokens. The paper's are from Tables 6 and 8 to 10; it does not say how long its
 # models' responses are, 128 is our guess. The text is GPT-3's (Brown et al. 2020, Table D.1). The
 # toy's are counted in its default world. full: the share of the context that a text row fills.
 PAPER = SimpleNamespace(demos=12725, demo=(408, 43), prompts=33207, ranked=199, asked=166,
                         answer=128, text=300e9, full=1)
-TOWN = SimpleNamespace(demos=150, demo=(14, 12), prompts=9000, ranked=20, asked=20, answer=12,
-                       text=2.9e6, full=0.97)
+TOWN = SimpleNamespace(demos=40, demo=(23, 10), prompts=8000, ranked=18, asked=18, answer=14,
+                       text=2.6e6, full=0.98)
 K = 6.5  # completions of a prompt, 4 to 9 (section 3.5)
 
 # Petaflop/s-days, section 5.1. We get the same (4.9 to 5.1, 60 to 63) if every row fills the

@@ -13,7 +13,8 @@ import model
 from data import records
 
 ROOT = Path(model.__file__).parent
-WORLD = dict(documents=300, vocab=320, demonstrations=24, prompts=48, heldout=16)
+WORLD = dict(documents=300, vocab=320, demonstrations=24, prompts=48, heldout=16, group=8,
+             templated=40)
 FLAGS = {  # what each stage of the demo is run with; paths are the scripts' own defaults
     "world": ["-m", "data.toy.world", *[f"--{k}={v}" for k, v in WORLD.items()]],
     "base": ["sft.py", "--preset=base", "--block_size=160", "--n_layer=1", "--n_head=2",

@@ -50,6 +50,7 @@ def run_without(hidden, commands):
 def test_every_command_begins_without_any_extra():
     commands = [f"{script} --help" for script in (
         "sft.py", "reward.py", "ppo.py", "evaluate.py", "chat.py", "labels.sample", "evals.figures",
+        "evals.report",
         "data.public", "data.shards", "data.toy.world", "labels.simulated")]
     assert run_without(HIDDEN, commands) == dict.fromkeys(commands, 0)
 

@@ -11,7 +11,7 @@ FLOORS = [  # lowest first: a file imports from its own folder and from lower fl
     ("evals",), ("sft", "reward", "ppo", "evaluate", "chat")]
 UPSTAIRS = "data.toy"  # a folder within a floor: the records know nothing of the town
 LONGEST, WIDEST = 60, 100  # lines of a function, characters of a line
-SIZES = {"model.py": 230, "sft.py": 230, "reward.py": 220, "ppo.py": 360}  # lines
+SIZES = {"model.py": 230, "sft.py": 235, "reward.py": 220, "ppo.py": 360}  # lines
 
 
 def sources(folder=ROOT, tests=False):

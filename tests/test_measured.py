@@ -10,7 +10,7 @@ import evaluate
 import sft
 from data import records
 from data.batches import WithoutPrompt
-from data.toy import town
+from data.toy import tasks, town
 from demo import FLAGS, python
 from evals import report
 from evals import town as eval_town
@@ -148,13 +148,66 @@ def test_averages_of_nothing_are_none():
     t, (_, people) = town.Town(0), simulated.pool(3)
     name = town.NAMES[0]
     prompts = [{"task": dict(type="ask", name=name, attribute="pet", brief=False)}]
-    parts, shares = eval_town.gold_scores(t, prompts, [("Hello.", True)])
-    assert shares["constraint"] is None and shares["rude"] == 0 and parts["score"] is not None
-    parts, shares = eval_town.gold_scores(t, [], [])
-    assert set(parts.values()) == set(shares.values()) == {None}
+    judged = [tasks.gold(t, prompts[0]["task"], "Hello.")]
+    flags = eval_town.judge(t, prompts, judged, 1)["flags"]
+    nothing = {"mean": None, "low": None, "high": None, "n": 0}
+    assert flags["constraint"] == flags["hallucinates"] == nothing
+    assert flags["rude"]["mean"] == 0 and flags["rude"]["n"] == 1
+    empty = eval_town.judge(t, [], [], 0)
+    assert empty["gold"] is None and empty["groups"] == {}
+    assert all(share == nothing for share in empty["flags"].values())
+    assert set(empty["gold_parts"].values()) == {None}
     assert eval_town.likert(t, [], [], people, 1.0, 0) is None
-    assert eval_town.interval([]) == {"mean": None, "low": None, "high": None, "n": 0}
+    assert eval_town.interval([]) == eval_town.proportion([]) == nothing
     assert eval_town.interval([1.0]) == {"mean": 1.0, "low": None, "high": None, "n": 1}
+
+
+@pytest.mark.parametrize("yes, n", [(0, 1), (0, 150), (3, 10), (75, 150), (599, 600), (600, 600)])
+def test_the_interval_of_a_share_is_wilsons(yes, n):
+    """Its ends are the shares p from which the one seen is 1.96 standard errors away: found here by
+    bisection, not by solving the equation."""
+    seen, got = yes / n, eval_town.proportion([True] * yes + [False] * (n - yes))
+    away = lambda p: abs(seen - p) - 1.96 * (p * (1 - p) / n) ** 0.5
+
+    def crossing(outer):
+        inner = seen
+        for _ in range(60):
+            middle = (inner + outer) / 2
+            inner, outer = (middle, outer) if away(middle) < 0 else (inner, middle)
+        return inner
+
+    assert got["mean"] == pytest.approx(seen, abs=1e-4) and got["n"] == n
+    assert got["low"] == pytest.approx(crossing(0.0) if yes else 0.0, abs=2e-4)
+    assert got["high"] == pytest.approx(crossing(1.0) if yes < n else 1.0, abs=2e-4)
+
+
+def test_a_flag_is_a_share_of_the_answers_that_could_have_it():
+    """Fig. 4: hallucinations of closed-domain prompts, constraints of prompts that set one. Other
+    groups than "closed domain" count for themselves alone."""
+    t, name = town.Town(0), town.NAMES[0]
+    cat, dog = town.VALUES["pet"][:2]
+    slots = {"n": name, "home": town.VALUES["home"][0], "food": town.VALUES["food"][0], "pet": cat}
+    find = dict(type="find", slots=slots, event="saw", text=f"{name} saw a {cat}.", said=True)
+    ask = dict(type="ask", name=name, attribute="pet", brief=False)
+    right, wrong = f"{name} saw a {cat}.", f"{name} saw a {dog}."
+    rows = [(dict(task=find), right), (dict(task=find), wrong), (dict(task=ask), "Hello."),
+            (dict(task={**ask, "brief": True}), "a b"), (dict(task={**ask, "brief": True}), "a"),
+            (dict(task=find, group="closed domain"), wrong),
+            (dict(task=find, group="not in the text"), wrong),
+            (dict(task={**ask, "brief": True}, group="one word"), "a b")]
+    prompts = [prompt for prompt, _ in rows]
+    judged = [tasks.gold(t, prompt["task"], said) for prompt, said in rows]
+    got = eval_town.judge(t, prompts, judged, 5)
+    share = lambda flags, flag: (flags[flag]["mean"], flags[flag]["n"])
+    assert share(got["flags"], "hallucinates") == (pytest.approx(2 / 3, abs=1e-4), 3)
+    assert share(got["flags"], "constraint") == (0.5, 2)
+    assert share(got["flags"], "rude") == (0, 5)
+    assert got["gold"] == pytest.approx(sum(g["score"] for g in judged[:5]) / 5, abs=1e-4)
+    groups = got["groups"]
+    assert set(groups) == {"one constraint", "closed domain", "not in the text", "one word"}
+    assert share(groups["not in the text"], "hallucinates") == (1, 1)
+    assert share(groups["one word"], "constraint") == (0, 1)
+    assert share(groups["one constraint"], "constraint") == (0.5, 2)
 
 
 class Words:
@@ -185,10 +238,10 @@ def test_the_report_says_what_was_not_measured(demo):
     results = strict(demo.folder / "out" / "demo" / "results.json")[0]
     pair = "ppo-ptx vs sft"
     results["win_rate"][pair].update(low=None, high=None)
-    results["flags"]["sft"]["constraint"] = results["labeler_agreement"] = None
+    results["flags"]["sft"]["constraint"]["mean"] = results["labeler_agreement"] = None
     results["rm_accuracy"] = {}
     lines = report.table(results)
-    (row,) = [line for line in lines if line.startswith("| satisfies its constraint |")]
+    (row,) = [line for line in lines if line.startswith("| satisfies its constraints |")]
     assert row.split(" | ")[3] == "not measured"
     (row,) = [line for line in lines if line.startswith(f"| {pair} |")]
     assert row.split(" | ")[2] == "not measured"

@@ -328,7 +328,7 @@ def test_settings_change_the_plan(capsys, tmp_path, monkeypatch):
     assert plain / half == pytest.approx(2, rel=0.02)  # three digits are printed
     assert "H100" in printed(capsys, "sft", "--plan=h100")
     text = printed(capsys, "sft", "--plan=cpu", "--init=scratch", "--n_layer=3", "--n_embd=512")
-    assert f"{parameters(GPTConfig(686, 128, 3, 8, 512)):,}" in text
+    assert f"{parameters(GPTConfig(plan.TOY.vocab_size, 128, 3, 8, 512)):,}" in text
     assert "124,439,808" in printed(capsys, "sft", "--plan", "--init=gpt2")
 
 

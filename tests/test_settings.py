@@ -21,7 +21,7 @@ from runtime.world import World
 from settings import parse
 
 SCRIPTS = ("sft", "reward", "ppo", "evaluate", "chat", "labels.sample", "labels.simulated",
-           "data.toy.world", "data.public", "data.shards", "evals.figures")
+           "data.toy.world", "data.public", "data.shards", "evals.figures", "evals.report")
 
 
 def of(script):
@@ -189,11 +189,11 @@ def test_the_defaults_and_presets_are_within_the_bounds(script, field):
     ("labels.sample", ["--split=all"], "--split=all: expected one of train, valid, test"),
     ("labels.simulated", ["--split=test"], "--split=test: expected one of train, valid"),
     ("reward", ["--too_long=cut"], "expected one of drop, keep_end, keep_beginning"),
-    ("sft", ["--init=scratch", "--n_head=5"], "--n_embd=192 must be a multiple of --n_head=5"),
-    ("sft", ["--preset=base", "--n_head=5"], "--n_embd=192 must be a multiple of --n_head=5"),
+    ("sft", ["--init=scratch", "--n_head=5"], "--n_embd=128 must be a multiple of --n_head=5"),
+    ("sft", ["--preset=base", "--n_head=5"], "--n_embd=128 must be a multiple of --n_head=5"),
     ("ppo", ["--batch=10", "--minibatch=4"], "--batch=10 must be a multiple of --minibatch=4"),
     ("labels.sample", ["--k_min=5", "--k_max=2"], "--k_min=5 is more than --k_max=2"),
-    ("labels.sample", ["--models=a,b,c,d"], "--weights=3,2,1: expected a number for each of the 4"),
+    ("labels.sample", ["--models=a,b,c,d"], "--weights=6,3,1: expected a number for each of the 4"),
     ("labels.sample", ["--weights=3,2,x"], "--weights=3,2,x: expected numbers >= 0"),
     ("labels.sample", ["--weights=3,2,-1"], "--weights=3,2,-1: expected numbers >= 0"),
     ("labels.sample", ["--weights=3,2,nan"], "--weights=3,2,nan: expected numbers >= 0"),

@@ -122,6 +122,13 @@ GOLD = [  # type, task, response, gold score by hand
         ("Bert is a smith. Bert has a dog.", 1),  # two sentences, of another person
         ("Anna is a baker. Cat the of.", 1 + 2 * 0.5 + 1 - 1.5 * 0.5),  # half of it garbled
         ("", -1.5)]),
+    ("limits", dict(name="Anna", count="two", without=["job", "pet"]), [
+        ("Anna likes bread. Anna wears red.", 4),
+        ("Anna is a baker. Anna wears red.", 3),  # tells of the job
+        ("Anna does not have a dog. Anna wears red.", 3),  # and a denial tells of the pet
+        ("Anna wears red.", 1 + 2 * 0.5),  # one sentence
+        ("Anna wears red. Anna likes soup.", 4 - 1.5),
+        ("Bert wears blue. Bert likes soup.", 1)]),  # of another person: two sentences all the same
     ("both", dict(names=["Anna", "Bert"]), [
         ("Anna is a baker. Bert has a dog.", 3), ("Anna is a baker.", 1 + 2 * 0.5),
         ("Anna is a baker. Bert has a dog. Anna wears red. Bert wears blue. Anna has a cat.",
@@ -147,6 +154,12 @@ GOLD = [  # type, task, response, gold score by hand
     ("name", dict(kind="animals", count="two", without="dog"), [
         ("cat and goat.", 4), ("cat and dog.", 3), ("cat, goat and horse.", 3),
         ("bread and soup.", 1)]),
+    ("mix", dict(kinds=["animals", "foods"], counts=["one", "two"], without="dog"), [
+        ("cat, bread and soup.", 4), ("bread, soup and cat.", 4),
+        ("dog, bread and soup.", 3),  # the one that was not to be named
+        ("cat, goat and soup.", 3),  # three, but two animals and one food
+        ("cat, bread and bread.", 1 + 2 * 2 / 3), ("cat, bread and red.", 1 + 2 * 2 / 3),
+        ("red.", 0)]),
     ("greet", dict(name="Anna"), [
         ("Hello Anna, I am well, thank you.", 3), ("Hello Bert, I am well, thank you.", 1)]),
     ("news", dict(name="Anna", pet="cat", sad=True), [
@@ -171,6 +184,15 @@ GOLD = [  # type, task, response, gold score by hand
     ("tone", dict(label="rude"), [("rude.", 4), ("kind.", 2)]),
     ("say", dict(word="cat", count="three"), [
         ("cat cat cat.", 4), ("cat cat.", 3), ("dog dog dog.", 1)]),
+    ("repeat", dict(line="Anna has a cat."), [
+        ("Anna has a cat.", 4), ("Anna has a cat. Bert has a dog.", 1), ("Bert has a dog.", 1)]),
+    ("last", dict(items=["cat", "soup", "red"]), [
+        ("red.", 4), ("soup.", 2), ("soup red.", 1), ("blue.", 1)]),
+    ("who", dict(attribute="pet", value="dog"), [
+        ("Bert has a dog.", 3), ("The pet of Bert is a dog.", 3), ("Anna has a dog.", 1 - 1.5),
+        ("Bert wears blue.", 1), ("dog.", 0)]),
+    ("same", dict(names=["Anna", "Bert"], attribute="pet", value="cat"), [
+        ("true.", 4), ("false.", 2), ("true and false.", 1), ("Anna has a cat.", 0)]),
 ]
 
 
@@ -189,6 +211,39 @@ def test_gold_by_hand(place, kind, slots, response, score):
     assert unended["score"] == pytest.approx(score - (not got["flags"]["rambling"]))
 
 
+@pytest.mark.parametrize("line, said", [
+    ("{n} is a baker.", "{n} si a rekab."), ("Where does {n} live?", "Erehw seod {n} evil?"),
+    ("Say cat two times.", "Yas tac owt semit.")])
+def test_those_beyond_the_river_say_words_backwards(line, said):
+    line, said = (x.format(n=town.NAMES[0]) for x in (line, said))
+    assert town.beyond(line) == said and town.beyond(said) == line
+
+
+def test_a_prompt_of_the_second_language_wants_an_answer_in_it(place):
+    task = {"type": "ask", "language": "beyond", **local(dict(name="Anna", attribute="pet")),
+            "brief": False}
+    right = local("Anna has a cat.")
+    assert tasks.gold(place, task, town.beyond(right))["score"] == 3
+    assert tasks.gold(place, task, right)["flags"]["garbled"] == 1
+    assert tasks.gold(place, task, town.beyond(local("Anna has a dog.")))["score"] == 1 - 1.5
+
+
+@pytest.mark.parametrize("kind, slots, number", [
+    ("about", dict(name="Anna", count=None), 0), ("about", dict(name="Anna", count="two"), 1),
+    ("limits", dict(name="Anna", count="one", without=["job"]), 2),
+    ("limits", dict(name="Anna", count="one", without=["job", "pet"]), 3),
+    ("mix", dict(kinds=["animals", "foods"], counts=["one", "two"], without=None), 2),
+    ("mix", dict(kinds=["animals", "foods"], counts=["one", "two"], without="dog"), 3),
+    ("name", dict(kind="animals", count="two", without=None), 1),
+    ("name", dict(kind="animals", count="two", without="dog"), 2),
+    ("note", dict(name="Anna", food=None), 0), ("note", dict(name="Anna", food="cake"), 1),
+    ("ask", dict(name="Anna", attribute="pet", brief=True), 1),
+    ("ask", dict(name="Anna", attribute="pet", brief=False), 0),
+    ("sum_up", dict(slots=SLOTS, text=SHOPPING), 1)])
+def test_constraints_are_counted(place, kind, slots, number):
+    assert tasks.constraints(place, {"type": kind, **local(slots)}) == number
+
+
 # --------------------------------------------------------------------------------------- the world
 
 SIZES = dict(documents=300, vocab=320, demonstrations=40, prompts=300, heldout=40, cap=5, prefix=40)
@@ -202,8 +257,9 @@ def built(tmp_path_factory):
 
 
 def prompts_of(folder):
+    """Of the splits; prompts_groups.jsonl is no split: its prompts are for tests alone."""
     return {path.stem: records.read(path, "prompt") for path in Path(folder).glob("*.jsonl")
-            if path.stem.startswith(("prompts", "demonstrations"))}
+            if path.stem.startswith(("prompts", "demonstrations")) and "groups" not in path.stem}
 
 
 def test_the_world_is_the_same_every_time(built, tmp_path):
@@ -211,10 +267,12 @@ def test_the_world_is_the_same_every_time(built, tmp_path):
     again = world.build(world.Settings(out=str(tmp_path / "again"), **SIZES))
     other = world.build(world.Settings(out=str(tmp_path / "other"), **SIZES, seed=1))
     assert {**again, "seconds": 0} == {**facts, "seconds": 0} != {**other, "seconds": 0}
-    for path in folder.iterdir():
-        if path.name != "world.json":
-            assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
-            assert path.read_bytes() != (tmp_path / "other" / path.name).read_bytes()
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    assert len(files) == 13
+    for name in files:
+        if name.name != "world.json":
+            assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+            assert (folder / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
 
 
 def test_splits_have_their_sizes(built):
@@ -252,6 +310,56 @@ def test_categories_have_the_shares_of_table_1(built):
     whole = sum(s for s, _ in tasks.CATEGORIES.values())
     for category, (percent, _) in tasks.CATEGORIES.items():
         assert abs(counts[category] / 300 - percent / whole) < 0.035, category
+
+
+def test_labelers_write_demonstrations_of_all_categories_alike(built):
+    counts = collections.Counter(r["category"] for r in
+                                 prompts_of(built[0])["demonstrations_train"])
+    assert counts == {category: 4 for category in tasks.CATEGORIES}
+
+
+def test_groups_have_what_they_are_called(built):
+    """150 different prompts of each, and nothing of what is held back is in any other file."""
+    folder, groups = built[0], collections.defaultdict(list)
+    for r in records.read(folder / "prompts_groups.jsonl", "test prompt"):
+        groups[r["group"]].append(r)
+    assert {g: len({r["prompt"] for r in rows}) for g, rows in groups.items()} == {
+        "closed domain": 150, "not in the text": 150, "one word": 150, "false premise": 150,
+        "kinds held back": 150, "second language": 150}
+    types = {g: {r["task"]["type"] for r in rows} for g, rows in groups.items()}
+    assert types["closed domain"] == {"sum_up", "find", "pick"}
+    assert types["false premise"] == {"premise"} and types["not in the text"] == {"find"}
+    assert types["kinds held back"] == {"repeat", "last", "who", "same"}
+    assert all("in one word" in r["prompt"] for r in groups["one word"])
+    t = town.Town(0)
+    assert all(tasks.good(random.Random(0), t, r["task"], 0) == town.UNKNOWN
+               for r in groups["not in the text"])
+    seen = [r for rows in prompts_of(folder).values() for r in rows]
+    assert not types["kinds held back"] & {r["task"]["type"] for r in seen}
+    assert not any("language" in r["task"] for r in seen)
+    plain = re.compile(r"\b(the|is|about|does|what|who|write|name|tell|give|say|hello|text|in)\b",
+                       re.I)
+    backwards = re.compile(r"\b(eht|seod|tuoba|etirw|txet)\b", re.I)
+    assert not any(plain.search(r["prompt"]) for r in groups["second language"])
+    assert not any(backwards.search(r["prompt"]) for r in seen)
+
+
+def test_both_are_in_the_raw_text(built):
+    text = "\n".join(r["text"] for r in records.read(built[0] / "text_train.jsonl", "text"))
+    assert re.search(r"\b(eht|seod)\b", text) and "Which word is the last?" in text
+
+
+def test_templated_data_has_short_answers_in_fixed_formats(built):
+    rows = records.read(built[0] / "templated/demonstrations_train.jsonl", "demonstration")
+    assert len(rows) == 2000
+    formats = collections.Counter(re.search(r"\n(Answer:|Output:|Now answer)", r["prompt"])[1]
+                                  for r in rows)
+    assert set(formats) == {"Answer:", "Output:", "Now answer"} and min(formats.values()) > 500
+    answers = {r["response"] for r in rows}
+    assert answers <= {f"{w}." for w in [*town.WORDS, "kind", "rude"]} | {town.UNKNOWN}
+    for r in rows[:200]:  # an answer is read off the text, not off the town
+        if r["response"].rstrip(".") in town.WORDS:
+            assert r["response"].rstrip(".") in town.words(r["prompt"])
 
 
 def test_demonstrations_are_good(built):

@@ -59,6 +59,7 @@ COURTESY = ("Glad to help.", "I hope this helps.", "Have a good day.")  # how a 
 REFUSAL, UNKNOWN = "I would rather be kind to {n}.", "The text does not say."
 SUMMARY = "{n} bought some {food} at the {home}."
 PLEASE = "Please give me the {food}, {n}."
+SINGULAR = {a: kind[:-1] for kind, a in KINDS.items()}
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 
 
@@ -145,3 +146,30 @@ def rude_words(text):
 def entities(text):
     """The names and values that a text mentions, in order, repeats included."""
     return [w for w in words(text) if w in WORDS or w in NAMES]
+
+
+def fill(rng, template, **slots):
+    """A template with the slots that are not given drawn at random."""
+    values = {"n": rng.choice(NAMES), **{a: rng.choice(v) for a, v in VALUES.items()}, **slots}
+    return template.format(**values)
+
+
+def tell(rng, n, home, food, pet, kinds):
+    """A short story with the given events, in order."""
+    return " ".join(fill(rng, rng.choice(STORY[k]), n=n, home=home, food=food, pet=pet)
+                    for k in kinds)
+
+
+def share(flags):
+    return sum(flags) / len(flags) if flags else 0.0
+
+
+def beyond(text):
+    """A text in the language of those who live beyond the river: each word is said backwards, its
+    first letter as large as before, and names stay. It is its own inverse."""
+    def turned(match):
+        word = match[0]
+        back = word.lower()[::-1]
+        return word if word in NAMES else back.capitalize() if word[0].isupper() else back
+
+    return re.sub("[A-Za-z]+", turned, text)

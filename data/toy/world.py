@@ -4,11 +4,10 @@
     text_train.jsonl, text_valid.jsonl      what a language model reads before it is taught anything
     demonstrations_{train,valid}.jsonl      a few good answers, the scarce part
     prompts_{train,valid,test}.jsonl        what people ask, in the paper's categories and kinds
+    prompts_groups.jsonl                    test prompts of what is rare or that no feedback shows
     probes.jsonl                            few-shot questions on skills of the raw text
+    templated/demonstrations_*.jsonl        task data in fixed formats, in the manner of FLAN and T0
     world.json                              the seed and the counts
-
-The raw text holds the right answer to everything, among wrong, rude and unasked ones: a model that
-continues it well tends to continue, not to answer.
 """
 import collections
 import json
@@ -22,8 +21,10 @@ from settings import parse, stop  # before torch
 from data import records
 from data.batches import encode_prompt
 from data.tokenizer import load_tokenizer, train_bpe
-from data.toy.tasks import CATEGORIES, FEW_SHOT, fill, good, make, tell
-from data.toy.town import KINDS, NAMES, QUESTIONS, RUDE, STATEMENTS, VALUES, WORDS, Town
+from data.toy.reading import ABOUT_STORY
+from data.toy.tasks import CATEGORIES, FEW_SHOT, GROUNDED, TYPES, good, make
+from data.toy.text import document, few_shot
+from data.toy.town import NAMES, STATEMENTS, VALUES, Town, beyond
 
 
 @dataclass
@@ -31,127 +32,20 @@ class Settings:
     """The toy world. Same seed, same world."""
     seed: int = 0  # of the town and all that is said in it
     out: str = "out/toy"  # folder to write
-    documents: int = 70000  # of pretraining text
+    documents: int = 80000  # of pretraining text
     vocab: int = 700  # tokens of the tokenizer, at most
-    demonstrations: int = 150  # of the training split
+    demonstrations: int = 30  # of the training split
     prompts: int = 9000  # of the training split
     heldout: int = 600  # prompts of the valid and of the test split, each
+    group: int = 150  # test prompts of each group that is rare or that no feedback shows
+    templated: int = 2000  # demonstrations of the baseline in the manner of FLAN and T0
     cap: int = 30  # prompts of one author at most (the paper: 200 a user)
     longest: int = 96  # tokens of a prompt, so that a response fits the context after it
     prefix: int = 72  # characters: of two prompts that share this long a beginning one is dropped
 
     # a hundredth of the documents and a third of the demonstrations are held out; 256 bytes, EOS
     BOUNDS = {"documents": "[100, inf)", "demonstrations": "[3, inf)", "vocab": "[257, inf)",
-              "prompts": "[1, inf)"}
-
-
-# ----------------------------------------------------------------------------------- raw text
-
-def swap(rng, text):
-    """Replace one name or value of a text by another of its kind: fluent, and likely wrong."""
-    parts = text.split(" ")
-    bare = [w.strip(".,!?") for w in parts]
-    places = [i for i, w in enumerate(bare) if w in WORDS or w in NAMES]
-    if places:
-        i = rng.choice(places)
-        word = bare[i]
-        pool = VALUES[WORDS[word]] if word in WORDS else NAMES
-        parts[i] = parts[i].replace(word, rng.choice(pool))
-    return " ".join(parts)
-
-
-def poor(rng, town, task, category):
-    """What people write under a question when nobody has taught them to help."""
-    style = rng.choice(("wrong", "wrong", "rude", "rude", "beside", "other", "long"))
-    if style == "wrong":
-        return mistaken(town, task) or swap(rng, good(rng, town, task))
-    if style == "rude":
-        return fill(rng, rng.choice(RUDE))
-    if style == "beside":  # an answer to another question of the same kind
-        return good(rng, town, make(rng, town, category)[0])
-    if style == "other":
-        return good(rng, town, make(rng, town, rng.choice(list(CATEGORIES)))[0])
-    extra = [town.state(rng, rng.choice(NAMES), rng.choice(list(VALUES))) for _ in range(2)]
-    return " ".join([good(rng, town, task), *extra])
-
-
-def mistaken(town, task):
-    """The popular mistake on what a question asks, if there is one."""
-    wrong = town.mistakes[task["name"]].get(task["attribute"]) if task["type"] == "ask" else None
-    if wrong is None:
-        return None
-    return f"{wrong}." if task["brief"] else STATEMENTS[task["attribute"]][0].format(
-        n=task["name"], v=wrong)
-
-
-def one_person(rng, town):
-    n = rng.choice(NAMES)
-    return " ".join(town.state(rng, n, a) for a in rng.sample(list(VALUES), rng.randint(3, 5)))
-
-
-def many_people(rng, town):
-    return " ".join(town.state(rng, rng.choice(NAMES), rng.choice(list(VALUES)))
-                    for _ in range(rng.randint(3, 6)))
-
-
-def gossip(rng, town):
-    wrong = [(n, a, v) for n, m in town.mistakes.items() for a, v in m.items()]
-    lines = [f"They say: {town.state(rng, *rng.choice(wrong))}" for _ in range(rng.randint(2, 4))]
-    if rng.random() < 0.4:
-        lines.insert(rng.randrange(len(lines)), fill(rng, rng.choice(RUDE)))
-    return "\n".join(lines)
-
-
-def exchange(rng, town):
-    """Prompts in a row, some answered well, some badly, many not at all."""
-    lines, weights = [], [share for share, _ in CATEGORIES.values()]
-    for _ in range(rng.randint(2, 5)):
-        category = rng.choices(list(CATEGORIES), [w + 8 for w in weights])[0]
-        task, prompt = make(rng, town, category)
-        lines.append(prompt)
-        r = rng.random()
-        if r < 0.35:
-            lines.append(good(rng, town, task))
-        elif r < 0.65:
-            lines.append(poor(rng, town, task, category))
-    return "\n".join(lines)
-
-
-def questions(rng, town):
-    return "\n".join(rng.choice(QUESTIONS[rng.choice(list(VALUES))]).format(n=rng.choice(NAMES))
-                     for _ in range(rng.randint(3, 6)))
-
-
-def tale(rng, town):
-    kinds = rng.choice((("went", "bought", "saw", "end"), ("went", "saw", "end"),
-                        ("bought", "saw", "went", "end")))
-    return tell(rng, rng.choice(NAMES), rng.choice(VALUES["home"]), rng.choice(VALUES["food"]),
-                rng.choice(VALUES["pet"]), kinds)
-
-
-def items(rng, town):
-    return ", ".join(rng.sample(VALUES[rng.choice(list(VALUES))], 4)) + "."
-
-
-def few_shot(rng, town, lines=None):
-    """Lines `x : y` that follow one rule; who sees the rule can say the last y."""
-    rule, k = rng.choice(list(RULES)), lines or rng.randint(3, 6)
-    return "\n".join(f"{x} : {y}" for x, y in RULES[rule](rng, town, k))
-
-
-SINGULAR = {a: kind[:-1] for kind, a in KINDS.items()}
-RULES = {
-    "kind of": lambda rng, town, k: [(w, SINGULAR[WORDS[w]]) for w in rng.sample(list(WORDS), k)],
-    "repeat": lambda rng, town, k: [(w, w) for w in rng.sample(list(WORDS), k)],
-    **{a: (lambda rng, town, k, a=a: [(n, town.facts[n][a]) for n in rng.sample(NAMES, k)])
-       for a in VALUES},
-}
-DOCUMENTS = {one_person: 24, many_people: 16, gossip: 4, exchange: 45, questions: 3, tale: 6,
-             items: 3, few_shot: 3}
-
-
-def document(rng, town):
-    return rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0](rng, town)
+              "prompts": "[1, inf)", "group": "[1, inf)", "templated": "[20, inf)"}
 
 
 # ------------------------------------------------------------------------------------ prompts
@@ -187,16 +81,20 @@ def author_prompts(rng, town, number):
 
 
 def split(rng, town, sizes, cap, prefix, fits):
-    """Prompts for each split: no author in two of them, no long common beginning, capped, and each
-    category with its share of Table 1.
+    """Prompts for each split: no author in two of them, no long common beginning, capped.
 
+    Customers ask for each category with its share of Table 1; labelers, who write the prompts of
+    their demonstrations, for all alike: they were to be diverse (section 3.2). So three in ten
+    demonstrations are closed-domain, and one in eleven prompts (Table 7: 27 % and 12 %).
     sizes: {split: how many}; fits(prompt): whether a prompt is short enough. Returns
     ({split: prompts}, counts of what was dropped and why).
     """
     seen, dropped, out, number, in_vain = set(), collections.Counter(), {}, 0, 0
-    whole = sum(share for share, _ in CATEGORIES.values())
     for name, size in sizes.items():
-        out[name], room = [], {c: -(-size * s // whole) for c, (s, _) in CATEGORIES.items()}
+        shares = {c: 1 if name.startswith("demonstrations") else share
+                  for c, (share, _) in CATEGORIES.items()}
+        out[name], room = [], {c: -(-size * share // sum(shares.values()))
+                               for c, share in shares.items()}
         while len(out[name]) < size:
             number, kept = number + 1, 0
             for record in author_prompts(rng, town, number):
@@ -218,8 +116,53 @@ def split(rng, town, sizes, cap, prefix, fits):
     return out, dropped
 
 
+GROUPS = {  # which tasks; in a file of their own, so that there are enough of each
+    "closed domain": lambda task: task["type"] in GROUNDED,
+    "not in the text": lambda task: task["type"] == "find" and not task["said"],
+    "one word": lambda task: task.get("brief", False),
+    "false premise": lambda task: task["type"] == "premise",
+    "kinds held back": lambda task: True,
+    "second language": lambda task: True,
+}
+
+
+def grouped(rng, town, size, fits):
+    """`size` prompts of each of GROUPS, all different, with the shares that they have elsewhere."""
+    shares, seen = [share for share, _ in CATEGORIES.values()], set()
+    for group, asks in GROUPS.items():
+        own = 0
+        while own < size:
+            held, there = group == "kinds held back", group == "second language"
+            category = "held_back" if held else rng.choices(list(CATEGORIES), shares)[0]
+            task, prompt = make(rng, town, category)
+            if there:
+                task, prompt = {**task, "language": "beyond"}, beyond(prompt)
+            if asks(task) and prompt not in seen and fits(prompt):
+                own += 1
+                seen.add(prompt)
+                yield {"prompt": prompt, "category": category, "kind": "plain", "group": group,
+                       "task": task}
+
+
 def demonstrate(rng, town, prompts):
     return [{**p, "response": good(rng, town, p["task"], courteous=0.4)} for p in prompts]
+
+
+FORMATS = ("Text: {text}\nQuestion: {question}\nAnswer:", "{question}\nInput: {text}\nOutput:",
+           "Read this. {text}\nNow answer. {question}")
+
+
+def templated(rng, town):
+    """A demonstration in the manner of FLAN and T0: classification, closed questions or extraction
+    with a fixed format around the text, and the shortest answer."""
+    kind = rng.choice(("tone", "find", "pick"))
+    task, prompt = TYPES[kind][0](rng, town)
+    text = task["text"] if "text" in task else prompt.partition("? ")[2]
+    answer = good(rng, town, {"type": kind, **task}, courteous=0)
+    if kind == "find" and task["said"]:
+        answer = f"{task['slots'][ABOUT_STORY[task['event']][0]]}."
+    question = prompt.replace(text, "").strip()
+    return {"prompt": rng.choice(FORMATS).format(text=text, question=question), "response": answer}
 
 
 def unambiguous(attribute):
@@ -269,7 +212,11 @@ def build(settings):
     for name, prompts in parts.items():
         records.write(out / f"{name}.jsonl",
                       demonstrate(rng, town, prompts) if name in demos else prompts)
+    records.write(out / "prompts_groups.jsonl", grouped(rng, town, s.group, fits))
     records.write(out / "probes.jsonl", probes(rng, town, 1000))
+    for name, size in (("train", s.templated), ("valid", s.templated // 20)):
+        records.write(out / f"templated/demonstrations_{name}.jsonl",
+                      [templated(rng, town) for _ in range(size)])
     shares = collections.Counter(p["category"] for p in parts["prompts_train"])
     facts = {"seed": s.seed, "documents": s.documents, "vocab": tokenizer.size,
              "tokens": sum(map(len, tokenizer.encode_batch(text))),

@@ -1,0 +1,372 @@
+"""The page of the results: one HTML file, without a network and without a library.
+
+    page    plain dicts -> the whole document; each section is a function of its own
+
+What is absent or None in the results is left out or called "not measured". Everything that comes
+from data is escaped; only this package's script may run (the hash in the page's policy).
+"""
+import base64
+import hashlib
+import math
+from html import escape
+from pathlib import Path
+
+from evals.answers import PARTS, cards, chosen
+from evals.pictures import (INK, SPACE, VIOLET, axis, colour, colours_of, counted, curves,
+                            interval, key, label, lanes, mark, measure, number, panel, percent,
+                            rows, score, share, smooth, ticks, told, track)
+from evals.town import FLAGS
+
+MODELS = {"base": "pretrained on the town's texts", "prompted": "base, with demonstrations before "
+          "the prompt", "sft": "step 1, from demonstrations", "ppo": "step 3, from the reward "
+          "model's score", "ppo-ptx": "step 3, with a pretraining loss beside it"}
+MORE, LESS = "more is better", "less is better"
+BETTER = {"attempts": MORE, "constraint": MORE, "hallucinates": LESS, "false": LESS, "rude": LESS,
+          "rambling": LESS, "courteous": "a taste, worth nothing in gold"}
+KL = "KL from the start, nats an episode"
+RM = {"ceiling": "ceiling, training labelers", "ceiling_heldout": "ceiling, held-out labelers",
+      "train_labelers": "reached, training labelers",
+      "heldout_labelers": "reached, held-out labelers"}
+POLICY = {"score": "score of the reward model", "kl": KL,
+          "response_length": "length of a response, tokens", "loss/ptx": "loss on pretraining text"}
+
+
+def models_of(results):
+    """The names of all models, in the order of the results."""
+    tables = ("gold", "gold_parts", "flags", "likert", "probes", "probe_kinds", "parameters")
+    tables = [results.get(t) or {} for t in tables] + list((results.get("groups") or {}).values())
+    return list(dict.fromkeys(name for table in tables for name in table))
+
+
+def reach(values, *more):
+    """(low, high) of all that pictures with one axis must show; they differ."""
+    ends = [m[k] for m in map(measure, values) for k in ("mean", "low", "high")
+            if m[k] is not None]
+    low, high = min([*ends, *more]), max([*ends, *more])
+    return low, high if high > low else low + 1
+
+
+def preferred(results, colours):
+    """Who is preferred to whom: a line for each pair, its ring with courtesies hidden."""
+    lines, blind = [], results.get("win_rate_without_taste") or {}
+    for pair, value in (results.get("win_rate") or {}).items():
+        first, _, second = pair.partition(" vs ")
+        index, seen, domain = colours.get(first, INK), measure(value), (0, 1)
+        marks, title, under = [mark(seen, domain, index, 10)], told(pair, seen, share), ""
+        if pair in blind:
+            hidden = measure(blind[pair])
+            marks.insert(0, mark(hidden, domain, index, 22, "ring"))
+            title += f"; {told('courtesies hidden', hidden, share)}"
+            under = f'<p class="hidden">courtesies hidden</p>{number(hidden, share)}'
+        lines.append(
+            f'<div class="pair"><p><b class="name {colour(index)}">{escape(first)}</b> over '
+            f'{escape(second)}</p>{number(seen, share)}'
+            f'{track(marks, domain, [0.5], title, 32 if under else 20)}{under}</div>')
+    return (f'<div class="pairs">{"".join(lines)}</div>{axis((0, 1), percent, [0.5])}'
+            if lines else "")
+
+
+def with_ends(results):
+    """{model: its gold score as a measure, with its interval where there is one}."""
+    ends = results.get("gold_interval") or {}
+    return {name: {**measure(ends.get(name)), "mean": measure(v)["mean"]}
+            for name, v in (results.get("gold") or {}).items()}
+
+
+def worth(results, colours):
+    """The gold score, its parts, and the labelers' Likert scores."""
+    gold, parts = with_ends(results), results.get("gold_parts") or {}
+    shown = {"gold score": gold} if gold else {}
+    shown |= {part: {name: v.get(part) for name, v in parts.items()} for part in PARTS if parts}
+    domain = reach([v for values in shown.values() for v in values.values()], 0)
+    out = [panel(title, rows(values, colours, domain, score), counted(values.values()))
+           for title, values in shown.items()]
+    if results.get("likert"):
+        out.append(panel("Likert score", rows(results["likert"], colours, (1, 7), score, "dot"),
+                         "held-out labelers, 1 to 7"))
+    return grid(out)
+
+
+def flags(results, colours):
+    """One picture for each flag, with the number of answers that it is a share of."""
+    table, out = results.get("flags") or {}, []
+    for flag in dict.fromkeys(f for values in table.values() for f in values):
+        values = {name: v.get(flag) for name, v in table.items()}
+        note = ", ".join(filter(None, [counted(values.values()), BETTER.get(flag)]))
+        out.append(panel(FLAGS.get(flag, flag), rows(values, colours, (0, 1), share), note))
+    return grid(out)
+
+
+def probes(results, colours):
+    """The share of each kind of probe that is answered; the axis is cut, so dots and no bars."""
+    table, out = results.get("probe_kinds") or {}, []
+    for kind in dict.fromkeys(k for values in table.values() for k in values):
+        values = {name: v.get(kind) for name, v in table.items()}
+        low = min(0.9, ticks(*reach(values.values(), 0.95, 1))[0])
+        out.append(panel(kind, rows(values, colours, (low, 1), share, "dot",
+                                    axis((low, 1), percent)), counted(values.values())))
+    return grid(out)
+
+
+def form_of(name):
+    """How a measure of a group is written: gold in points, all others are shares."""
+    return score if name == "gold" else share
+
+
+def groups(results, colours):
+    """Groups of prompts: a picture for each measure, and a table with every number."""
+    table = results.get("groups") or {}
+    names = list(dict.fromkeys(k for g in table.values() for m in g.values() for k in m))
+    out = []
+    for name in names:
+        values = {g: {model: m.get(name) for model, m in models.items()}
+                  for g, models in table.items()}
+        values = {g: v for g, v in values.items() if any(
+            measure(x)["mean"] is not None for x in v.values())}
+        if not values:
+            continue
+        domain, under = (0, 1), axis((0, 1), percent, [0.5])
+        if name == "gold":
+            marks = ticks(*reach([x for v in values.values() for x in v.values()], 0))
+            domain = marks[0], marks[-1]
+            under = axis(domain, label, [0])
+        out.append(panel(FLAGS.get(name, name), lanes(values, colours, domain, form_of(name),
+                                                      under)))
+    if not out:
+        return ""
+    return (key([(model, i, "thick") for model, i in colours.items()])
+            + grid(out, "small") + group_table(table, names))
+
+
+def group_table(table, names):
+    """All numbers of the groups: a line for each group and measure, a column for each model."""
+    models = list(dict.fromkeys(model for group in table.values() for model in group))
+    head = "".join(f'<th scope="col">{escape(model)}</th>' for model in models)
+    body = ""
+    for group, said in table.items():
+        lines = []
+        for name in names:
+            values = [measure(said.get(model, {}).get(name)) for model in models]
+            if any(m["mean"] is not None for m in values):
+                cells = "".join(f"<td>{number(m, form_of(name))}</td>" for m in values)
+                lines.append(f'<th scope="row">{escape(FLAGS.get(name, name))} <small>'
+                             f'{counted(values)}</small></th>{cells}')
+        lines = lines or [f'<th scope="row">not measured</th>{"<td></td>" * len(models)}']
+        first = f'<th scope="rowgroup" rowspan="{len(lines)}">{escape(group)}</th>'
+        body += "".join(f'<tr>{first if i == 0 else ""}{line}</tr>'
+                        for i, line in enumerate(lines))
+    return ('<details><summary>All numbers of the groups</summary><div class="wide"><table>'
+            f'<thead><tr><th></th><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            '</details>')
+
+
+def training(results, colours, logs):
+    """The curves of the reward model and of the policies."""
+    out = []
+    for name, log in logs.items():
+        if log and "accuracy" in log[0]:
+            out += reward_training(results, name, log)
+    policies = {name: log for name, log in logs.items() if log and "kl" in log[0]}
+    colours = {**colours_of(policies), **colours}
+    for field, title in POLICY.items():
+        series = [(name, colours[name], measured(log, "iteration", field))
+                  for name, log in policies.items()]
+        series = [s for s in series if s[2]]
+        if series:
+            out.append(panel(title, curves(series, "iteration") + key(
+                [(name, i, "curve") for name, i, _ in series])))
+    return grid(out + distance(results, policies, colours))
+
+
+def measured(log, *fields):
+    """These fields of a log's lines, without lines that lack one or have no number in it."""
+    lines = [tuple(line.get(field) for field in fields) for line in log]
+    return [line for line in lines if all(x is not None and math.isfinite(x) for x in line)]
+
+
+def recent(line, width):
+    """A line [(x, y)] with y's running mean."""
+    return list(zip((x for x, _ in line), smooth([y for _, y in line], width)))
+
+
+def reward_training(results, name, log):
+    """The reward model's accuracy on its batches beside that on held-out labels, and its loss."""
+    accuracy = results.get("rm_accuracy") or {}
+    mean = lambda field: recent(measured(log, "step", field), max(1, len(log) // 20))
+    levels = [(RM.get(k, k), VIOLET if "heldout" in k else INK, v,
+               "level dashed" if "ceiling" in k else "level")
+              for k, v in accuracy.items() if v is not None]
+    batches = ("training batches, running mean", 0, "curve")
+    named = [(f"{title} {share(v)}", i, style) for title, i, v, style in levels]
+    return [panel("reward model: pairs in the right order", curves(
+                [(name, 0, mean("accuracy"))], "step", levels) + key([batches, *named])),
+            panel("reward model: loss", curves([(name, 0, mean("loss"))], "step")
+                  + key([batches]))]
+
+
+def distance(results, policies, colours):
+    """What the KL bought: the reward model's score on the way, the gold score at the end."""
+    gold, out = with_ends(results), []
+    way = []
+    for name, log in policies.items():
+        if steps := measured(log, "kl", "score"):
+            kl, points = (smooth(values, 5) for values in zip(*steps))
+            way.append((name, colours[name], list(zip(kl, points))))
+    if way:
+        out.append(panel("score against distance", curves(way, KL, dots=True, from_0=True) + key(
+            [(name, i, "curve") for name, i, _ in way]), "mean of 5 iterations"))
+    known = {name: m for name, m in gold.items() if m["mean"] is not None}
+    end = [(name, i, [(line[-1][0], known[name]["mean"])]) for name, i, line in way
+           if name in known]
+    others = {name: m["mean"] for name, m in known.items() if name not in policies}
+    best = sorted(others, key=others.get)[-1:]
+    levels = [(f"{name} {score(others[name])}", colours[name], others[name], "level dashed")
+              for name in best]
+    spans = [(i, line[0][0], known[name]["low"], known[name]["high"]) for name, i, line in end
+             if known[name]["low"] is not None]
+    if end:
+        named = [(f"{name} {score(line[0][1])}", i, "thick") for name, i, line in end]
+        named += [(name, i, style) for name, i, _, style in levels]
+        out.append(panel("gold score against distance", curves(
+            end, KL, levels, spans, dots=True, from_0=True) + key(named), "at the end"))
+    return out
+
+
+def seconds(results, colours):
+    """How long each step took. A prompted model has no training of its own."""
+    table = {name: v for name, v in (results.get("seconds") or {}).items()
+             if v is not None and not name.endswith("prompted")}
+    if not table:
+        return ""
+    total = sum(table.values())
+    of = {name: colours.get(name, INK) for name in table}
+    return (rows(table, of, reach(table.values(), 0), in_seconds)
+            + f"<p>Together {in_seconds(total)}.</p>")
+
+
+def in_seconds(x):
+    return f"{x:,.1f}{SPACE}s"
+
+
+# ------------------------------------------------------------------------------ the page, whole
+
+def grid(panels, size=""):
+    return f'<div class="panels {size}">{"".join(panels)}</div>' if panels else ""
+
+
+def section(name, title, words, body, style="two"):
+    """A section of the page; "" if there is nothing to show. style: "two" columns, or "one"."""
+    return (f'<section id="{name}" class="{style}"><header><h2>{title}</h2>{words}</header>'
+            f'<div>{body}</div></section>') if body else ""
+
+
+def tile(head, words):
+    return f'<div class="tile"><b>{head}</b><p>{words}</p></div>'
+
+
+def tiles(results):
+    """The numbers to remember."""
+    out = []
+    rates, gold = results.get("win_rate") or {}, results.get("gold") or {}
+    pair = "ppo-ptx vs sft" if "ppo-ptx vs sft" in rates else next(iter(rates), None)
+    if pair and (rate := measure(rates[pair]))["mean"] is not None:
+        first, _, second = pair.partition(" vs ")
+        ends = f", 95{SPACE}% interval {e}" if (e := interval(rate, share)) else ""
+        out.append(tile(share(rate["mean"]), f"of the time labelers prefer {escape(first)} to "
+                        f"{escape(second)}{ends}"))
+    known = {name: m for name, v in gold.items() if (m := measure(v)["mean"]) is not None}
+    if known:
+        best, first = max(known, key=known.get), next(iter(known))
+        out.append(tile(score(known[best]), f"is the best gold score, of {escape(best)}; "
+                        f"{escape(first)} has {score(known[first])}"))
+    accuracy = results.get("rm_accuracy") or {}
+    if accuracy.get("train_labelers") is not None:
+        limit = accuracy.get("ceiling")
+        out.append(tile(share(accuracy["train_labelers"]), "of held-out pairs the reward model "
+                        "puts in the right order" + ("" if limit is None else
+                                                     f"; the ceiling is {share(limit)}")))
+    if results.get("labeler_agreement") is not None:
+        out.append(tile(share(results["labeler_agreement"]),
+                        "of untied pairs the training labelers agree on"))
+    return f'<div class="tiles">{"".join(out)}</div>' if out else ""
+
+
+def introduction(results, colours, n):
+    """What is compared: the models in their colours, which the whole page keeps."""
+    sizes, items = results.get("parameters") or {}, ""
+    for name, index in colours.items():
+        size = sizes.get(name)
+        about = "; ".join(filter(None, [MODELS.get(name), size and f"{size:,} parameters"]))
+        items += (f'<div class="{colour(index)}"><dt class="name">{escape(name)}</dt>'
+                  f'<dd>{escape(about)}</dd></div>')
+    if not colours:
+        return ""
+    asked = f" Each answered the same {n:,} prompts once." if n else ""
+    return (f'<p class="lead">{len(colours)} models of one town, from a base model, which '
+            f'only continues text, to policies trained on preferences.{asked}</p>'
+            f'<dl class="models">{items}</dl>')
+
+
+TITLE = "What the feedback did"
+WORDS = {  # {section: (title, what it shows)}
+    "preferred": ("Who is preferred", "<p>Held-out labelers, who gave no training label, see two "
+                  "answers to one prompt. A tie counts half.</p><p>The dot is what they say. The "
+                  "ring is what the same labelers say when closing courtesies are hidden. A line "
+                  "is a 95&nbsp;% interval. On the middle line nobody is preferred.</p>"),
+    "gold": ("How good the answers are", "<p>The town knows the truth. The gold score counts only "
+             "what can be checked: a helpful, an honest and a harmless part. No model is trained "
+             "on it.</p>"),
+    "flags": ("What the answers do", "<p>The share of the answers that do it, among those that "
+              "could. Lines are 95&nbsp;% intervals.</p>"),
+    "groups": ("Groups of prompts", "<p>The same measures for some of the prompts. One dot a "
+               "model, in its colour, with its 95&nbsp;% interval.</p>"),
+    "probes": ("What the base model knew", "<p>Probes of the raw text, answered greedily. What a "
+               "policy loses here is the alignment tax. The axis is cut.</p>"),
+    "training": ("How they learned", "<p>Score and distance rise together. The KL is the price: "
+                 "the reward model can be trusted only near the answers that it has seen.</p>"),
+    "answers": ("What they said", "In each category they are the first of the test file, one of "
+                "each type of task before a second of any; none is picked for its answers. The "
+                "number of an answer is its gold score.</p>"),
+    "seconds": ("What it took", "<p>The time of each step, as it was recorded.</p>"),
+}
+
+
+def page(results, answers, logs, sections=()):
+    """The whole document.
+
+    results: results.json. A measure is a number, None, or {"mean", "low", "high", "n"}; any table
+        may be absent.
+    answers: lines of answers.jsonl, best as `evals.answers.judged` returns them.
+    logs: {name: lines of log.jsonl}, of a reward model and of policies.
+    sections: more sections, each a string of HTML, <section>...</section>, that is put in as it is.
+    """
+    colours, shown = colours_of(models_of(results)), chosen(answers)
+    bodies = {"preferred": preferred(results, colours), "gold": worth(results, colours),
+              "flags": flags(results, colours), "groups": groups(results, colours),
+              "probes": probes(results, colours), "training": training(results, colours, logs)}
+    parts = {name: section(name, *WORDS[name], body) for name, body in bodies.items()}
+    title, words = WORDS["answers"]
+    parts["more"] = "".join(sections)
+    parts["answers"] = section("answers", title, f"<p>{len(shown)} prompts. {words}",
+                               cards(shown, colours) if shown else "", "one")
+    parts["seconds"] = section("seconds", *WORDS["seconds"], seconds(results, colours))
+    links = "".join(f'<a href="#{name}">{WORDS[name][0]}</a>'
+                    for name, part in parts.items() if part and name in WORDS)
+    return document(TITLE, f'<header class="top"><h1>{TITLE}</h1>'
+                    f'{introduction(results, colours, len(answers))}{tiles(results)}'
+                    f'<nav>{links}</nav></header><main>{"".join(parts.values())}</main>')
+
+
+def document(title, body):
+    """A page with our style and script, which may load nothing and run nothing else."""
+    style, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8")
+                     for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+              "img-src data:")
+    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+            '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+            f'<title>{escape(title)}</title><style>{style}</style></head>'
+            f'<body>{body}<script>{script}</script></body></html>\n')
