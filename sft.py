@@ -62,17 +62,17 @@ class Settings(Run):
 
 
 INIT = dict(out="out/init", pretrain_mix=0.1, epochs=2)  # App. C.3
+GPT2 = dict(init="gpt2", data="out/public", micro_batch=8)
 PRESETS = {
     "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=3e-3,
                  floor=0.0, batch=8, warmup=50, weight_decay=0.1),
     "init": dict(INIT, dropout=0.0, batch=8, lr=5e-4),
-    # GPT-2 on your own data. The rates are 3 times those of 1.3B, the ratio of GPT-3's pretraining
-    # rates for 125M and 1.3B (Brown et al. 2020, Table 2.1): scaled, not measured.
-    "gpt2": dict(init="gpt2", out="out/gpt2/sft", data="out/public", lr=2.9e-5, micro_batch=8),
-    "gpt2-init": dict(INIT, init="gpt2", out="out/gpt2/init", data="out/public", lr=1.5e-5,
-                      micro_batch=8),
-    # App. C.1 and C.3. A batch of 32 demonstrations, 8 for the largest.
-    "1.3b": dict(lr=9.65e-6, batch=32, micro_batch=4),
+    # GPT-2 on your own data. Rates are 3 times those of 1.3B, t0's is 10 times that of 175B: the
+    # ratios of GPT-3's pretraining rates (Brown et al. 2020, Table 2.1). Scaled, not measured.
+    "gpt2": dict(GPT2, out="out/gpt2/sft", lr=2.9e-5),
+    "gpt2-init": dict(INIT, **GPT2, out="out/gpt2/init", lr=1.5e-5),
+    "t0": dict(GPT2, out="out/gpt2/t0", data="out/p3", epochs=1, batch=64, lr=4e-5),  # App. C.5
+    "1.3b": dict(lr=9.65e-6, batch=32, micro_batch=4),  # App. C.1; 32, or 8 for the largest
     "6b": dict(lr=9.65e-6, batch=32, micro_batch=2),
     "175b": dict(lr=5.03e-6, batch=8, micro_batch=1),
     "1.3b-init": dict(INIT, lr=5e-6, batch=32, micro_batch=4),

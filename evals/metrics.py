@@ -155,7 +155,7 @@ def bleu_counts(answer, references):
 
 def bleu_of(counts, n):
     """BLEU, 0 to 100, of the sum of `bleu_counts` (sacrebleu, its defaults: 13a, exp)."""
-    counts = [float(x) for x in counts]
+    counts = [round(x) for x in counts]
     return sacrebleu().BLEU.compute_bleu(counts[:4], counts[4:8], *counts[8:],
                                          smooth_method="exp").score
 

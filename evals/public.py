@@ -118,14 +118,15 @@ def fingerprint(items, examples):
 
 
 def kept(path, facts):
-    """The outputs of a finished task, if they were made from the same; else None."""
+    """(outputs, what did not fit) of a finished task, if they were made from the same; or None."""
     if not path.exists():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
     try:
-        return [json.loads(line)["output"] for line in lines[1:]] if (
-            json.loads(lines[0]) == facts) else None
-    except (ValueError, KeyError, IndexError):
+        head, *rest = (json.loads(line) for line in lines if line)
+        return ([row["output"] for row in rest], head["unfit"]) if (
+            head["made_from"] == facts) else None
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -139,16 +140,20 @@ def ask(reader, task, variant, examples, items):
 
 
 def outputs_of(reader, name, variant, examples, items, facts, path):
-    """The outputs of one model for one variant of a task: from the disk, or asked and written."""
+    """(outputs, [examples that did not fit, prompts that were cut]) of one model for one variant
+    of a task: from the disk, or asked and written. None on other ranks than the first."""
     task, world = TASKS[name], reader.world
     found = kept(path, facts) if world.main else None
     if not world.gather([found is not None])[0]:
-        found = ask(reader, task, task.variants[variant], examples, items)
+        reader.dropped = reader.cut = 0
+        outputs = ask(reader, task, task.variants[variant], examples, items)
         if world.main:
-            records.write(path, [facts, *({"prompt": item.prompt, "output": output}
-                                          for item, output in zip(items, found))])
-    # What was read back has lists for tuples: the same is measured after a resume.
-    return json.loads(json.dumps(found)) if world.main else None
+            unfit = [reader.dropped, reader.cut]
+            records.write(path, [{"made_from": facts, "unfit": unfit}, *(
+                {"prompt": item.prompt, "output": output}
+                for item, output in zip(items, outputs))])
+            found = kept(path, facts)  # as after a resume: lists for tuples
+    return found
 
 
 def entries(name, model, variant, items, outputs, judges, s):
@@ -171,10 +176,10 @@ def do_tasks(reader, model, weights, data, judges, results, s):
                      "asked": dataclasses.asdict(TASKS[name].variants[variant]),
                      "new": TASKS[name].new}
             path = Path(s.out, "answers", model, f"{name}.{variant.replace(' ', '_')}.jsonl")
-            dropped, cut = reader.dropped, reader.cut
-            outputs = outputs_of(reader, name, variant, examples, items, facts, path)
-            note(reader, results, f"{model}, {name}, {variant}", dropped, cut)
-            if reader.world.main:
+            found = outputs_of(reader, name, variant, examples, items, facts, path)
+            if found:
+                outputs, unfit = found
+                note(reader.world, results, f"{model}, {name}, {variant}", *unfit)
                 rows = entries(name, model, variant, items, outputs, judges, s)
                 results["results"] += rows
                 records.write_json(f"{s.out}/results.json", results)
@@ -183,13 +188,13 @@ def do_tasks(reader, model, weights, data, judges, results, s):
                                    f"{public_report.shown(first)}")
 
 
-def note(reader, results, where, dropped, cut):
+def note(world, results, where, dropped, cut):
     """Tell and record what did not fit the context."""
-    for n, what in ((reader.dropped - dropped, "examples do not fit the context"),
-                    (reader.cut - cut, "prompts are cut at their beginning to fit the context")):
+    for n, what in ((dropped, "examples do not fit the context"),
+                    (cut, "prompts are cut at their beginning to fit the context")):
         if n:
             results["notes"].append(f"{where}: {n:,} {what}")
-            reader.world.print(results["notes"][-1])
+            world.print(results["notes"][-1])
 
 
 def prefer(s, answers, prompts, results, world):
@@ -227,7 +232,8 @@ def run(s, world):
         model, tokenizer, _ = load(path, {"GPT": GPT}, "python sft.py")
         precision(s.dtype, world, model.config.n_embd)
         weights = made_from()[str(Path(path))]
-        results["models"][name] = {"path": path, "weights": weights, "parameters": sum(p.numel() for p in model.parameters())}
+        results["models"][name] = {"path": path, "weights": weights,
+                                   "parameters": sum(p.numel() for p in model.parameters())}
         reader = Reader(model, tokenizer, world, s.batch_tokens, s.form, s.seed)
         do_tasks(reader, name, weights, data, judges, results, s)
         if prompts:
