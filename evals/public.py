@@ -46,19 +46,19 @@ def read_items(name, task, variant, s):
     """(examples, items, whether they share a file) of a task in one of its variants. The examples
     are from the training file; where there is none, items of the evaluated file, which are then
     left out of it, for every variant alike."""
-    make = lambda paths: [task.item(row, variant) for row in task.read(*paths)]
-    items = make(locate(*task.files["test"], s.files, name))
+    make = lambda row: task.item(row, variant)
+    usable = lambda row: make(row).example
+    rows = task.read(*locate(*task.files["test"], s.files, name))
     most, examples, shared = max(v.shots for v in task.variants.values()), [], False
     if most:
         try:
-            training = make(locate(*task.files["train"], s.files, name))
-            examples, _ = split_off(training, most, s.seed)
+            training = task.read(*locate(*task.files["train"], s.files, name))
+            examples, _ = split_off(training, most, s.seed, usable)
         except (hub.Unavailable, KeyError):
-            examples, items = split_off(items, most, s.seed)
+            examples, rows = split_off(rows, most, s.seed, usable)
             shared = True
-    items = (task.select or some)(items, s.limit, s.seed)
-    shots = task.variants[variant].shots
-    return examples[:shots], items, shared
+    items = (task.select or some)(list(map(make, rows)), s.limit, s.seed)
+    return list(map(make, examples[: task.variants[variant].shots])), items, shared
 
 
 def read_tasks(s, world):

@@ -105,18 +105,19 @@ def accuracy(item, scores):
     """Three ways to choose by log-prob; truth: the number of the right choice.
 
     accuracy: the highest log-prob a token (the paper's rule; it prints "lowest"). acc: the highest
-    log-prob. acc_norm: the highest a byte of the choice. The last two are lm-evaluation-harness's.
+    log-prob. acc_norm: the highest a character of the choice. These two are
+    lm-evaluation-harness's.
     """
     texts = [choice.removeprefix(" ") for choice in item.choices]
     rules = {"accuracy": [total / n for total, n in scores], "acc": [total for total, _ in scores],
-             "acc_norm": [total / len(text.encode()) for (total, _), text in zip(scores, texts)]}
+             "acc_norm": [total / len(text) for (total, _), text in zip(scores, texts)]}
     return {name: float(int(np.argmax(values)) == item.truth) for name, values in rules.items()}
 
 
 ACCURACY = {
     "accuracy": Metric("share of items whose right choice has the highest log-prob a token"),
     "acc": Metric("the same by the choice's total log-prob (lm-evaluation-harness: acc)"),
-    "acc_norm": Metric("the same by log-prob a byte (lm-evaluation-harness: acc_norm)")}
+    "acc_norm": Metric("the same by log-prob a character (lm-evaluation-harness: acc_norm)")}
 
 
 # ----------------------------------------------------------------------------------- files
@@ -136,10 +137,18 @@ def locate(names, where, folder, task):
     if not where.startswith(("http", "hub:")):
         raise hub.Unavailable(f"it has no public home in its original format: {where}")
     if where.startswith("hub:"):
-        return [hub.fetch(where.removeprefix("hub:"), [name], "dataset") for name in names]
+        return [from_hub(where.removeprefix("hub:"), name) for name in names]
     if where.endswith((".zip", ".tgz")):
         return [unpacked(hub.fetch_url(where, task), name) for name in names]
     return [hub.fetch_url(f"{where}/{name}", task) for name in names]
+
+
+def from_hub(repo, name):
+    """The path of a file of a dataset of the hub."""
+    path = hub.fetch(repo, [name], "dataset")
+    if path is None:
+        raise hub.Unavailable(f"there is no {name} in {repo}")
+    return path
 
 
 def unpacked(archive, name):
@@ -211,9 +220,13 @@ def some(items, n, seed):
     return [items[i] for i in sorted(random.Random(f"items {seed}").sample(range(len(items)), n))]
 
 
-def split_off(items, n, seed):
-    """(n items that serve as examples, the others)."""
-    usable = [i for i, item in enumerate(items) if item.example]
-    chosen = random.Random(f"examples {seed}").sample(usable, min(n, len(usable)))
-    rest = set(range(len(items))) - set(chosen)
-    return [items[i] for i in chosen], [items[i] for i in sorted(rest)]
+def split_off(rows, n, seed, usable):
+    """(n random rows that are usable as examples, the others in their own order)."""
+    order, chosen = list(range(len(rows))), []
+    random.Random(f"examples {seed}").shuffle(order)
+    while len(chosen) < n and order:
+        i = order.pop()
+        if usable(rows[i]):
+            chosen.append(i)
+    taken = set(chosen)
+    return [rows[i] for i in chosen], [row for i, row in enumerate(rows) if i not in taken]

@@ -70,7 +70,8 @@ def quac(rng, n):
     said = lambda text: {"text": text, "answer_start": 0}
     return json.dumps({"data": [{"title": "Daffy", "section_title": "Origin", "paragraphs": [
         {"context": f"Duck {i} appeared at the {PLACES[i % 5]}. CANNOTANSWER", "id": f"c{i}",
-         "qas": [{"question": "Where?", "id": f"c{i}q0", "orig_answer": said(f"the {PLACES[i % 5]}"),
+         "qas": [{"question": "Where?", "id": f"c{i}q0",
+                  "orig_answer": said(f"the {PLACES[i % 5]}"),
                   "answers": [said(f"the {PLACES[i % 5]}"), said(PLACES[i % 5])]},
                  {"question": "Why?", "id": f"c{i}q1", "orig_answer": said("CANNOTANSWER"),
                   "answers": [said("CANNOTANSWER")]}]}]} for i in range(n)]})
@@ -118,7 +119,8 @@ def make_all(folder, n=8, training=True, seed=1):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content(rng, n), encoding="utf-8")
     for name in ("newsdiscusstest2015", *["newsdiscussdev2015"] * training):
-        for end, text in (("src.fr", "Le moulin &amp; la ville"), ("ref.en", "The mill &amp; town")):
+        for end, text in (("src.fr", "Le moulin &amp; la ville"),
+                          ("ref.en", "The mill &amp; town")):
             (folder / f"{name}-fren-{end}.sgm").write_text("<doc>" + "".join(
                 f'<seg id="{i}"> {text} numéro {i} ! </seg>\n' for i in range(n)) + "</doc>",
                 encoding="utf-8")

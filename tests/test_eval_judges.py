@@ -27,7 +27,7 @@ def too_much(rows):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server that gives 0.9 to "good", 0.1 to others; `plan` has the codes of its next answers."""
+    """A server that gives 0.9 to "good" and 0.1 to others, or first what `plan` says."""
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -82,7 +82,8 @@ def test_the_reward_model_reads_each_answer_alone(folder):
     from runtime.checkpoint import load
     from model import ScalarGPT
     model, tokenizer, _ = load(folder / "rm", {"ScalarGPT": ScalarGPT}, "")
-    prompts, answers = ["a bold", "jumps " * 5, "x " * 80], [("fox", True), ("", False), ("y", True)]
+    prompts = ["a bold", "jumps " * 5, "x " * 80]
+    answers = [("fox", True), ("", False), ("y", True)]
     got = reward_scores(model, tokenizer, prompts, answers, one_process(), 4096)
     for prompt, (text, ended), score in zip(prompts[:2], answers, got):
         ids = tokenizer.encode(f"{prompt.rstrip()}\n") + tokenizer.encode(text)

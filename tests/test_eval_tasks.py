@@ -2,7 +2,11 @@
 answers scores 1, one that guesses scores chance. Then the suite from settings to its files."""
 import json
 import random
+import re
 import sys
+import tarfile
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +116,25 @@ def test_a_random_model_scores_chance(tmp_path):
         rows = {r["metric"]: r["value"] for r in public.entries(name, "m", variant, items, outputs,
                                                                Judges(), s)}
         assert abs(rows[metric] - expected) < room, (name, rows)
+
+
+def test_the_task_of_the_docs_works(monkeypatch, tmp_path):
+    """The twenty lines of docs/evaluations.md, run as they stand there."""
+    page = (Path(evaluate.__file__).parent / "docs" / "evaluations.md").read_text()
+    source, = re.findall(r"```python\n(.*?)```", page, re.S)
+    module = {}
+    exec(source, module)
+    assert source.count("\n") < 30
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(
+        {"passage": f"It has {i}.", "question": "has it", "answer": i % 3 == 0}) + "\n"
+        for i in range(30)))
+    monkeypatch.setitem(public.TASKS, "boolq", module["TASK"])
+    examples, items, shared = public.read_items("boolq", module["TASK"], "few-shot",
+                                                settings(tmp_path))
+    assert len(examples) == 15 == len(items) and shared
+    outputs = Knows(one_process()).choose(None, examples, items)
+    rows = public.entries("boolq", "m", "few-shot", items, outputs, Judges(), settings(tmp_path))
+    assert [row["value"] for row in rows] == [1.0, 1.0, 1.0]
 
 
 # ---------------------------------------------------------------------------- items and formats
@@ -286,8 +309,8 @@ def test_results_say_everything(files, model, tmp_path, monkeypatch, capsys):
 
 
 def test_the_section_escapes_its_texts():
-    row = {"task": "<b>", "group": "tax", "model": "<m>", "prompt": "&", "metric": "x", "value": 0.5,
-           "low": None, "high": None, "n": 1, "definition": "\"<i>", "seed": 1, "paper": None}
+    row = {"task": "<b>", "group": "tax", "model": "<m>", "prompt": "&", "metric": "x", "n": 1,
+           "value": 0.5, "low": None, "high": None, "definition": "\"<i>", "seed": 1, "paper": None}
     results = {"results": [row], "notes": ["<script>"], "limit": 0, "skipped": {},
                "judges": {"toxicity": "", "truth": "", "info": ""}}
     out = public_report.section(results)
@@ -323,8 +346,6 @@ def test_a_task_without_files_is_skipped_and_told(tmp_path, model, files, capsys
 
 def test_files_come_through_the_cache(tmp_path, monkeypatch):
     """By their URLs, and out of archives."""
-    import tarfile
-    import zipfile
     with zipfile.ZipFile(tmp_path / "RTE.zip", "w") as file:
         file.writestr("RTE/dev.tsv", "zip")
         file.writestr("RTE/other/dev.tsv", "wrong")
