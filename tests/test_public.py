@@ -400,6 +400,7 @@ IRREGULAR = {  # dataset: from a prompt and two texts to its row; and rows of it
     "self-instruct": (lambda p, a, b: {"instruction": p, "instances": [
         {"input": b, "output": a}]}, [{"instruction": "Nothing.", "instances": []}]),
     "p3": (lambda p, a, b: {"prompt": p, "completion": f"{a}<|endoftext|>"}, []),
+    "flan": (lambda p, a, b: {"inputs": p, "targets": a}, []),
     "alpaca-preference": (lambda p, a, b: {"instruction": p, "input": "", "chosen": a,
                                            "rejected": b}, []),
     "hh-rlhf": (lambda p, a, b: {
