@@ -14,6 +14,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -103,6 +104,11 @@ def number(x, who):
     stop(f"{who} gave {records.shorten(str(x))}, expected a number from 0 to 1")
 
 
+def named(value):
+    """A judge as it may be shown: an address can hold a key, in its query or before its host."""
+    return re.sub(r"//[^/@]*@", "//", value.partition("?")[0])
+
+
 class Scores:
     """A file of scores, found by prompt and response."""
 
@@ -133,7 +139,7 @@ class Server:
 
     def __init__(self, address, folder, pause=1.0):
         self.address, self.folder, self.pause = address, folder, pause
-        self.name = address.partition("?")[0]  # what may be printed: a query can hold a key
+        self.name = named(address)
 
     def __call__(self, rows):
         return [self.score(row) for row in tqdm(rows, desc="judge", leave=False)]

@@ -14,7 +14,7 @@ from settings import extra, stop  # before torch
 from data import hub, records
 from evals import (crows, drop, hellaswag, paper, perplexity, preference, public_report, quac, rte,
                    squad, sst, summaries, toxicity, translation, truthfulqa, winogender, wsc)
-from evals.judges import Judges, judge
+from evals.judges import Judges, judge, named
 from evals.loops import Reader
 from evals.metrics import interval
 from evals.tasks import locate, some, split_off
@@ -197,6 +197,22 @@ def note(world, results, where, dropped, cut):
             world.print(results["notes"][-1])
 
 
+def answers_of(reader, model, weights, prompts, s):
+    """[(text, ended)], one answer to each of --prompts: from the disk, or asked and written. On all
+    ranks: they share the work of the reward model."""
+    facts = {"model": weights, "seed": s.seed, "dtype": s.dtype, "temperature": s.temperature,
+             "new": s.max_new_tokens, "prompts": zlib.crc32(json.dumps(prompts).encode())}
+    path = Path(s.out, "answers", model, "preference.jsonl")
+    found = reader.world.gather([kept(path, facts)])[0]
+    if found is None:
+        said = preference.answer(reader, prompts, s)
+        found = said, None
+        if reader.world.main:
+            records.write(path, [{"made_from": facts, "unfit": None}, *(
+                {"prompt": p["prompt"], "output": output} for p, output in zip(prompts, said))])
+    return [tuple(output) for output in found[0]]
+
+
 def prefer(s, answers, prompts, results, world):
     """The rows of the task `preference`."""
     found = []
@@ -224,8 +240,8 @@ def run(s, world):
     prompts = preference.read_prompts(s) if s.prompts else []
     records.make_folder(s.out)
     results = {"suite": "public", "seed": s.seed, "limit": s.limit, "form": s.form,
-               "judges": {"toxicity": s.toxicity, "truth": s.truth.partition("?")[0],
-                          "info": s.info.partition("?")[0]}, "models": {}, "skipped": skipped,
+               "judges": {"toxicity": named(s.toxicity), "truth": named(s.truth),
+                          "info": named(s.info)}, "models": {}, "skipped": skipped,
                "notes": notes, "results": []}
     answers = {}
     for name, path in models:
@@ -237,7 +253,7 @@ def run(s, world):
         reader = Reader(model, tokenizer, world, s.batch_tokens, s.form, s.seed)
         do_tasks(reader, name, weights, data, judges, results, s)
         if prompts:
-            answers[name] = preference.answer(reader, prompts, s)
+            answers[name] = answers_of(reader, name, weights, prompts, s)
     prefer(s, answers, prompts, results, world)
     if world.main:
         finish(s, results)

@@ -83,6 +83,11 @@ def test_a_server_that_fails_is_told(server, tmp_path, codes, tries, complaint):
     assert Server(address, tmp_path, pause=0)(ROWS) == [0.9, 0.1]  # the same command again
 
 
+def test_a_name_holds_no_key():
+    assert judges.named("https://me:secret@host/a?key=secret") == "https://host/a"
+    assert judges.named("profanity") == "profanity" and judges.named("a:b") == "a:b"
+
+
 def test_no_server_is_told(tmp_path):
     with pytest.raises(SystemExit, match="http://127.0.0.1:9/x does not answer"):
         Server("http://127.0.0.1:9/x?key=k", tmp_path, pause=0)(ROWS)

@@ -93,8 +93,9 @@ def test_the_reward_model_reads_each_answer_alone(folder):
     assert got[2] is None
 
 
-def test_two_models_are_compared(folder, tmp_path, capsys):
-    """Each answers every prompt; who has the higher score wins; b against a is the rest."""
+def test_two_models_are_compared(folder, tmp_path, monkeypatch, capsys):
+    """Each answers every prompt; who has the higher score wins; b against a is the rest. A second
+    run takes the answers from the disk."""
     s = evaluate.Settings(
         suite="public", tasks="preference", prompts=str(folder / "prompts.jsonl"),
         models=f"a={folder}/one,b={folder}/two", versus="a/b,b/a", rm=str(folder / "rm"),
@@ -108,6 +109,9 @@ def test_two_models_are_compared(folder, tmp_path, capsys):
     assert one["n"] == 6 and one["value"] + other["value"] == pytest.approx(1)
     assert one["low"] <= one["value"] <= one["high"] and one["prompt"] == "reward"
     assert "| preference | reward | win_rate |" in (tmp_path / "report.md").read_text()
+    monkeypatch.setattr(preference, "answer", None)
+    public.run(s, one_process())
+    assert json.loads((tmp_path / "results.json").read_text())["results"] == results
 
 
 def test_the_reward_models_order_is_the_win_rate(folder, monkeypatch):
