@@ -67,7 +67,7 @@ class Reader:
                 rows.append((self.tokenizer.encode(text + choice), len(self.encode(text))))
         over = max(0, max(len(ids) for ids, _ in rows) - block)
         self.cut += over > 0
-        return [(ids[over:], max(1, min(start, len(ids) - 1) - over)) for ids, start in rows]
+        return [shortened(ids, min(start, len(ids) - 1), over, block) for ids, start in rows]
 
     def windows(self, text):
         """Rows (ids, 1) that predict each token of a text once: the first from an end of text, that
@@ -107,6 +107,7 @@ class Reader:
 
     def complete(self, variant, examples, items, new):
         """[[text] of each item]: what the model writes after each, `variant.copies` times."""
+        new = min(new, self.model.config.block_size // 2)  # a tiny context has no room for more
         room = self.model.config.block_size - new
         prompts = []
         for item in items:
@@ -136,6 +137,15 @@ class Reader:
             for k, i in enumerate(group):
                 out[i] = said[k * copies : (k + 1) * copies]
         return self.world.gather(out)
+
+
+def shortened(ids, start, over, block):
+    """A row (ids, where the choice begins) without its first `over` tokens. One token before the
+    choice stays; a choice that is longer than the context loses its beginning."""
+    over = min(over, start - 1)
+    ids, start = ids[over:], start - over
+    beyond = max(0, len(ids) - block)
+    return ids[beyond:], max(1, start - beyond)
 
 
 def token_bytes(tokenizer, i):

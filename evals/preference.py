@@ -96,8 +96,9 @@ def from_rankings(path, wanted):
 
 @torch.no_grad()
 def reward_scores(model, tokenizer, prompts, answers, world, tokens):
-    """The reward model's score of each answer (text, ended); None where one does not fit."""
-    rows = [encode_prompt(tokenizer, p) + encode_response(tokenizer, *a)
+    """The reward model's score of each answer (text, ended); None where there is none, or where
+    it does not fit."""
+    rows = [encode_prompt(tokenizer, p) + encode_response(tokenizer, *a) if a else []
             for p, a in zip(prompts, answers)]
     rows = [row if len(row) <= model.config.block_size else [] for row in rows]
     out, mine = [None] * len(rows), world.share(list(range(len(rows))))
@@ -137,6 +138,7 @@ def by_town(s, prompts, answers):
     facts = records.read_json(f"{s.data}/labelers.json", "python -m labels.simulated")
     town = Town(records.read_json(f"{s.data}/world.json", "python -m data.toy.world")["seed"])
     _, heldout = pool(facts["seed"])
+    answers = {name: [said or ("", False) for said in own] for name, own in answers.items()}
     out = []
     for a, b in versus(list(answers), s.versus):
         rate = win_rate(town, prompts, answers[a], answers[b], heldout, facts["sharpness"],
@@ -158,14 +160,16 @@ def read_prompts(s):
 
 
 def answer(reader, prompts, s):
-    """[(text, ended)]: one answer to each prompt in the template of the model; ("", False) to one
-    that does not fit its context."""
+    """[(text, ended)]: one answer to each prompt in the template of the model; None to one that
+    does not fit its context."""
     room = reader.model.config.block_size - s.max_new_tokens
     ids = [encode_prompt(reader.tokenizer, p["prompt"]) for p in prompts]
     fit = [i for i, own in enumerate(ids) if len(own) <= room]
-    reader.cut += len(ids) - len(fit)
+    if not fit:
+        stop(f"{s.prompts}: no prompt leaves room for --max_new_tokens={s.max_new_tokens} in a "
+             f"context of {reader.model.config.block_size}")
     said = reader.write([ids[i] for i in fit], s.max_new_tokens, s.temperature)
-    out = [("", False)] * len(ids)
+    out = [None] * len(ids)
     for i, (only,) in zip(fit, said):
         out[i] = only
     return out

@@ -197,9 +197,9 @@ def note(world, results, where, dropped, cut):
             world.print(results["notes"][-1])
 
 
-def answers_of(reader, model, weights, prompts, s):
-    """[(text, ended)], one answer to each of --prompts: from the disk, or asked and written. On all
-    ranks: they share the work of the reward model."""
+def answers_of(reader, model, weights, prompts, results, s):
+    """[(text, ended) or None], an answer to each of --prompts: from the disk, or asked and written.
+    On all ranks: they share the work of the reward model."""
     facts = {"model": weights, "seed": s.seed, "dtype": s.dtype, "temperature": s.temperature,
              "new": s.max_new_tokens, "prompts": zlib.crc32(json.dumps(prompts).encode())}
     path = Path(s.out, "answers", model, "preference.jsonl")
@@ -210,7 +210,11 @@ def answers_of(reader, model, weights, prompts, s):
         if reader.world.main:
             records.write(path, [{"made_from": facts, "unfit": None}, *(
                 {"prompt": p["prompt"], "output": output} for p, output in zip(prompts, said))])
-    return [tuple(output) for output in found[0]]
+    if n := found[0].count(None):
+        results["notes"].append(f"{model}, preference: {n:,} prompts do not fit the context and "
+                                "have no answer")
+        reader.world.print(results["notes"][-1])
+    return [output and tuple(output) for output in found[0]]
 
 
 def prefer(s, answers, prompts, results, world):
@@ -253,7 +257,7 @@ def run(s, world):
         reader = Reader(model, tokenizer, world, s.batch_tokens, s.form, s.seed)
         do_tasks(reader, name, weights, data, judges, results, s)
         if prompts:
-            answers[name] = answers_of(reader, name, weights, prompts, s)
+            answers[name] = answers_of(reader, name, weights, prompts, results, s)
     prefer(s, answers, prompts, results, world)
     if world.main:
         finish(s, results)

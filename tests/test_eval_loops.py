@@ -110,6 +110,21 @@ def test_examples_give_way_and_the_question_stays(tokenizer):
         assert n == len(expected) and total == pytest.approx(sum(expected), abs=1e-4)
 
 
+def test_a_choice_longer_than_the_context(tokenizer):
+    """It loses its beginning; the short choice beside it stays whole, with a token before it."""
+    own = reader(tokenizer, block_size=32)
+    long, short = "the mat " * 30, "sat"
+    (a, n), (b, m) = own.choose(Variant(), [], [Item("cat", [f" {long}", f" {short}"])])[0]
+    assert n == 31
+    ids = tokenizer.encode(f"cat {short}")
+    start = len(tokenizer.encode("cat"))
+    assert m == len(ids) - start
+    expected = sum(sequence_logprobs(own.model, ids[start - 1 :]))
+    assert b == pytest.approx(expected, abs=1e-4)
+    ids = tokenizer.encode(f"cat {long}")[-32:]
+    assert a == pytest.approx(sum(sequence_logprobs(own.model, ids)), abs=1e-3)
+
+
 def test_a_long_text_is_read_once(tokenizer):
     """In windows: each token is predicted once, the first of a later window from the one before."""
     own = reader(tokenizer, block_size=16)

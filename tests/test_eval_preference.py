@@ -74,7 +74,8 @@ def folder(tmp_path_factory):
              tokenizer, Settings())
     save(folder / "rm", tiny_scalar(vocab_size=tokenizer.size, block_size=64), tokenizer,
          Settings())
-    records.write(folder / "prompts.jsonl", [{"prompt": f"bold {i}"} for i in range(6)])
+    records.write(folder / "prompts.jsonl", [{"prompt": "bold " * (1 + 40 * (i == 6)) + str(i)}
+                                             for i in range(7)])
     return folder
 
 
@@ -108,6 +109,7 @@ def test_two_models_are_compared(folder, tmp_path, monkeypatch, capsys):
     one, other = rows["a vs b", "win_rate"], rows["b vs a", "win_rate"]
     assert one["n"] == 6 and one["value"] + other["value"] == pytest.approx(1)
     assert one["low"] <= one["value"] <= one["high"] and one["prompt"] == "reward"
+    assert "a, preference: 1 prompts do not fit" in (tmp_path / "report.md").read_text()
     assert "| preference | reward | win_rate |" in (tmp_path / "report.md").read_text()
     monkeypatch.setattr(preference, "answer", None)
     public.run(s, one_process())
