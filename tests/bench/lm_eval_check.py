@@ -22,6 +22,8 @@ os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALL
 
 import lm_eval  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.tasks._yaml_loader import load_yaml  # noqa: E402
 
 from data.tokenizer import load_tokenizer  # noqa: E402
 from eval_files import make_all  # noqa: E402
@@ -31,6 +33,11 @@ from helpers import one_process, tiny  # noqa: E402
 from runtime.huggingface import export  # noqa: E402
 
 TOLERANCE = 1e-4
+YAML = {  # where the harness describes its tasks
+    "hellaswag": "hellaswag/hellaswag.yaml", "rte": "glue/rte/default.yaml",
+    "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1.yaml",
+    "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
+    "crows_pairs_english": "crows_pairs/crows_pairs_english.yaml"}
 PAIRS = [  # (our task, variant, the harness's task, its split, {our metric: its metric})
     ("hellaswag", "harness", "hellaswag", "validation", {"acc": "acc", "acc_norm": "acc_norm"}),
     ("rte", "harness", "rte", "validation", {"acc": "acc"}),
@@ -59,10 +66,13 @@ def theirs(name, split, rows, model, folder):
     """[({metric: number}, [log-likelihood of each choice])] of the harness, in the rows' order."""
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row_for(name, row)) + "\n" for row in rows))
-    config = {"task": name, "dataset_path": "json", "dataset_name": None, "training_split": None,
+    home = Path(lm_eval.__file__).parent / "tasks" / YAML[name]
+    config = {**load_yaml(home, resolve_func=True), "task": name, "dataset_path": "json",
+              "dataset_name": None, "training_split": None, "tag": None,
               "dataset_kwargs": {"data_files": {split: str(path)}}}
-    samples = lm_eval.simple_evaluate(model, tasks=[config], num_fewshot=0, bootstrap_iters=0,
-                                      log_samples=True)["samples"][name]
+    samples = lm_eval.simple_evaluate(
+        model, tasks=[config], num_fewshot=0, bootstrap_iters=0, log_samples=True,
+        task_manager=TaskManager(include_defaults=False))["samples"][name]
     return [(s, [float(r[0][0] if isinstance(r[0], (list, tuple)) else r[0]) for r in s["resps"]])
             for s in sorted(samples, key=lambda s: s["doc_id"])]
 
