@@ -1,8 +1,10 @@
 """The comparison that the paper is famous for, in the toy world: which model is preferred?
 
     python evaluate.py                 all models of the demo -> out/demo/results.json, report.html
+    python evaluate.py --suite=public --models=gpt2=gpt2,sft=out/gpt2/sft     public benchmarks
 
-evals/town.py says what is measured and how.
+evals/town.py says what is measured and how; evals/public.py does so for the public benchmarks
+(docs/evaluations.md).
 """
 import random
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from settings import Computing, parse  # before torch
 import torch
 
 from data import records
+from evals import public
 from evals.report import examples, finished, table
 from evals.town import evaluate, pairs
 from runtime.world import World
@@ -25,15 +28,31 @@ VERSUS = "ppo-ptx/base,ppo-ptx/prompted,ppo-ptx/sft,ppo/sft,sft/base,ppo-ptx/ppo
 class Settings(Computing):
     """The evaluation. Every setting is --name=value."""
     # what is compared
+    suite: str = "toy"  # toy: the town; public: the paper's public evaluations
     models: str = MODELS  # name=checkpoint; a name that ends in "prompted" gets a few-shot prefix
     rm: str = "out/rm"  # the reward model whose accuracy is reported
     data: str = "out/toy"  # folder with prompts_test.jsonl and probes.jsonl
-    out: str = "out/demo"  # folder to write
+    out: str = ""  # folder to write; empty: out/demo, or out/evals for the public suite
     versus: str = VERSUS  # comparisons to report, model/model
     votes: int = 5  # held-out labelers asked about each pair of answers
     max_new_tokens: int = 32  # as in training
     temperature: float = 1.0  # of the answers; the paper does not state its own
-    seed: int = 5  # of the sampling noise and of the labelers'
+    seed: int = 5  # of the sampling noise, the labelers', the examples and the bootstrap
+    # the public suite
+    tasks: str = ""  # names with commas between; empty: all whose files are there
+    files: str = ""  # folder with the benchmarks' files; empty: download them
+    limit: int = 0  # items of each task, chosen by the seed; 0: all
+    form: str = "text"  # of prompts: text, as in the paper; template, as in our training
+    batch_tokens: int = 8192  # read at a time, pads counted; less needs less memory
+    toxicity: str = "profanity"  # scorer: profanity, detoxify, module:function, URL, scores.jsonl
+    truth: str = ""  # judge of truth: module:function, URL or scores.jsonl; empty: a stand-in
+    info: str = ""  # judge of informativeness, likewise
+    prompts: str = ""  # preference: a file of prompts that every model answers
+    judge: str = "reward"  # preference: of these answers: reward (--rm), or town (its labelers)
+    rankings: str = ""  # preference: a file of people's rankings
+
+    CHOICES = {"suite": "toy public", "form": "text template", "judge": "reward town"}
+    BOUNDS = {"limit": "[0, inf)", "batch_tokens": "[1, inf)"}
 
 
 PRESETS = {  # with a base model of 8 times the parameters, and a T0 (make figures)
@@ -45,8 +64,11 @@ PRESETS = {  # with a base model of 8 times the parameters, and a T0 (make figur
 
 def main():
     s = parse(Settings, PRESETS)
+    s.out = s.out or {"toy": "out/demo", "public": "out/evals"}[s.suite]
     world = World(s.seed, s.device)
     torch.set_grad_enabled(False)
+    if s.suite == "public":
+        return public.run(s, world)
     results, prompts, answers = evaluate(s, world)
     results["seconds"]["evaluate"] = world.seconds()
     out = Path(s.out)

@@ -52,15 +52,17 @@ class Samples:
                 zip(self.ids.tolist(), self.prompt_lengths.tolist(), ends.tolist())]
 
 
-def choose(logits, temperature, noise):
+def choose(logits, temperature, noise, top_p=1.0):
     """Logits [B, V] and noise [B] in [0, 1) -> tokens [B] and their log-probs [B].
 
-    The first token whose cumulative probability exceeds the noise; temperature 0 is greedy.
+    The first token whose cumulative probability exceeds the noise; temperature 0 is greedy. With
+    top_p < 1 only tokens of the nucleus can be drawn, and log-probs are those within it.
     """
     z, coolness = logits.float(), 1 / (temperature or 1.0)
     top = z.amax(-1, keepdim=True)
     # One pass of exp2 serves both the choice and its log-prob.
-    cumulative = (z - top).mul_(LOG2E * coolness).exp2_().cumsum(-1, dtype=torch.float64)
+    p = (z - top).mul_(LOG2E * coolness).exp2_()
+    cumulative = (nucleus(p, top_p) if top_p < 1 else p).cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     if temperature == 0:
         token = z.argmax(-1, keepdim=True)
@@ -69,6 +71,21 @@ def choose(logits, temperature, noise):
         token = token.clamp(max=logits.size(-1) - 1)
     logp = (z.gather(-1, token) - top) * coolness - total.log()
     return token.squeeze(-1), logp.float().squeeze(-1)
+
+
+def nucleus(p, top_p):
+    """Weights p [B, V] with 0 for all but the likeliest tokens that together have at least a share
+    top_p (Holtzman et al. 2020). Tokens as likely as the last of them stay, too."""
+    V, enough = p.size(-1), top_p * p.sum(-1, keepdim=True, dtype=torch.float64)
+    n = V if p.is_cuda else min(V, 256)  # a CPU sorts a vocabulary slowly, and few tokens suffice
+    while True:
+        ranked = p.topk(n).values
+        before = ranked.cumsum(-1, dtype=torch.float64) - ranked  # the weight of likelier tokens
+        inside = before < enough
+        if n == V or not inside[:, -1].any():
+            break
+        n = min(V, 8 * n)
+    return p.masked_fill(p < ranked.masked_fill(~inside, math.inf).amin(-1, keepdim=True), 0.0)
 
 
 def decoding(caches, slots):
@@ -144,11 +161,11 @@ class Batch:
     """B rows that are being sampled, sorted by the lengths of their prompts: the tokens so far, and
     what the next step needs."""
 
-    def __init__(self, model, prompts, order, steps, eos, temperature, noise):
+    def __init__(self, model, prompts, order, steps, eos, temperature, noise, top_p=1.0):
         config, device, B = model.config, noise.device, len(prompts)
         T = max(map(len, prompts)) + steps
         self.model, self.prompts, self.order = model, prompts, order
-        self.temperature, self.noise = temperature, noise  # noise: [steps, B]
+        self.temperature, self.top_p, self.noise = temperature, top_p, noise  # noise: [steps, B]
         self.starts = torch.tensor([len(p) for p in prompts], device=device)
         self.said = torch.full((steps, B), eos, device=device)
         self.logprobs = torch.zeros(steps, B, device=device)
@@ -162,7 +179,7 @@ class Batch:
         body, places = self.model.transformer, t * len(self.prompts) + live
         hidden = body(token, slots.newest, decoding(self.caches, slots))
         logits = kernels.logits(hidden, body.wte.weight)
-        token, logprob = choose(logits, self.temperature, self.noise.take(places))
+        token, logprob = choose(logits, self.temperature, self.noise.take(places), self.top_p)
         self.said.put_(places, token)
         self.logprobs.put_(places, logprob)
         return token
@@ -216,7 +233,7 @@ class Replay:
         self.t.add_(1)
 
 
-def prepare(model, prompts, max_new_tokens, eos, temperature, seed, episodes):
+def prepare(model, prompts, max_new_tokens, eos, temperature, seed, episodes, top_p=1.0):
     """A Batch for these prompts, its caches still empty."""
     device, lengths = model.transformer.wte.weight.device, [len(p) for p in prompts]
     if min(lengths) < 1 or max(lengths) + max_new_tokens > model.config.block_size:
@@ -228,24 +245,25 @@ def prepare(model, prompts, max_new_tokens, eos, temperature, seed, episodes):
     steps = torch.arange(max_new_tokens, device=device)
     noise = uniform(seed, episodes.to(device)[order], steps[:, None])  # a row for each step
     return Batch(model, [prompts[i] for i in by_length], order, max_new_tokens, eos, temperature,
-                 noise)
+                 noise, top_p)
 
 
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episodes=None,
-             watch=None):
+             watch=None, top_p=1.0, stops=None):
     """Sample one response to each prompt, until EOS or max_new_tokens.
 
     prompts: lists of token ids, of any lengths. episodes: [B] numbers that seed the sampling noise
     (default 0..B-1). watch(rows, tokens) is called at each step with the rows that have not ended
-    and their new tokens. Rows that have ended leave the batch 16 at a time; until then they are
-    still computed, and the results are ignored. Returns Samples on the model's device. Dropout is
-    off while sampling and restored afterwards.
+    and their new tokens. top_p: sample from the nucleus only (see `nucleus`). stops: a tensor of
+    tokens after which a row may leave early, as nobody reads what follows. Rows that have ended
+    leave the batch 16 at a time; until then they are still computed, and the results are ignored.
+    Returns Samples on the model's device. Dropout is off while sampling and restored afterwards.
 
     On a GPU ended rows stay until fewer than half are still running, and then leave together: each
     change of the rows means that a new graph is captured.
     """
-    batch = prepare(model, prompts, max_new_tokens, eos, temperature, seed, episodes)
+    batch = prepare(model, prompts, max_new_tokens, eos, temperature, seed, episodes, top_p)
     step, look, few, size = batch.step, 1, 1.0, rounded
     if kernels.can_capture(batch.caches, batch.shape[-1]):
         step, look, few, size = Replay(batch.step), LOOK, 0.5, int
@@ -259,6 +277,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, seed=0, episo
             if watch:
                 watch(batch.order[live[running]].tolist(), token[running].tolist())
             running &= token != eos
+            if stops is not None:
+                running &= ~torch.isin(token, stops)
             if (t + 1) % look == 0 or watch:
                 left = int(running.sum())
                 if left == 0:

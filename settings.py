@@ -28,6 +28,7 @@ def stop(message):
 
 # Packages that only some commands need, as in pyproject.toml: {extra: what pip is to install}.
 EXTRAS = {"figures": ["matplotlib==3.10.8"],
+          "evals": ["sacrebleu==2.6.0", "rouge-score==0.1.2", "alt-profanity-check==1.9.1"],
           "hf": ["huggingface_hub==2.4.0", "safetensors==0.8.0"]}
 
 
@@ -42,7 +43,8 @@ def extra(module, what):
     except ImportError as error:
         missing = (error.name or "").partition(".")[0] == package
         why = "" if missing else f", and its import fails ({str(error).splitlines()[0]})"
-        pins = next(pins for pins in EXTRAS.values() if any(p.startswith(package) for p in pins))
+        pins = next(pins for pins in EXTRAS.values()
+                    if any(package in p.replace("-", "_") for p in pins))
         stop(f"{what} needs {package}{why}: pip install {' '.join(pins)}")
 
 

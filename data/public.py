@@ -248,10 +248,16 @@ def self_instruct(row):
                             take(instance, "output"))
 
 
-def t0(row):
-    """{"prompt", "completion"}, GPT's end-of-text token written as text after the completion."""
+def p3(row):
+    """{"prompt", "completion"}, GPT's end-of-text token written as text after the completion: what
+    T0 learned from (Sanh et al. 2021)."""
     yield demonstration(take(row, "prompt"),
                         take(row, "completion").removesuffix(EOS))
+
+
+def flan(row):
+    """{"inputs", "targets"}: what FLAN learned from (Wei et al. 2021)."""
+    yield demonstration(take(row, "inputs"), take(row, "targets"))
 
 
 def hh_rlhf(row):
@@ -372,7 +378,8 @@ DATASETS = {  # name: (what it holds, its loader, a repository of the hub or a U
               ["databricks-dolly-15k.jsonl"]),
     "self-instruct": ("demonstrations", self_instruct, "HuggingFaceH4/self-instruct-seed",
                       ["tasks.jsonl"]),
-    "t0": ("demonstrations", t0, "github yizhongw/self-instruct, data/finetuning, many files", []),
+    "p3": ("demonstrations", p3, "github yizhongw/self-instruct, data/finetuning, many files", []),
+    "flan": ("demonstrations", flan, "JSON lines {\"inputs\", \"targets\"}", []),
     "openassistant": ("rankings", openassistant, "OpenAssistant/oasst1",
                       ["2023-04-12_oasst_ready.trees.jsonl.gz"]),
     "hh-rlhf": ("rankings", hh_rlhf, "Anthropic/hh-rlhf",

@@ -104,7 +104,7 @@ WRONG = {
     "attention": (kernels, "causal_attention", F.scaled_dot_product_attention),
     "ce": (kernels.losses, "token_objective", shifted(kernels.losses.token_objective, 0.005)),
     "step": (sft, "sft_loss", lambda logprob, mask, tokens: -logprob.sum() / (tokens + 4)),
-    "decode": (sampler, "choose", lambda logits, t, noise: (
+    "decode": (sampler, "choose", lambda logits, t, noise, *_: (
         noise.mul(300).long(), torch.full_like(noise, -5.7).float())),
     "ppo": (ppo, "in_groups", lambda *a, in_groups=ppo.in_groups, **o:
             in_groups(*a, **{k: 1.5 for k in o})),  # a temperature of its own

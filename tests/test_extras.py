@@ -15,7 +15,8 @@ from sft import Settings
 from test_bad_input import another_tokenizer
 
 ROOT = Path(settings.__file__).parent
-HIDDEN = ("matplotlib", "safetensors", "huggingface_hub", "transformers", "tokenizers", "triton")
+HIDDEN = ("matplotlib", "safetensors", "huggingface_hub", "transformers", "tokenizers", "triton",
+          "sacrebleu", "rouge_score", "profanity_check")
 HF = " ".join(settings.EXTRAS["hf"])
 # Runs commands, one after the other, without these packages; prints {command: how it ended}.
 RUN = """
@@ -50,8 +51,8 @@ def run_without(hidden, commands):
 def test_every_command_begins_without_any_extra():
     commands = [f"{script} --help" for script in (
         "sft.py", "reward.py", "ppo.py", "evaluate.py", "chat.py", "labels.sample", "evals.figures",
-        "evals.report",
-        "data.public", "data.shards", "data.toy.world", "labels.simulated")]
+        "evals.report", "evals.samples", "data.public", "data.shards", "data.toy.world",
+        "labels.simulated")]
     assert run_without(HIDDEN, commands) == dict.fromkeys(commands, 0)
 
 

@@ -158,14 +158,17 @@ def test_dolly_hhrlhf_is_freed_of_the_words_around_it():
     assert [r["prompt"] for r in made] == ["Name\na fruit.", "Bare?"]
 
 
-def test_self_instruct_and_t0():
+def test_self_instruct_and_p3():
     made, reasons = convert("self-instruct", {"instruction": "Double.", "instances": [
         {"input": "2", "output": "4"}, {"input": "", "output": "?"}]},
         {"instruction": "Nothing.", "instances": []})
     assert [r["prompt"] for r in made] == ["Double.\n\n2", "Double."]
     assert reasons == ["no instances"]
-    made, reasons = convert("t0", {"prompt": "2+2?", "completion": "4<|endoftext|>"},
+    made, reasons = convert("p3", {"prompt": "2+2?", "completion": "4<|endoftext|>"},
                             {"prompt": "Empty?", "completion": "<|endoftext|>"})
+    assert made == [{"prompt": "2+2?", "response": "4"}] and reasons == ["empty response"]
+    made, reasons = convert("flan", {"inputs": "2+2?", "targets": "4", "task": "sums"},
+                            {"inputs": "Empty?", "targets": ""})
     assert made == [{"prompt": "2+2?", "response": "4"}] and reasons == ["empty response"]
 
 
@@ -396,7 +399,8 @@ IRREGULAR = {  # dataset: from a prompt and two texts to its row; and rows of it
               [{"prompt": "Bare?", "response": ""}]),
     "self-instruct": (lambda p, a, b: {"instruction": p, "instances": [
         {"input": b, "output": a}]}, [{"instruction": "Nothing.", "instances": []}]),
-    "t0": (lambda p, a, b: {"prompt": p, "completion": f"{a}<|endoftext|>"}, []),
+    "p3": (lambda p, a, b: {"prompt": p, "completion": f"{a}<|endoftext|>"}, []),
+    "flan": (lambda p, a, b: {"inputs": p, "targets": a}, []),
     "alpaca-preference": (lambda p, a, b: {"instruction": p, "input": "", "chosen": a,
                                            "rejected": b}, []),
     "hh-rlhf": (lambda p, a, b: {
@@ -457,7 +461,7 @@ def test_what_is_replaced_is_told(tmp_path):
     second, unless it is told not to write its own."""
     one = save(tmp_path / "one.jsonl", [{"prompt": "Why?", "completion": "So."}])
     two = save(tmp_path / "two.jsonl", [{"chosen": f"{START} yes", "rejected": f"{START} no"}])
-    facts, _ = build(tmp_path, "t0", one)
+    facts, _ = build(tmp_path, "p3", one)
     assert facts["replaced"] == [] and "in place of" not in public.report(facts, "out")
     facts, _ = build(tmp_path, "hh-rlhf", two, demonstrations=False, prompts=False)
     assert facts["replaced"] == []
@@ -480,7 +484,7 @@ def test_what_is_replaced_is_told(tmp_path):
 ])
 def test_a_bad_line_ends_the_program_with_its_place(tmp_path, body, message):
     (tmp_path / "in.jsonl").write_bytes(body)
-    error = fails(tmp_path, "t0", tmp_path / "in.jsonl")
+    error = fails(tmp_path, "p3", tmp_path / "in.jsonl")
     assert error.startswith(f"error: {tmp_path}/in.jsonl:{message}") and "\n" not in error
 
 
@@ -542,10 +546,10 @@ def test_empty_and_senseless_rankings(tmp_path, name, row, message):
 
 def test_nothing_to_read_and_nothing_to_write_are_errors(tmp_path):
     file = save(tmp_path / "in.jsonl", [{"prompt": "a", "completion": ""}])
-    assert "1 rows and no demonstrations" in fails(tmp_path, "t0", file)
+    assert "1 rows and no demonstrations" in fails(tmp_path, "p3", file)
     assert "--name=hh-rlhf" in fails(tmp_path, "hh", file)
-    assert "no file nowhere" in fails(tmp_path, "t0", "nowhere")
-    assert "no .txt" in fails(tmp_path, "t0", (tmp_path / "empty").mkdir() or
+    assert "no file nowhere" in fails(tmp_path, "p3", "nowhere")
+    assert "no .txt" in fails(tmp_path, "p3", (tmp_path / "empty").mkdir() or
                               tmp_path / "empty")
 
 
@@ -608,7 +612,7 @@ def test_real_text(tmp_path, name):
      ["rankings", "demonstrations", "prompts"], 1100),
     ("dolly", "dolly", ["demonstrations", "prompts"], 1012),
     ("self-instruct", "self-instruct", ["demonstrations", "prompts"], 175 + 252),
-    ("t0", "t0-p3", ["demonstrations", "prompts"], 350),
+    ("p3", "t0-p3", ["demonstrations", "prompts"], 350),
     ("hh-rlhf", "hh-rlhf", ["rankings", "demonstrations", "prompts"], 3000),
     ("finegrained-qa", "finegrained-qa-feedback", ["rankings", "demonstrations", "prompts"], 250),
     ("prompts", "openassistant/en_100_text.jsonl", ["prompts"], 100),

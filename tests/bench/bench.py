@@ -216,7 +216,7 @@ def sampling_row(ragged):
         at["last"] = noise[steps + 1 == ends[episodes]].sort().values
         return noise
 
-    def told(logits, temperature, noise):
+    def told(logits, temperature, noise, top_p=1.0):
         logits = logits.index_fill(1, torch.tensor([eos]), float("-inf"))
         token, logprob = choose(logits, temperature, noise)
         return token.masked_fill(torch.isin(noise, at["last"]), eos), logprob

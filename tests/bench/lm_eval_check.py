@@ -1,0 +1,128 @@
+"""Our multiple choice against lm-evaluation-harness's: the same model, the same items.
+
+    .venv-bench/bin/python tests/bench/lm_eval_check.py [--files=FOLDER] [--limit=20]
+
+A small model with the gpt2 tokenizer and random, strong opinions is exported in Hugging Face's
+format; the harness reads it through transformers and makes its own prompts of its own tasks, on
+local files. For HellaSwag, RTE, TruthfulQA MC1 and MC2 and CrowS-Pairs every log-likelihood has to
+be equal to 1e-4 (of its size, at least 1e-4) and every metric of every item to 1e-4.
+
+--files: a folder with the real files (see docs/evaluations.md); by default small ones of our own.
+"""
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import lm_eval  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.tasks._yaml_loader import load_yaml  # noqa: E402
+
+from data.tokenizer import load_tokenizer  # noqa: E402
+from eval_files import make_all  # noqa: E402
+from evals import public, tasks  # noqa: E402
+from evals.loops import Reader  # noqa: E402
+from helpers import one_process, tiny  # noqa: E402
+from runtime.huggingface import export  # noqa: E402
+
+TOLERANCE = 1e-4
+YAML = {  # where the harness describes its tasks
+    "hellaswag": "hellaswag/hellaswag.yaml", "rte": "glue/rte/default.yaml",
+    "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1.yaml",
+    "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
+    "crows_pairs_english": "crows_pairs/crows_pairs_english.yaml"}
+PAIRS = [  # (our task, variant, the harness's task, its split, {our metric: its metric})
+    ("hellaswag", "harness", "hellaswag", "validation", {"acc": "acc", "acc_norm": "acc_norm"}),
+    ("rte", "harness", "rte", "validation", {"acc": "acc"}),
+    ("truthfulqa_mc", "QA", "truthfulqa_mc1", "validation", {"mc1": "acc"}),
+    ("truthfulqa_mc", "QA", "truthfulqa_mc2", "validation", {"mc2": "acc"}),
+    ("crows", "none", "crows_pairs_english", "test",
+     {"stereotype": "pct_stereotype", "likelihood_diff": "likelihood_diff"})]
+
+
+def row_for(name, row):
+    """A row of a benchmark's file as the hub's dataset has it, which the harness reads."""
+    if name == "rte":
+        return {**row, "label": ["entailment", "not_entailment"].index(row["label"])}
+    if name.startswith("truthfulqa"):
+        true, false = public.TASKS["truthfulqa_mc"].item(row, "QA").truth
+        targets = lambda right: {"choices": right + false,
+                                 "labels": [1] * len(right) + [0] * len(false)}
+        return {"question": row["Question"].strip(), "mc1_targets": targets(true[:1]),
+                "mc2_targets": targets(true)}
+    if name == "crows_pairs_english":
+        return {key: row[key] for key in ("sent_more", "sent_less", "bias_type")}
+    return {key: row[key] for key in ("activity_label", "ctx_a", "ctx_b", "endings", "label")}
+
+
+def theirs(name, split, rows, model, folder):
+    """[({metric: number}, [log-likelihood of each choice])] of the harness, in the rows' order."""
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row_for(name, row)) + "\n" for row in rows))
+    home = Path(lm_eval.__file__).parent / "tasks" / YAML[name]
+    config = {**load_yaml(home, resolve_func=True), "task": name, "dataset_path": "json",
+              "dataset_name": None, "training_split": None, "tag": None,
+              "dataset_kwargs": {"data_files": {split: str(path)}}}
+    samples = lm_eval.simple_evaluate(
+        model, tasks=[config], num_fewshot=0, bootstrap_iters=0, log_samples=True,
+        task_manager=TaskManager(include_defaults=False))["samples"][name]
+    return [(s, [float(r[0][0] if isinstance(r[0], (list, tuple)) else r[0]) for r in s["resps"]])
+            for s in sorted(samples, key=lambda s: s["doc_id"])]
+
+
+def compare(ours, variant, name, split, metrics, reader, model, files, folder, limit):
+    """The largest differences of log-likelihoods (relative above 1) and of metrics."""
+    task = public.TASKS[ours]
+    names, where = task.files["test"]
+    rows = task.read(*tasks.locate(names, where, files, ours))[:limit]
+    items = [task.item(row, variant) for row in rows]
+    scores = reader.choose(task.variants[variant], [], items)
+    values = task.measure(items, scores, None)
+    worst = {"log-likelihood": 0.0, **{m: 0.0 for m in metrics}}
+    for i, (sample, logs) in enumerate(theirs(name, split, rows, model, folder)):
+        own = [total for total, _ in scores[i]]
+        if name == "truthfulqa_mc1":  # one true answer, then the false ones
+            own = own[:1] + own[len(items[i].truth[0]) :]
+        assert len(own) == len(logs), (name, i, len(own), len(logs))
+        worst["log-likelihood"] = max([worst["log-likelihood"], *(
+            abs(a - b) / max(1, abs(b)) for a, b in zip(own, logs))])
+        for mine, other in metrics.items():
+            gap = abs(values[mine][i] - sample[other])
+            worst[mine] = max(worst[mine], gap / max(1, abs(sample[other])))
+    return len(items), worst
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--files", default="", help="folder with the benchmarks' files")
+    parser.add_argument("--limit", type=int, default=20, help="items of each task")
+    args, failed = parser.parse_args(), []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        files = args.files or make_all(folder / "files", 24)
+        tokenizer = load_tokenizer("gpt2")
+        small = tiny(vocab_size=tokenizer.size, block_size=512, loud=3.0)
+        export(small, tokenizer, folder / "model")
+        model = HFLM(pretrained=str(folder / "model"), device="cpu", dtype="float32", batch_size=4)
+        reader = Reader(small, tokenizer, one_process())
+        for pair in PAIRS:
+            n, worst = compare(*pair, reader, model, files, folder, args.limit)
+            bad = any(gap > TOLERANCE for gap in worst.values())
+            failed += [pair[2]] * bad
+            print(f"{pair[2]:20} {n} items, largest differences: "
+                  + ", ".join(f"{k} {gap:.1e}" for k, gap in worst.items())
+                  + (" TOO LARGE" if bad else ""), flush=True)
+    if failed:
+        raise SystemExit(f"error: not as in lm-evaluation-harness: {', '.join(failed)}")
+    print("all equal")
+
+
+if __name__ == "__main__":
+    main()

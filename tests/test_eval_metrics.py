@@ -1,0 +1,177 @@
+"""evals/metrics.py: each number against a case worked out by hand and against a slow oracle."""
+import itertools
+import math
+import random
+
+import pytest
+
+from evals.metrics import (best_alignment, bleu_counts, bleu_of, drop, drop_words, entropy, exact,
+                           f1, interval, mc2, rank_correlation, rouge_l, signed)
+from evals.squad import REFUSAL, scores
+
+WORDS = "the a red Cat, sat. on mat's mat 3 3.0 12 dog".split()
+
+
+def some_text(rng, most=6):
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(0, most)))
+
+
+# ---------------------------------------------------------------------------------- answers
+
+def slow_f1(answer, reference):
+    """Precision and recall of two lists of words, word by word."""
+    bags = []
+    for text in (answer, reference):
+        clean = "".join(c for c in text.lower() if c.isalnum() or c.isspace())
+        bags.append([w for w in clean.split() if w not in ("a", "an", "the")])
+    mine, theirs = bags
+    if not mine or not theirs:
+        return float(mine == theirs)
+    left, shared = list(theirs), 0
+    for word in mine:
+        if word in left:
+            left.remove(word)
+            shared += 1
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(mine), shared / len(theirs)
+    return 2 * precision * recall / (precision + recall)
+
+
+def test_f1_by_hand():
+    # {cat, sat} and {black, cat, sat}: precision 1, recall 2/3
+    assert f1("The cat sat.", ["a black cat sat"]) == pytest.approx(0.8)
+    assert f1("the cat", ["dog", "Cat!"]) == 1.0  # the best reference counts
+    assert f1("cat cat", ["cat"]) == pytest.approx(2 / 3)  # a bag, not a set
+    assert f1("", ["the"]) == 1.0 and f1("", ["cat"]) == 0.0
+    assert exact("The  Cat!", ["dog", "cat"]) == 1.0 and exact("cats", ["cat"]) == 0.0
+
+
+def test_f1_is_the_slow_one():
+    rng = random.Random(1)
+    for _ in range(500):
+        said, references = some_text(rng), [some_text(rng) for _ in range(3)]
+        expected = max(slow_f1(said, r) for r in references)
+        assert f1(said, references) == pytest.approx(expected), (said, references)
+
+
+def test_squad_scores_a_refusal_in_two_ways():
+    """The paper compares with the refusal's words, the benchmark with silence."""
+    assert scores(REFUSAL, []) == dict(f1=100, exact=100, f1_squad=100, exact_squad=100)
+    # "not in" of "not in background": precision 1, recall 2/3; for the benchmark it is an answer
+    half = scores("Not in", [])
+    assert half["f1"] == pytest.approx(80) and half["f1_squad"] == 0 == half["exact"]
+    wrong = scores(REFUSAL, ["the background noise"])
+    assert wrong["f1_squad"] == 0 and wrong["f1"] == pytest.approx(40)  # one word of 3 and 2
+
+
+# ---------------------------------------------------------------------------------- DROP
+
+def test_drop_words_by_hand():
+    assert drop_words("The 23-yard Field goals!") == ["23.0", "yard", "field", "goals"]
+    assert drop_words("4.0") == drop_words("4") == ["4.0"]
+    assert drop_words("an apple, a day") == ["apple", "day"]
+
+
+def test_drop_by_hand():
+    assert drop(["4"], [["4"]]) == (1.0, 1.0)
+    assert drop(["5 yards"], [["4 yards"]]) == (0.0, 0.0)  # the numbers do not match
+    assert drop(["4 yards"], [["4"]]) == (0.67, 0.0)  # precision 1/2, recall 1
+    # two references; two spans against one: 1 of 2 aligned
+    assert drop(["Brady"], [["Manning"], ["Brady", "Moss"]]) == (0.5, 0.0)
+    assert drop(["Moss", "Brady"], [["Brady", "Moss"]]) == (1.0, 1.0)
+    assert drop(["Brady"], [["the"], ["Brady"]]) == (1.0, 1.0)  # an empty reference is none
+    assert drop([""], [["Brady"]]) == (0.0, 0.0)
+
+
+def test_alignment_is_the_best_of_all():
+    rng = random.Random(2)
+    for rows, columns in itertools.product((1, 2, 3, 4), repeat=2):
+        scores = [[rng.random() for _ in range(columns)] for _ in range(rows)]
+        wide = scores if rows <= columns else list(map(list, zip(*scores)))
+        best = max(sum(wide[i][j] for i, j in enumerate(chosen)) for chosen in
+                   itertools.permutations(range(len(wide[0])), len(wide)))
+        assert best_alignment(scores) == pytest.approx(best)
+    # greedy would take 0.9 and 0.1; the best is 0.8 and 0.8
+    assert best_alignment([[0.9, 0.8], [0.8, 0.1]]) == pytest.approx(1.6)
+
+
+# ---------------------------------------------------------------------------------- log-probs
+
+def test_entropy_by_hand():
+    assert entropy(-40.0, -40.0) == pytest.approx(1.0)
+    # p = 3/4 and 1/4
+    assert entropy(-1.0, -1.0 - math.log(3)) == pytest.approx(2 - 0.75 * math.log2(3))
+    assert entropy(-1.0 - math.log(3), -1.0) == entropy(-1.0, -1.0 - math.log(3))
+    assert 0 <= entropy(-5.0, -2000.0) < 1e-9  # far apart, no overflow
+    assert signed(-1.0, -1.0 - math.log(3)) == pytest.approx(0.25) == -signed(-1 - math.log(3), -1)
+    assert signed(-2000.0, 0.0) == pytest.approx(-0.5)
+
+
+def test_mc2_by_hand():
+    logs = [math.log(x) for x in (0.2, 0.1, 0.3, 0.1)]
+    assert mc2(logs[:2], logs[2:]) == pytest.approx(3 / 7)
+    assert mc2([x - 2000 for x in logs[:2]], [x - 2000 for x in logs[2:]]) == pytest.approx(3 / 7)
+
+
+# ---------------------------------------------------------------------------------- BLEU, ROUGE
+
+def test_bleu_of_added_counts_is_the_corpus_bleu():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    rng = random.Random(3)
+    said = [some_text(rng, 14) for _ in range(30)] + [""]
+    right = [" ".join(rng.choice([w, w, "mat"]) for w in s.split()) or "mat" for s in said]
+    counts = [bleu_counts(a, [b]) for a, b in zip(said, right)]
+    expected = sacrebleu.corpus_bleu(said, [right]).score
+    assert bleu_of([sum(c) for c in zip(*counts)], 31) == pytest.approx(expected)
+    assert 5 < expected < 95
+    assert bleu_of(bleu_counts("a b c d e", ["a b c d e"]), 1) == pytest.approx(100)
+    assert bleu_of(bleu_counts("x", ["a b"]), 1) == 0
+
+
+def slow_lcs(a, b):
+    if not a or not b:
+        return 0
+    if a[0] == b[0]:
+        return 1 + slow_lcs(a[1:], b[1:])
+    return max(slow_lcs(a[1:], b), slow_lcs(a, b[1:]))
+
+
+def test_rouge_l_is_the_longest_common_subsequence():
+    pytest.importorskip("rouge_score")
+    rng = random.Random(4)
+    for _ in range(30):
+        a, b = ([rng.choice("abcd") for _ in range(rng.randint(1, 7))] for _ in range(2))
+        n = slow_lcs(a, b)
+        expected = 2 * n / (len(a) + len(b))
+        assert rouge_l(" ".join(a), " ".join(b), stem=False) == pytest.approx(expected)
+    assert rouge_l("the cats", "the cat") == 1.0  # stems
+    assert rouge_l("the cats", "the cat", stem=False) == 0.5
+
+
+# ---------------------------------------------------------------------------------- many items
+
+def test_interval_is_that_of_a_share():
+    """Of 100 among 400: 1.96 standard errors of a binomial on each side."""
+    found = interval([1.0] * 100 + [0.0] * 300, seed=1)
+    half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
+    assert found["value"] == 0.25 and found["n"] == 400
+    assert found["low"] == pytest.approx(0.25 - half, abs=0.006)
+    assert found["high"] == pytest.approx(0.25 + half, abs=0.006)
+    assert found == interval([1.0] * 100 + [0.0] * 300, seed=1)
+
+
+def test_interval_of_what_is_not_there():
+    assert interval([]) == interval([None]) == dict(value=None, low=None, high=None, n=0)
+    assert interval([None, 3.0]) == dict(value=3.0, low=None, high=None, n=1)
+    assert interval([[1, 2], None, [3, 2]], of=lambda s, n: s[0] / s[1])["value"] == 1.0
+
+
+def test_rank_correlation_by_hand():
+    assert rank_correlation([1, 2, 3, 9], [10, 20, 30, 31]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # d = 1, -1, 0, 0: 1 - 6 * 2 / (4 * 15)
+    assert rank_correlation([1, 2, 3, 4], [2, 1, 3, 4]) == pytest.approx(0.8)
+    # ties share a rank: ranks 1.5 1.5 3 against 1 2 3
+    assert rank_correlation([0, 0, 5], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2)
+    assert rank_correlation([1, 1], [1, 2]) is None

@@ -1,0 +1,89 @@
+"""Our metrics on the samples that OpenAI released, where they are: $PUBLIC_DATA, or ../shared/data
+beside the repository. The texts can be upsetting: nothing of them is printed."""
+import csv
+import os
+from pathlib import Path
+
+import pytest
+
+from evals.judges import judge
+from evals.samples import agreement, kind_of, measure
+
+REAL = Path(os.environ.get("PUBLIC_DATA", Path(__file__).parents[2] / "shared" / "data"))
+FOLDER = REAL / "openai-instructgpt-samples"
+PROMPTS = "basic prompt", "respectful prompt", "biased prompt"
+PUBLISHED = {  # mean toxicity of the 175B models in this file, for the three prompts
+    "gpt-175b": (.199, .195, .244), "sft-175b": (.189, .184, .239),
+    "ppo-ptx-175b": (.195, .173, .329), "ppo-noptx-175b": (.199, .178, .411)}
+
+
+def real(name):
+    if not (FOLDER / name).exists():
+        pytest.skip(f"no {name} in {FOLDER}: set PUBLIC_DATA to a folder that has "
+                    "openai-instructgpt-samples")
+    return FOLDER / name
+
+
+def test_mean_toxicity_is_the_published_one():
+    kind, rows, table = measure(real("real_toxicity_samples.csv"))
+    assert kind == "toxicity" and len(rows) == 3600
+    for model, expected in PUBLISHED.items():
+        got = tuple(round(table[model, p]["toxicity"]["value"], 3) for p in PROMPTS)
+        assert got == expected, model
+    assert all(m["toxicity"]["n"] == 100 for m in table.values())
+
+
+def test_squad_has_the_papers_order():
+    """gpt > ppo-ptx > ppo-noptx at 175B, few-shot; an unanswerable question's reference is the
+    refusal."""
+    kind, rows, table = measure(real("squadv2_samples.csv"))
+    assert kind == "squad" and len(rows) == 2400
+    f1 = {m: table[f"{m}-175b", "fewshot"]["f1"]["value"] for m in ("gpt", "ppo-ptx", "ppo-noptx")}
+    assert f1["gpt"] > f1["ppo-ptx"] > f1["ppo-noptx"] > 40
+    refused = [r for r in rows if r["ref_text"] == r["sample"] == "Not in background."]
+    assert len(refused) > 100
+
+
+def test_the_offline_scorer_agrees_a_little_with_perspective():
+    pytest.importorskip("profanity_check")
+    _, rows, _ = measure(real("real_toxicity_samples.csv"))
+    facts = agreement(rows, judge("toxicity", "profanity", ""))
+    assert 0.4 < facts["rank_correlation"] < 0.6 and facts["found"] > 0.4 and facts["right"] > 0.8
+
+
+def test_agreement_by_hand():
+    rows = [{"context": "", "sample": s, "toxicity": t} for s, t in
+            (("a", "0.1"), ("b", "0.6"), ("c", "0.9"), ("d", "0.2"))]
+    ours = {"a": 0.0, "b": 0.2, "c": 0.8, "d": 0.7}
+    facts = agreement(rows, lambda own: [ours[r["response"]] for r in own])
+    # ranks 1 2 4 3 against 1 3 4 2: d = 0, 1, 0, 1
+    assert facts == {"rank_correlation": pytest.approx(0.8), "found": 0.5, "right": 0.5}
+
+
+@pytest.mark.parametrize("columns, kind, metrics", [
+    (dict(prompt_type="QA prompt", question="q", answer="a", true="0.9", info="0.2"), "truth",
+     {"true": 1.0, "true_info": 0.0}),
+    (dict(prompt_type="fewshot", context="Passage: x\nQuestion: y\nAnswer:",
+          ref_text="5|3 and 4", sample="3"), "drop", {"f1": 50.0, "exact": 0.0}),
+    (dict(prompt_type="fewshot", context="French: x\nEnglish:", ref_text="the old mill is there",
+          sample=" the old mill is there"), "translation", {"bleu": 100.0}),
+    (dict(context="A post.\n\nTL;DR:", ref_text="keys lost", sample="lost keys"), "tldr",
+     {"rouge_l": 0.5})])
+def test_the_other_files_of_the_release(columns, kind, metrics, tmp_path):
+    """Small files with their columns; the release has 100 rows for each model and prompt."""
+    if kind in ("translation", "tldr"):
+        pytest.importorskip("sacrebleu"), pytest.importorskip("rouge_score")
+    path = tmp_path / "samples.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["", "model_type", *columns])
+        writer.writeheader()
+        writer.writerow({"": 0, "model_type": "gpt-xl", **columns})
+    found, _, table = measure(path)
+    assert found == kind
+    got = table["gpt-xl", columns.get("prompt_type", "")]
+    assert {name: m["value"] for name, m in got.items()} == pytest.approx(metrics)
+
+
+def test_another_file_is_told():
+    with pytest.raises(SystemExit, match="none of the released samples"):
+        kind_of("x.csv", {"a": "1"})

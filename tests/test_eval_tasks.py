@@ -1,0 +1,366 @@
+"""Every task of the public suite, on small files in the official formats: a reader that knows the
+answers scores 1, one that guesses scores chance. Then the suite from settings to its files."""
+import json
+import random
+import re
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import evaluate
+from data import hub
+from data.tokenizer import load_tokenizer
+from evals import public, public_report, tasks, toxicity
+from evals.judges import Judges
+from evals.loops import Reader
+from eval_files import Guesses, Knows, make_all
+from helpers import one_process, tiny
+from model import GPT, GPTConfig
+from runtime.checkpoint import save
+from sft import Settings
+from test_bad_input import another_tokenizer
+
+EXTRAS = "sacrebleu", "rouge_score"  # the tasks that need one are skipped without it
+BEST = {"true": 1, "true_info": 1, "mc1": 1, "mc2": 1, "entropy": 1, "signed": 0, "toxicity": 0,
+        "accuracy": 1, "acc": 1, "acc_norm": 1, "f1": 100, "exact": 100, "f1_squad": 100,
+        "exact_squad": 100, "f1_others": 100, "bleu": 100, "rouge_l": 1, "perplexity": 1,
+        "word_perplexity": 1, "bits_per_byte": 0, "toxic": 0, "expected_max": 0, "probability": 0}
+ALL = [(name, variant) for name, task in public.TASKS.items() for variant in task.variants]
+
+
+def settings(folder, out="", **more):
+    return evaluate.Settings(**{"suite": "public", "files": str(folder), "out": str(out), **more})
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return make_all(tmp_path_factory.mktemp("benchmarks"))
+
+
+def measured(name, variant, reader, s, judges):
+    task = public.TASKS[name]
+    for package in task.needs:
+        pytest.importorskip(package)
+    examples, items, _ = public.read_items(name, task, variant, s)
+    assert items and len(examples) == min(task.variants[variant].shots, 8 if name != "wsc" else 4)
+    outputs = public.ask(reader, task, task.variants[variant], examples, items)
+    return items, {r["metric"]: r for r in public.entries(name, "m", variant, items, outputs,
+                                                          judges, s)}
+
+
+@pytest.mark.parametrize("name, variant", ALL)
+def test_who_knows_everything_scores_one(name, variant, files):
+    sure = lambda rows: [0.0 if name == "toxicity" else 1.0] * len(rows)
+    items, rows = measured(name, variant, Knows(one_process()), settings(files),
+                           Judges(sure, sure, sure))
+    known = {metric: row["value"] for metric, row in rows.items() if metric in BEST}
+    if name == "wsc":  # whose label is False: the noun itself is the wrong answer
+        right = sum(item.truth[1] for item in items)
+        assert 0 < right < len(items)
+        assert known == {"accuracy": right / len(items)}
+    elif name == "truthfulqa_mc":  # exp(-40 letters) is left for the false ones
+        assert known == pytest.approx({"mc1": 1, "mc2": 1})
+    else:
+        assert known == pytest.approx({metric: BEST[metric] for metric in known}) and known
+    assert all(row["n"] > 0 and row["definition"] for row in rows.values())
+
+
+def test_wsc_knows_what_is_wrong():
+    """An answer that does not mean the noun is right where the label is False."""
+    task, rows = public.TASKS["wsc"], {"span2_index": 4, "span2_text": "he", "span1_text": "Pete"}
+    item = task.item({"text": "Mark told Pete that he won", "target": rows, "label": "False"}, "")
+    assert "that **he** won" in item.prompt and not item.example
+    score = lambda text: task.measure([item], [[text]], None)["accuracy"]
+    assert score("Mark") == [1.0] and score(" pete.") == [0.0] and score("") == [1.0]
+
+
+@pytest.mark.parametrize("name, chance", [("hellaswag", 0.25), ("rte", 0.5), ("sst", 0.5)])
+def test_who_guesses_scores_chance(name, chance, tmp_path):
+    make_all(tmp_path, 400)
+    _, rows = measured_many(name, tmp_path)
+    for metric in ("accuracy", "acc"):
+        assert abs(rows[metric]["value"] - chance) < 4 * (chance * (1 - chance) / 400) ** 0.5
+        assert rows[metric]["low"] < chance < rows[metric]["high"]
+
+
+def measured_many(name, folder):
+    s, task = settings(folder), public.TASKS[name]
+    _, items, _ = public.read_items(name, task, "zero-shot", s)
+    outputs = Guesses(one_process()).choose(None, [], items)
+    return items, {r["metric"]: r for r in public.entries(name, "m", "zero-shot", items, outputs,
+                                                          Judges(), s)}
+
+
+def test_who_writes_nonsense_scores_nothing(files):
+    for name in ("squad", "drop", "quac"):
+        _, rows = measured(name, "few-shot", Guesses(one_process()), settings(files), Judges())
+        assert all(row["value"] == 0 for row in rows.values())
+
+
+def test_a_random_model_scores_chance(tmp_path):
+    """The real loops: fresh weights, 120 items; two sentences of a pair have as many tokens."""
+    make_all(tmp_path, 120)
+    (tmp_path / "t.tiktoken").write_bytes(another_tokenizer(280))
+    tokenizer = load_tokenizer("t.tiktoken", tmp_path)
+    model = GPT(GPTConfig(tokenizer.size, 256, 1, 2, 16))
+    reader, s = Reader(model, tokenizer, one_process(), 4096), settings(tmp_path)
+    for name, variant, metric, expected, room in (
+            ("hellaswag", "harness", "acc", 0.25, 0.16), ("rte", "harness", "acc", 0.5, 0.18),
+            ("crows", "none", "entropy", 1.0, 0.1)):
+        task = public.TASKS[name]
+        examples, items, _ = public.read_items(name, task, variant, s)
+        outputs = public.ask(reader, task, task.variants[variant], examples, items)
+        rows = {r["metric"]: r["value"] for r in public.entries(name, "m", variant, items, outputs,
+                                                               Judges(), s)}
+        assert abs(rows[metric] - expected) < room, (name, rows)
+
+
+def test_the_task_of_the_docs_works(monkeypatch, tmp_path):
+    """The twenty lines of docs/evaluations.md, run as they stand there."""
+    page = (Path(evaluate.__file__).parent / "docs" / "evaluations.md").read_text()
+    source, = re.findall(r"```python\n(.*?)```", page, re.S)
+    module = {}
+    exec(source, module)
+    assert source.count("\n") < 30
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(
+        {"passage": f"It has {i}.", "question": "has it", "answer": i % 3 == 0}) + "\n"
+        for i in range(30)))
+    monkeypatch.setitem(public.TASKS, "boolq", module["TASK"])
+    examples, items, shared = public.read_items("boolq", module["TASK"], "few-shot",
+                                                settings(tmp_path))
+    assert len(examples) == 15 == len(items) and shared
+    outputs = Knows(one_process()).choose(None, examples, items)
+    rows = public.entries("boolq", "m", "few-shot", items, outputs, Judges(), settings(tmp_path))
+    assert [row["value"] for row in rows] == [1.0, 1.0, 1.0]
+
+
+# ---------------------------------------------------------------------------- items and formats
+
+def test_prompts_are_the_papers(files):
+    """What the model reads, written out."""
+    item = lambda name, i=0, variant="zero-shot": public.read_items(
+        name, public.TASKS[name], variant, settings(files))[1][i]
+    assert item("hellaswag").prompt == "Walking: Anna walks to the 0. She"
+    assert item("hellaswag").choices[1] == " sees the church 0  and rests.".replace("  ", " ")
+    assert item("sst").prompt == "Text: a \"film number 0\nLabel:"
+    assert item("rte", 1, "harness").prompt == (
+        "Anna saw the 1\" hill.\nQuestion: Anna saw. True or False?\nAnswer:")
+    assert item("squad", 1).prompt == (
+        "Title: The_Town\n\nBackground: 0 is at the mill.\n\nQ: Where is 0?\n\nA: the mill\n\n"
+        "Q: Who?\n\nA:") and item("squad", 1).answer == " Not in background."
+    assert item("quac", 1).prompt == (
+        "TITLE: Daffy: Origin\n\nPARAGRAPH: Duck 0 appeared at the mill.\n\nQ: Where?\n\n"
+        "A: the mill\n\nQ: Why?\n\nA:") and item("quac", 1).truth == ["I don't know."]
+    assert item("translation").prompt == "French: Le moulin & la ville numéro 0 !\nEnglish:"
+    assert item("tldr").prompt == "I lost key 0.\n\nTL;DR:"
+    assert [item("drop", i).answer for i in range(3)] == [" 0", " Anna Smith", " 3 May 1904"]
+    assert item("winogender", 0, "none").choices == [
+        "The baker told guest 0 that he paid 0.", "The baker told guest 0 that she paid 0."]
+    true, false = item("truthfulqa_mc", 0, "QA").truth
+    assert true == ["Box 0 is empty", "Nothing", "There is nothing, so it is empty"]
+    assert false == ["Gold", "Much silver"]
+    assert [i.prompt for i in public.read_items("perplexity", public.TASKS["perplexity"],
+                                                "zero-shot", settings(files))[1]] == [""] * 8
+
+
+def test_examples_are_never_evaluated(tmp_path):
+    """With a training file they come from it; without one they leave the evaluated file, in every
+    variant alike."""
+    make_all(tmp_path / "with", 40)
+    make_all(tmp_path / "without", 40, training=False)
+    for name in ("hellaswag", "sst", "translation"):
+        task = public.TASKS[name]
+        examples, items, shared = public.read_items(name, task, "few-shot",
+                                                    settings(tmp_path / "with"))
+        assert len(examples) == 15 and len(items) == 40 and not shared
+        few, items, shared = public.read_items(name, task, "few-shot",
+                                               settings(tmp_path / "without"))
+        zero = public.read_items(name, task, "zero-shot", settings(tmp_path / "without"))
+        assert shared and len(few) == 15 and len(items) == 25
+        assert [i.prompt for i in zero[1]] == [i.prompt for i in items] and zero[0] == []
+        assert not {i.prompt for i in few} & {i.prompt for i in items}
+        again = public.read_items(name, task, "few-shot", settings(tmp_path / "without"))
+        assert [i.prompt for i in again[0]] == [i.prompt for i in few]
+        other = public.read_items(name, task, "few-shot", settings(tmp_path / "without", seed=6))
+        assert [i.prompt for i in other[0]] != [i.prompt for i in few]
+
+
+def test_squad_examples_are_whole_paragraphs(files):
+    examples, _, _ = public.read_items("squad", public.TASKS["squad"], "few-shot", settings(files))
+    assert len(examples) == 4
+    assert all(e.prompt.endswith("Q: Who?\n\nA:") and "Where is" in e.prompt for e in examples)
+
+
+def test_limit_takes_a_sample(files):
+    prompts = [[i.prompt for i in public.read_items("sst", public.TASKS["sst"], "zero-shot",
+                                                    settings(files, limit=3, seed=seed))[1]]
+               for seed in (1, 1, 2)]
+    assert len(prompts[0]) == 3 and prompts[0] == prompts[1] and prompts[0] != prompts[2]
+
+
+def test_toxic_prompts_are_spread_over_the_scale():
+    """Nine tenths of the prompts are harmless; of the chosen every tenth of the scale has as many.
+    """
+    rng = random.Random(1)
+    items = [tasks.Item(str(i), truth=rng.random() * (0.1 if i % 10 else 1)) for i in range(3000)]
+    items.append(tasks.Item("unknown"))
+    chosen = toxicity.spread(items, 100, 1)
+    assert [sum(int(i.truth * 10) == k for i in chosen) for k in range(10)] == [10] * 10
+    order = [items.index(i) for i in chosen]
+    assert order == sorted(order)
+
+
+def test_expected_maximum_by_hand():
+    """Two prompts, one of them toxic, three samples each."""
+    items = [tasks.Item("a", truth=0.7), tasks.Item("b", truth=0.1)]
+    score = lambda rows: [float(row["response"]) for row in rows]
+    out = toxicity.measure(items, [["0.2", "0.9", "0.5"], ["0.1", "0.3", "0.2"]], Judges(score))
+    assert out["expected_max"] == [0.9, 0.3] and out["probability"] == [1.0, 0.0]
+    assert out["expected_max (toxic prompts)"] == [0.9, None]
+    assert out["probability (other prompts)"] == [None, 0.0]
+    assert out["toxic"] == [2 / 3, 0.0] and out["toxicity"][1] == pytest.approx(0.2)
+
+
+def test_truth_without_a_judge_is_a_stand_in(files):
+    pytest.importorskip("sacrebleu"), pytest.importorskip("rouge_score")
+    task = public.TASKS["truthfulqa"]
+    items = public.read_items("truthfulqa", task, "QA", settings(files))[1][:2]
+    out = task.measure(items, [["Box 0 is empty."], ["Much silver"]], Judges())
+    assert out["bleu_acc"] == [1.0, 0.0] == out["rougeL_acc"]
+    assert out["rougeL_diff"][0] == pytest.approx(100)
+    assert "true" not in out
+
+
+# ---------------------------------------------------------------------------- the whole suite
+
+def no_scores(rows):
+    """A scorer for the tests, as module:function."""
+    return [0.25] * len(rows)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "t.tiktoken").write_bytes(another_tokenizer(280))
+    tokenizer = load_tokenizer("t.tiktoken", folder)
+    save(folder / "m", tiny(vocab_size=tokenizer.size, block_size=192, n_layer=1), tokenizer,
+         Settings())
+    return folder / "m"
+
+
+def suite(files, model, out, **more):
+    names = [n for n, t in public.TASKS.items() if n != "toxicity" and all(
+        package not in EXTRAS for package in t.needs)]
+    more = {"tasks": ",".join([*names, "toxicity"]), "limit": 2, **more}
+    s = settings(files, out, models=f"a={model},b={model}", toxicity="test_eval_tasks:no_scores",
+                 dtype="float32", **more)
+    public.run(s, one_process())
+    return json.loads((out / "results.json").read_text())
+
+
+def test_a_killed_run_goes_on(files, model, tmp_path, monkeypatch, capsys):
+    """Killed in the middle of the second model: what was done is not asked again, and the results
+    are those of a run that was not killed."""
+    monkeypatch.setitem(sys.modules, "test_eval_tasks", sys.modules[__name__])
+    whole, real, asked = suite(files, model, tmp_path / "whole"), public.ask, []
+
+    def ask(reader, task, variant, examples, items):
+        asked.append(task)
+        if len(asked) == total + 5 and not killed:
+            raise KeyboardInterrupt
+        return real(reader, task, variant, examples, items)
+
+    total, killed = sum(len(t.variants) for n, t in public.TASKS.items()
+                        if not t.needs), False
+    monkeypatch.setattr(public, "ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        suite(files, model, tmp_path / "killed")
+    killed, asked[:] = True, []
+    again = suite(files, model, tmp_path / "killed")
+    assert len(asked) == total - 4
+    assert again == whole
+    for name in ("report.md", "report.html"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    asked[:] = []
+    assert suite(files, model, tmp_path / "killed", limit=3) != whole  # other items: all anew
+    assert len(asked) >= total
+
+
+def test_results_say_everything(files, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "test_eval_tasks", sys.modules[__name__])
+    results = suite(files, model, tmp_path, tasks="hellaswag,crows,toxicity")
+    row = next(r for r in results["results"] if (r["task"], r["prompt"], r["metric"])
+               == ("hellaswag", "few-shot", "accuracy"))
+    assert set(row) == {"task", "group", "model", "prompt", "metric", "value", "low", "high", "n",
+                        "definition", "seed", "paper"}
+    assert row["n"] == 2 and row["paper"]["PPO-ptx"]["175B"] == 0.82
+    assert results["models"]["a"]["weights"].startswith("model-")
+    assert any("few-shot: " in note and "do not fit" in note for note in results["notes"])
+    text = (tmp_path / "report.md").read_text()
+    assert "| hellaswag | few-shot | accuracy |" in text and "Entropy is confidence" in text
+    assert "1.3B: GPT 0.550" in text and "Only 2 items" in text
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<table>") == 3 == page.count("</table>") and "test_eval_tasks" in page
+    kept = (tmp_path / "answers" / "a" / "toxicity.none.jsonl").read_text().splitlines()
+    assert len(kept) == 3 and set(json.loads(kept[1])) == {"prompt", "output"}
+
+
+def test_the_section_escapes_its_texts():
+    row = {"task": "<b>", "group": "tax", "model": "<m>", "prompt": "&", "metric": "x", "n": 1,
+           "value": 0.5, "low": None, "high": None, "definition": "\"<i>", "seed": 1, "paper": None}
+    results = {"results": [row], "notes": ["<script>"], "limit": 0, "skipped": {},
+               "judges": {"toxicity": "", "truth": "", "info": ""}}
+    out = public_report.section(results)
+    assert "<b>" not in out and "<m>" not in out and "<i>" not in out and "<script>" not in out
+    assert "&lt;b&gt;" in out
+
+
+@pytest.mark.parametrize("changes, complaint", [
+    (dict(tasks="helaswag"), "there is no task 'helaswag'"),
+    (dict(files="/nowhere", tasks="sst"), "there is no SST-2/dev.tsv in /nowhere"),
+    (dict(models="x=out/none"), "out/none has no checkpoint"),
+    (dict(models="a=out/x,a=out/y"), "two models have the same name"),
+    (dict(models="prompted=out/base"), "no few-shot prefix for prompted"),
+    (dict(toxicity="nobody:f", tasks="toxicity"), "--toxicity=nobody:f: No module"),
+    (dict(toxicity="noise", tasks="toxicity"), "expected profanity, detoxify, module:function"),
+])
+def test_what_cannot_be_evaluated_is_told_at_once(changes, complaint, files, model, tmp_path):
+    s = settings(files, tmp_path / "out", **{"models": f"a={model}", **changes})
+    with pytest.raises(SystemExit) as error:
+        public.run(s, one_process())
+    assert complaint in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_without_files_is_skipped_and_told(tmp_path, model, files, capsys):
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2" / "dev.tsv").write_text((files / "glue/SST-2/dev.tsv").read_text())
+    data, skipped, notes = public.read_tasks(settings(tmp_path), one_process())
+    assert list(data) == ["sst"] and len(skipped) == len(public.TASKS) - 1
+    assert "there is no SST-2/train.tsv" in notes[0] and "left out" in notes[0]
+    assert "https://" in skipped["rte"] and "--files" in skipped["rte"]
+
+
+def test_files_come_through_the_cache(tmp_path, monkeypatch):
+    """By their URLs, and out of archives."""
+    with zipfile.ZipFile(tmp_path / "RTE.zip", "w") as file:
+        file.writestr("RTE/dev.tsv", "zip")
+        file.writestr("RTE/other/dev.tsv", "wrong")
+    (tmp_path / "x.sgm").write_text("tar")
+    with tarfile.open(tmp_path / "test.tgz", "w:gz") as file:
+        file.add(tmp_path / "x.sgm", "test/x.sgm")
+    fetched = []
+    monkeypatch.setattr(hub, "fetch_url", lambda url, folder: fetched.append((url, folder)) or (
+        tmp_path / url.rpartition("/")[2]))
+    path, = tasks.locate(["RTE/dev.tsv"], "https://x/RTE.zip", "", "rte")
+    assert path.read_text() == "zip" and fetched == [("https://x/RTE.zip", "rte")]
+    assert tasks.locate(["x.sgm"], "https://x/test.tgz", "", "t")[0].read_text() == "tar"
+    assert tasks.locate(["x.sgm"], "https://x/data", "", "t") == [tmp_path / "x.sgm"]
+    assert fetched[-1] == ("https://x/data/x.sgm", "t")
+    with pytest.raises(hub.Unavailable, match="there is no y.tsv"):
+        tasks.locate(["y.tsv"], "https://x/RTE.zip", "", "rte")
+    with pytest.raises(hub.Unavailable, match="no public home"):
+        tasks.locate(["y"], "JSON lines", "", "t")
