@@ -82,23 +82,29 @@ class Store:
         for row in self.all("SELECT id FROM assignment WHERE state = 'open'"):
             self.touch(row["id"])  # after a restart everybody has the whole time again
 
+    def check(self):
+        """Stop at a file of another program or version, before anything in it changes."""
+        with contextlib.closing(sqlite3.connect(self.path, timeout=20)) as db:
+            tables, mine, version = (db.execute(query).fetchone()[0] for query in (
+                "SELECT count(*) FROM sqlite_master", "PRAGMA application_id",
+                "PRAGMA user_version"))
+        if tables and mine != APPLICATION:
+            stop(f"{self.path} is no database of this page: name another folder with --out")
+        if tables and version != VERSION:
+            stop(f"{self.path} has version {version} of the tables, this program reads version "
+                 f"{VERSION}: export it with the program that wrote it, or name another --out")
+        return tables
+
     def prepare(self):
-        """Make the tables of a new file; stop at one of another program or version."""
-        with self.change() as db:
-            mine = db.execute("PRAGMA application_id").fetchone()[0]
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        """Make the tables of a new file."""
+        if not self.check():
+            with self.change() as db:
                 for statement in SCHEMA.split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {APPLICATION}")
                 db.execute(f"PRAGMA user_version = {VERSION}")
                 db.execute("INSERT INTO setting VALUES ('secret', ?)", (secrets.token_hex(32),))
-            elif mine != APPLICATION:
-                stop(f"{self.path} is no database of this page: name another folder with --out")
-            elif version != VERSION:
-                stop(f"{self.path} has version {version} of the tables, this program reads version "
-                     f"{VERSION}: export it with the program that wrote it, or name another --out")
-            self.secret = self.one("SELECT value FROM setting WHERE name = 'secret'")[0]
+        self.secret = self.one("SELECT value FROM setting WHERE name = 'secret'")[0]
 
     # ------------------------------------------------------------------------------- the file
 

@@ -20,7 +20,7 @@ POLICY = "; ".join(["default-src 'none'", *(f"{kind}-src 'self'" for kind in (
     "frame-ancestors 'none'"])
 HEADERS = {
     "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin", "X-Frame-Options": "DENY",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()"}
 MESSAGES = {
