@@ -62,8 +62,8 @@ def seconds(form, elapsed):
         value = float(form.get("seconds", ""))
     except ValueError:
         value = math.inf if elapsed is not None else 0.0
-    value = value if value >= 0 else 0.0  # NaN becomes 0
-    return round(min(value, elapsed if elapsed is not None else 86_400.0), 1)
+    most = 86_400.0 if elapsed is None else elapsed
+    return round(max(min(value, most), 0.0), 1) if value >= 0 else 0.0  # NaN is not
 
 
 def number(form, name, low, high, label):

@@ -105,8 +105,8 @@ class Owner:
         self.flask, self.store, self.tell = flask, store, tell
         for rule, view, methods in (
                 ("/owner", self.owner, ["GET"]), ("/owner/add", self.add, ["POST"]),
-                ("/owner/remove/<int:number>", self.remove, ["POST"]),
-                ("/owner/link/<int:number>", self.link, ["POST"]),
+                ("/owner/remove/<int(max=999999999999):number>", self.remove, ["POST"]),
+                ("/owner/link/<int(max=999999999999):number>", self.link, ["POST"]),
                 ("/owner/export", self.export, ["POST"]),
                 ("/owner/disagreements", self.disagreements, ["GET"])):
             app.add_url_rule(rule, view.__name__, self.only(view), methods=methods)

@@ -69,7 +69,8 @@ class Settings:
             return "--weights has no --models"
 
 
-PRESETS = {"mine": dict(models="out/ppo-ptx,out/init", out="out/mine/labels", twice=0.0)}
+PRESETS = {"mine": dict(models="out/ppo-ptx,out/init", out="out/mine/labels", twice=0.0,
+                        valid=0.15)}
 
 
 class Filling:
@@ -104,6 +105,9 @@ class Filling:
     def sample(self):
         """Run labels/sample.py on the chosen prompts, at low priority; then add the items."""
         s, folder = self.s, Path(self.s.out) / "samples"
+        for path in s.models.split(","):
+            if path.startswith("out/") and not Path(path, "checkpoint.json").exists():
+                stop(f"{path} has no checkpoint: run `make demo` first, or name other --models")
         prompts = self.shuffled(records.read(s.prompts_file, "prompt"))[: s.prompts * 3 // 2 or None]
         records.write(folder / "prompts_train.jsonl",
                       [{k: v for k, v in p.items() if k != "completions"} for p in prompts])

@@ -187,9 +187,9 @@ class Labelling:
         self.flask, self.store, self.clock, self.sent = flask, store, clock, {}
         app.add_url_rule("/", "home", self.home)
         app.add_url_rule("/work", "work", self.work)
-        app.add_url_rule("/item/<int:number>/<int:page>", "item", self.item,
+        app.add_url_rule("/item/<int(max=999999999999):number>/<int(max=99):page>", "item", self.item,
                          methods=["GET", "POST"])
-        app.add_url_rule("/item/<int:number>/skip", "skip", self.skip, methods=["POST"])
+        app.add_url_rule("/item/<int(max=999999999999):number>/skip", "skip", self.skip, methods=["POST"])
         app.add_url_rule("/again", "again", self.again, methods=["POST"])
         app.add_url_rule("/write/<kind>", "write", self.write, methods=["GET", "POST"])
 
