@@ -188,10 +188,12 @@ def compare(s, before, after, rankings, heldout):
 # ------------------------------------------------------------------------------------- the report
 
 STYLE = """
-:root { color-scheme: light dark; --soft: #5c6166; --line: #d9dbdd; --add: #d8f0dd; --cut: #fbe3e1; }
+:root { color-scheme: light dark; --soft: #5c6166; --line: #d9dbdd; --add: #d8f0dd;
+  --cut: #fbe3e1; }
 @media (prefers-color-scheme: dark) { :root { --soft: #a5abb1; --line: #363b40; --add: #1f4029;
   --cut: #4a2624; } }
-body { max-width: 1100px; margin: 32px auto; padding: 0 16px; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 1100px; margin: 32px auto; padding: 0 16px;
+  font: 16px/1.5 system-ui, sans-serif; }
 table { border-collapse: collapse; width: 100%; margin: 16px 0 32px; }
 th, td { text-align: left; vertical-align: top; padding: 8px 16px 8px 0; white-space: pre-wrap;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
@@ -230,7 +232,8 @@ def page(facts, before, after):
     """The report as HTML; model output is data in it."""
     table = "".join(f"<tr><th scope=row>{html.escape(what)}</th><td>{a}</td><td>{b}</td></tr>"
                     for what, a, b in summary(facts))
-    pairs = sorted(zip(before, after), key=lambda p: text_of(p[0]) == text_of(p[1]))  # changed first
+    changed_first = lambda pair: text_of(pair[0]) == text_of(pair[1])
+    pairs = sorted(zip(before, after), key=changed_first)
     rows = "".join("<tr><td>{}</td><td>{}</td><td>{}</td></tr>".format(
         html.escape(b["prompt"]), *marked(text_of(b), text_of(a))) for b, a in pairs)
     return f"""<!doctype html>

@@ -4,6 +4,7 @@ import statistics
 
 from labels import agreement
 
+NUMBER = "<int(max=999999999999):number>"  # of a row, in an address
 CUT_OFF = 0.75  # soft, of agreement with the owner on flags and on rankings (App. B.1)
 
 
@@ -105,8 +106,8 @@ class Owner:
         self.flask, self.store, self.tell = flask, store, tell
         for rule, view, methods in (
                 ("/owner", self.owner, ["GET"]), ("/owner/add", self.add, ["POST"]),
-                ("/owner/remove/<int(max=999999999999):number>", self.remove, ["POST"]),
-                ("/owner/link/<int(max=999999999999):number>", self.link, ["POST"]),
+                (f"/owner/remove/{NUMBER}", self.remove, ["POST"]),
+                (f"/owner/link/{NUMBER}", self.link, ["POST"]),
                 ("/owner/export", self.export, ["POST"]),
                 ("/owner/disagreements", self.disagreements, ["GET"])):
             app.add_url_rule(rule, view.__name__, self.only(view), methods=methods)

@@ -83,14 +83,20 @@ class Filling:
         """From files at once, from models in a thread. Stops at a bad file."""
         s = self.s
         if s.use_cases:
-            self.store.set_use_cases(lines_of(s.use_cases))
+            self.store.set("use_cases", lines_of(s.use_cases))
         if s.completions:
             self.add(self.shuffled(records.read(s.completions, "to label")))
         if s.demonstrate:
             self.add([{k: v for k, v in r.items() if k != "completions"}
                       for r in self.shuffled(records.read(s.demonstrate, "prompt"))])
-        if s.models:
+        if s.models and self.store.setting("sampled") != self.of_samples():
             self.sample()
+
+    def of_samples(self):
+        """What the samples depend on: a page that starts again does not sample again."""
+        s = self.s
+        return [s.models, s.weights, s.prompts_file, s.prompts, s.candidates, s.k_min, s.k_max,
+                s.max_new_tokens, s.task, s.priority, s.seed]
 
     def shuffled(self, rows):
         return random.Random(f"prompts {self.s.seed}").sample(rows, len(rows))
@@ -108,7 +114,8 @@ class Filling:
         for path in s.models.split(","):
             if path.startswith("out/") and not Path(path, "checkpoint.json").exists():
                 stop(f"{path} has no checkpoint: run `make demo` first, or name other --models")
-        prompts = self.shuffled(records.read(s.prompts_file, "prompt"))[: s.prompts * 3 // 2 or None]
+        prompts = self.shuffled(records.read(s.prompts_file, "prompt"))
+        prompts = prompts[: s.prompts * 3 // 2 or None]  # some have too few different outputs
         records.write(folder / "prompts_train.jsonl",
                       [{k: v for k, v in p.items() if k != "completions"} for p in prompts])
         out = folder / "completions_train.jsonl"
@@ -130,7 +137,8 @@ class Filling:
             print(self.state, file=sys.stderr)
             return
         self.add(records.read(out, "to label"))
-        print(self.state)
+        self.store.set("sampled", self.of_samples())
+        print(self.state, flush=True)
 
     # what the owner's page asks
 
@@ -176,10 +184,13 @@ def hand_over(store, s, address):
 
 def main():
     s = parse(Settings, PRESETS)
-    records.make_folder(s.out)
     path = Path(s.out) / "labels.db"
-    if s.export and not path.exists():
+    if not s.export:
+        extra("flask", "python -m labels.page")
+        extra("waitress", "python -m labels.page")
+    elif not path.exists():
         stop(f"no file {path}: run `python -m labels.page --out={s.out}` first")
+    records.make_folder(s.out)
     store = Store(path, s.abandoned)
     filling = Filling(store, s)
     if s.export:
@@ -187,7 +198,6 @@ def main():
         for file, n in counts.items():
             print(f"{file}: {n:,} records")
         return counts or print(f"{path} has no finished answer yet")
-    extra("flask", "python -m labels.page")
     filling.fill()
     server, address = listen(make_app(store, filling, is_local(s.host), time.monotonic), s)
     hand_over(store, s, address)

@@ -2,7 +2,7 @@
 import re
 import unicodedata
 
-from markupsafe import Markup, escape
+from markupsafe import Markup, escape  # comes with torch, and with Flask
 
 from data.records import ASSISTANT, HUMAN
 

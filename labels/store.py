@@ -103,8 +103,9 @@ class Store:
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {APPLICATION}")
                 db.execute(f"PRAGMA user_version = {VERSION}")
-                db.execute("INSERT INTO setting VALUES ('secret', ?)", (secrets.token_hex(32),))
-        self.secret = self.one("SELECT value FROM setting WHERE name = 'secret'")[0]
+                db.execute("INSERT INTO setting VALUES ('secret', ?)",
+                           (json.dumps(secrets.token_hex(32)),))
+        self.secret = self.setting("secret")
 
     # ------------------------------------------------------------------------------- the file
 
@@ -187,7 +188,7 @@ class Store:
         return added
 
     def next_for(self, labeler):
-        """The id of the assignment that this labeler works on now; None if there is nothing left to do.
+        """The id of the assignment that this labeler works on now; None if nothing is left to do.
 
         An item that the labeler has open comes first: two tabs show the same one. Else it is the
         first that wants more labels than it has or is being given. Of each group, an item wants
@@ -315,14 +316,17 @@ class Store:
     def use_case(self, labeler):
         """The use case to write the next prompt for: each labeler goes through all of them, and
         begins at another one. "" if there are none."""
-        row = self.one("SELECT value FROM setting WHERE name = 'use_cases'")
-        cases = json.loads(row["value"]) if row else []
+        cases = self.setting("use_cases") or []
         return cases[(labeler["id"] + self.written(labeler)) % len(cases)] if cases else ""
 
-    def set_use_cases(self, cases):
+    def setting(self, name):
+        """A value that `set` kept, or None."""
+        row = self.one("SELECT value FROM setting WHERE name = ?", name)
+        return row and json.loads(row["value"])
+
+    def set(self, name, value):
         with self.change() as db:
-            db.execute("INSERT OR REPLACE INTO setting VALUES ('use_cases', ?)",
-                       (json.dumps(cases),))
+            db.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (name, json.dumps(value)))
 
     def marks_of(self, assignment):
         """The marks of an assignment's prompt: the labeler's, else those of its record."""

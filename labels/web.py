@@ -9,6 +9,7 @@ import json
 import secrets
 import threading
 import time
+from pathlib import Path
 
 from settings import extra
 
@@ -30,6 +31,7 @@ MESSAGES = {
     413: "That is too much text for one answer.",
     429: "Too many wrong codes. Wait a minute, then try again.",
     500: "Something went wrong here. Your earlier answers are safe. Try again."}
+NUMBER = overview.NUMBER
 LARGEST = 2 ** 20  # bytes of a request
 WRONG_CODES, WINDOW = 10, 60.0  # wrong codes from one address, and from all, ten times; seconds
 
@@ -65,7 +67,7 @@ def make_app(store, tell, local=True, clock=time.monotonic):
     about sampling, and a function that exports). local: answer only to names of this machine."""
     flask = extra("flask", "python -m labels.page")
     app = flask.Flask("labels", template_folder="templates", static_folder="static",
-                      root_path=str(__import__("pathlib").Path(__file__).parent))
+                      root_path=str(Path(__file__).parent))
     app.config.update(
         SECRET_KEY=store.secret, MAX_CONTENT_LENGTH=LARGEST, MAX_FORM_MEMORY_SIZE=LARGEST,
         MAX_FORM_PARTS=500, SESSION_COOKIE_NAME="labels", SESSION_COOKIE_HTTPONLY=True,
@@ -187,9 +189,9 @@ class Labelling:
         self.flask, self.store, self.clock, self.sent = flask, store, clock, {}
         app.add_url_rule("/", "home", self.home)
         app.add_url_rule("/work", "work", self.work)
-        app.add_url_rule("/item/<int(max=999999999999):number>/<int(max=99):page>", "item", self.item,
+        app.add_url_rule(f"/item/{NUMBER}/<int(max=99):page>", "item", self.item,
                          methods=["GET", "POST"])
-        app.add_url_rule("/item/<int(max=999999999999):number>/skip", "skip", self.skip, methods=["POST"])
+        app.add_url_rule(f"/item/{NUMBER}/skip", "skip", self.skip, methods=["POST"])
         app.add_url_rule("/again", "again", self.again, methods=["POST"])
         app.add_url_rule("/write/<kind>", "write", self.write, methods=["GET", "POST"])
 

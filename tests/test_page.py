@@ -411,7 +411,7 @@ def test_ranks_need_every_output():
 @pytest.mark.parametrize("kind, form, message", [
     ("plain", {"prompt": "p", "response": " ", "category": "chat"}, "response is empty"),
     ("plain", {"prompt": "p", "response": "r"}, "category is missing"),
-    ("plain", {"prompt": "p" * 100_001, "response": "r", "category": "chat"}, "longer than 100,000"),
+    ("plain", {"prompt": "p" * 100_001, "response": "r", "category": "chat"}, "longer than 100"),
     ("user_based", {"prompt": "p", "response": "r", "category": "chat"}, "use case is empty"),
     ("few_shot", {"instruction": "i", "query-1": "q", "response-1": "r", "category": "chat"},
      "two pairs"),
