@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from labels import exporting, items
 from labels.store import Store
 from labels.web import is_local, make_app
 
-OWNER = "owner"
+OWNER, SCREENS = "owner", {"DISPLAY", "WAYLAND_DISPLAY"}
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Settings:
     out: str = "out/labels"  # folder of the database; records go to its folder records
     host: str = "127.0.0.1"  # address to listen at; 0.0.0.0: others in your network, too
     port: int = 8321  # 0: any that is free
+    open: bool = False  # open the page in this machine's browser
     export: bool = False  # write the records and stop
     seed: int = 6  # of the prompts that are chosen and of the samples
 
@@ -70,7 +72,7 @@ class Settings:
 
 
 PRESETS = {"mine": dict(models="out/ppo-ptx,out/init", out="out/mine/labels", twice=0.0,
-                        valid=0.15)}
+                        valid=0.15, open=True)}
 
 
 class Filling:
@@ -171,15 +173,24 @@ def listen(app, s):
 
 
 def hand_over(store, s, address):
-    """Give the owner a link: in a file that only the owner can read, and on the terminal. The link
-    holds a code, so that it is not printed into a log."""
+    """Give the owner a link: in files that only the owner can read, and on the terminal. The link
+    holds a code: it is printed into no log, and stands in no process's arguments."""
     link = f"{address}/enter#{store.add_labeler(OWNER, 'owner')}"
-    file = Path(s.out) / "owner-link.txt"
-    file.unlink(missing_ok=True)
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        out.write(link + "\n")
-    print(f"the labelling page: {link}" if sys.stdout.isatty() else
+    file, door = Path(s.out, "owner-link.txt"), Path(s.out, "owner-link.html")
+    write_secret(file, link + "\n")
+    write_secret(door, f'<meta http-equiv="refresh" content="0; url={link}">\n')
+    seen = sys.stdout.isatty()
+    print(f"the labelling page: {link}\nCtrl-C stops it; all answers are kept" if seen else
           f"the labelling page: {address} (the owner's link is in {file})", flush=True)
+    if s.open and seen and (SCREENS & os.environ.keys() or sys.platform in ("darwin", "win32")):
+        webbrowser.open(door.resolve().as_uri())
+
+
+def write_secret(path, text):
+    """Write a new file that only its owner can read."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(text)
 
 
 def main():

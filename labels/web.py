@@ -3,6 +3,7 @@
 Every answer is a form of its own, which works without scripts. static/page.js adds keys, dragging,
 undo, the time that a page was looked at, and sending again when the connection is lost.
 """
+import hashlib
 import hmac
 import ipaddress
 import json
@@ -33,11 +34,12 @@ MESSAGES = {
     500: "Something went wrong here. Your earlier answers are safe. Try again."}
 NUMBER = overview.NUMBER
 LARGEST = 2 ** 20  # bytes of a request
-WRONG_CODES, WINDOW = 10, 60.0  # wrong codes from one address, and from all, ten times; seconds
+WRONG_CODES, WINDOW = 10, 60.0  # wrong codes from one address, in so many seconds
 
 
 class Limit:
-    """At most so many wrong codes in a window: from one address, and ten times that from all."""
+    """At most so many wrong codes in a window: from one address, and a hundred times that from
+    all."""
 
     def __init__(self, clock=time.monotonic):
         self.clock, self.lock, self.wrong = clock, threading.Lock(), []
@@ -46,7 +48,7 @@ class Limit:
         with self.lock:
             self.wrong = [w for w in self.wrong if self.clock() - w[0] < WINDOW]
             own = sum(who == address for _, who in self.wrong)
-            return own >= WRONG_CODES or len(self.wrong) >= 10 * WRONG_CODES
+            return own >= WRONG_CODES or len(self.wrong) >= 100 * WRONG_CODES
 
     def add(self, address):
         with self.lock:
@@ -62,6 +64,12 @@ def is_local(host):
         return False
 
 
+def cookie(store):
+    """The name of the session's cookie. All ports of a machine share their cookies, so that each
+    database has a name of its own."""
+    return "labels-" + hashlib.sha256(store.secret.encode()).hexdigest()[:8]
+
+
 def make_app(store, tell, local=True, clock=time.monotonic):
     """The app. tell: a function without arguments that returns facts for the owner's page (a line
     about sampling, and a function that exports). local: answer only to names of this machine."""
@@ -70,7 +78,7 @@ def make_app(store, tell, local=True, clock=time.monotonic):
                       root_path=str(Path(__file__).parent))
     app.config.update(
         SECRET_KEY=store.secret, MAX_CONTENT_LENGTH=LARGEST, MAX_FORM_MEMORY_SIZE=LARGEST,
-        MAX_FORM_PARTS=500, SESSION_COOKIE_NAME="labels", SESSION_COOKIE_HTTPONLY=True,
+        MAX_FORM_PARTS=500, SESSION_COOKIE_NAME=cookie(store), SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict", SEND_FILE_MAX_AGE_DEFAULT=None)
     app.jinja_env.filters.update(shown=shown, turns=turns)
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True

@@ -3,6 +3,7 @@ the pictures of docs/labelling.md (SCREENSHOTS=docs python -m pytest tests/test_
 """
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -247,7 +248,7 @@ def test_hostile_and_long_texts_do_nothing(driver, serve):
     driver.get(page.address + "/work")
     at_item(driver)
     assert driver.title == "Rank the outputs" and not all_of(driver, "main img, main script")
-    assert driver.execute_script("return document.documentElement.scrollWidth") == 400
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 400
     assert driver.execute_script("return document.documentElement.scrollHeight") < 4000
     assert not [e for e in driver.get_log("browser") if "favicon" not in e["message"]]
     assert EVIL.split("\n")[0] in driver.find_element("css selector", ".prompt").text
@@ -303,7 +304,7 @@ def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
     driver.get(page.address + "/work")
     until(lambda: all_of(driver, "#rank, form"))
     base = driver.current_url.rsplit("/", 1)[0]
-    last = int(driver.find_element("css selector", ".pages").text.split("/")[1])
+    last = re.search(r"/ (\d+)", driver.find_element("css selector", ".pages").text)[1]
     found = {}
     for path, name in ((f"{base}/1", "marks"), (f"{base}/2", "rate"), (f"{base}/{last}", "rank"),
                        ("/write/plain", "plain"), ("/write/few_shot", "write"),

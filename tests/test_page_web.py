@@ -494,8 +494,8 @@ def test_thirty_labelers_at_once_are_not_kept_waiting(tmp_path, request):
         people = [Labeler(page, store.add_labeler(f"p{i}", "train")) for i in range(30)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         sampler = subprocess.Popen(
-            ["nice", "-n", "10", sys.executable, "-m", "labels.sample", "--k_min=200",
-             "--k_max=200", f"--out={tmp_path}/samples.jsonl"], cwd=demo.folder, env=environment,
+            ["nice", "-n", "10", sys.executable, "-m", "labels.sample", "--k_min=3000",
+             "--k_max=3000", f"--out={tmp_path}/samples.jsonl"], cwd=demo.folder, env=environment,
             stdout=subprocess.DEVNULL)
 
         def work(person):

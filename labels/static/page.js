@@ -21,6 +21,12 @@ document.addEventListener("visibilitychange", () => {
 });
 const seconds = () => (looked + (since === null ? 0 : performance.now() - since)) / 1000;
 
+const clock = document.querySelector(".time");
+if (clock) setInterval(() => {
+  const total = Math.floor(Number(clock.dataset.seconds) + seconds());
+  clock.textContent = `${Math.floor(total / 60)}:${String(total % 60).padStart(2, "0")}`;
+}, 1000);
+
 // ------------------------------------------------------------------------------ sending
 
 const lost = document.getElementById("lost");
