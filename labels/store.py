@@ -128,10 +128,11 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # a full disk may have ended it
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
 
     def all(self, query, *values):
         return self.db().execute(query, values).fetchall()

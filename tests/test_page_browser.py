@@ -18,12 +18,13 @@ from test_page import some
 from test_page_web import EVIL
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
+NAMES = ("Ida", "Ben", "Rosa", "Finn", "Mary", "Zoe", "Hugo")
 TOWN = [  # what the pictures show
-    {"prompt": "Write a note to Ida about the honey.", "category": "generation", "completions": [
-        {"text": t, "model": "m"} for t in (
-            "Dear Ida, thank you for the honey.",
-            "Dear Ida, the honey was very nice. Glad to help.", "Honey honey honey.",
-            "Dear Otto, thank you for the honey.", "Who cares, you fool.")]},
+    *[{"prompt": f"Write a note to {name} about the honey.", "category": "generation",
+       "completions": [{"text": t, "model": "m"} for t in (
+           f"Dear {name}, thank you for the honey.",
+           f"Dear {name}, the honey was very nice. Glad to help.", "Honey honey honey.",
+           "Dear Otto, thank you for the honey.", "Who cares, you fool.")]} for name in NAMES],
     {"prompt": "Human: Hello Leo.\n\nAssistant: Hello, how are you?\n\nHuman: I am well. What does "
                "Leo like?\n\nAssistant:", "category": "chat", "completions": [
         {"text": t, "model": "m"} for t in ("Leo likes soup.", "Leo likes soup. Have a good day.",
@@ -256,6 +257,12 @@ def test_hostile_and_long_texts_do_nothing(driver, serve):
 
 # ------------------------------------------------------------------------------- looks
 
+OTHER_PAGES = {
+    "/write/plain": "plain", "/write/few_shot": "few-shot", "/write/user_based": "user-based",
+    "/guide": "guide", "/guide?priority=truthful": "truthful", "/owner": "owner",
+    "/owner/disagreements": "disagreements", "/nothing": "message"}
+
+
 def picture(driver, name, shots):
     """A picture of the window, in the folder that SCREENSHOTS names, or in a temporary one."""
     folder = Path(os.environ.get("SCREENSHOTS", shots))
@@ -272,7 +279,7 @@ def violations(driver, source):
 
 
 def class_of(page):
-    """A class in the store: three labelers with answers. Returns their assignments' owner link."""
+    """A class with answers in the store: the owner has one item open that is rated, not ranked."""
     store = Store(page.out / "labels.db")
     for name, group in (("Ana", "train"), ("Bo", "train"), ("Cem", "heldout")):
         store.add_labeler(name, group)
@@ -280,42 +287,41 @@ def class_of(page):
         while number := store.next_for(row):
             item = store.assignment(number, row)["item"]
             outputs = sorted(store.outputs(item, row), key=lambda o: o["text"])
+            store.answer(number, "marks", {"assignment": number, "marks": "{}", "seconds": 3.0},
+                         False)
             for o in outputs:
                 store.answer(number, "rating", {
                     "assignment": number, "output": o["id"], "likert": 5, "flags": json.dumps(
-                        {"inappropriate": "fool" in o["text"]}), "note": "", "seconds": 9.0}, False)
-            turned = outputs[::-1] if n == 2 else outputs
+                        {"inappropriate": "fool" in o["text"] and item % 3 < 3 - n}), "note": "",
+                    "seconds": 6.0 + n}, False)
+            if n == 0 and item == len(TOWN):
+                break
+            if item % 5 < n:  # they differ, now and then
+                outputs[1:4] = outputs[3:0:-1]
             store.answer(number, "ranking", {
                 "assignment": number, "note": "", "seconds": 12.0, "ranks": json.dumps(
-                    {o["id"]: i + 1 for i, o in enumerate(turned)})}, True)
-            if n == 0 and item > 1:
-                store.reopen_last(row)
-                return
+                    {o["id"]: i + 1 for i, o in enumerate(outputs)})}, True)
 
 
 def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
     """axe-core finds nothing, and nothing is wider than the window: at 400 and 1,400 pixels, light
     and dark. The pictures of the docs are taken on the way."""
     source = browser.axe()
-    page = serve(TOWN, "--task=rate_rank", "--screening=1")
+    page = serve(TOWN, "--task=rate_rank", f"--screening={len(TOWN)}")
     class_of(page)
-    resize(driver, 1400)
     enter(driver, page.link)
     driver.get(page.address + "/work")
-    until(lambda: all_of(driver, "#rank, form"))
-    base = driver.current_url.rsplit("/", 1)[0]
-    last = re.search(r"/ (\d+)", driver.find_element("css selector", ".pages").text)[1]
+    until(lambda: all_of(driver, "#rank"))
+    base, last = driver.current_url.rsplit("/", 1)
     found = {}
-    for path, name in ((f"{base}/1", "marks"), (f"{base}/2", "rate"), (f"{base}/{last}", "rank"),
-                       ("/write/plain", "plain"), ("/write/few_shot", "write"),
-                       ("/write/user_based", "user"), ("/guide", "guide"), ("/owner", "owner"),
-                       ("/guide?priority=truthful", "truthful"), ("/nothing", "message"),
-                       ("/owner/disagreements", "disagreements")):
-        driver.get(path if "://" in path else page.address + path)
-        until(lambda: all_of(driver, "main"))
-        if name == "rank":
-            ranks_away(driver)
-        for width, height in ((1400, 900), (400, 800)):
+    for width, height in ((1400, 900), (400, 800)):
+        resize(driver, width, height)
+        for path, name in (*((f"{base}/{n}", kind) for n, kind in
+                             ((1, "marks"), (2, "rate"), (last, "rank"))), *OTHER_PAGES.items()):
+            driver.get(path if "://" in path else page.address + path)
+            until(lambda: all_of(driver, "main"))
+            if name == "rank":
+                ranks_away(driver)
             for dark in (False, True):
                 resize(driver, width, height, dark)
                 if source and (wrong := violations(driver, source)):
@@ -325,7 +331,6 @@ def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
                     found[f"{name} {width} is wide"] = wide
                 if name in ("rank", "rate", "owner") and dark == (name == "rate"):
                     picture(driver, f"{name}-{width}", tmp_path)
-        resize(driver, 1400)
     assert not found, json.dumps(found, indent=1)
     if not source:
         pytest.skip("no check of accessibility: axe-playwright-python is not installed (Makefile)")
@@ -334,7 +339,7 @@ def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
 def ranks_away(driver):
     """Some cards of the board into columns, for a picture."""
     until(lambda: all_of(driver, ".card.marked"))
-    for card, rank in zip(all_of(driver, ".card"), (2, 1, 2)):
+    for card, rank in zip(all_of(driver, ".card")[1:], (2, 1, 2)):
         driver.execute_script("arguments[0].click()",
                               card.find_element("css selector", f"input[value='{rank}']"))
 

@@ -100,7 +100,7 @@ if (rate) document.addEventListener("keydown", event => {
     rate.requestSubmit();
   }
 });
-for (const keys of document.querySelectorAll(".keys")) keys.hidden = matchMedia("(hover: none)").matches;
+for (const keys of document.querySelectorAll(".keys")) keys.hidden = matchMedia("(pointer: coarse)").matches;
 
 const waiting = document.querySelector("[data-reload]");
 if (waiting) setTimeout(() => location.reload(), 1000 * waiting.dataset.reload);
