@@ -198,6 +198,17 @@ def test_a_failed_change_changes_nothing(tmp_path, clock):
     assert store.assignment(number, who["a"])["state"] == "open"
 
 
+def test_after_a_full_disk_the_next_change_works(tmp_path, clock):
+    store, who = filled(tmp_path, clock, some(2))
+    pages = store.one("PRAGMA page_count")[0]
+    store.db().execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.write(who["a"], "1", "plain", {"prompt": "x" * 100_000, "response": "r"}, {}, 1.0)
+    store.db().execute("PRAGMA max_page_count = 100000")
+    assert store.write(who["a"], "1", "plain", {"prompt": "p", "response": "r"}, {}, 1.0)
+    assert [r["prompt"] for r in exporting.export(store, 0.0)["prompts_train"]] == ["p"]
+
+
 @pytest.mark.parametrize("spoil, message", [
     (lambda p: p.write_bytes(b"no database at all" * 100), "cannot be used"),
     (lambda p: sqlite3.connect(p).executescript("CREATE TABLE x (y)").close(), "no database of"),

@@ -242,6 +242,7 @@ def test_without_scripts_the_pages_work(driver, serve):
 
 
 def test_hostile_and_long_texts_do_nothing(driver, serve):
+    driver.get_log("browser")  # what earlier tests left
     long = "word " * 2000 + "x" * 20_000
     page = serve([{"prompt": EVIL + long, "completions": [{"text": EVIL}, {"text": long}]}])
     resize(driver, 400, 800)
@@ -339,9 +340,11 @@ def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
 def ranks_away(driver):
     """Some cards of the board into columns, for a picture."""
     until(lambda: all_of(driver, ".card.marked"))
-    for card, rank in zip(all_of(driver, ".card")[1:], (2, 1, 2)):
+    for said, rank in (("Glad to help", 1), ("Dear Otto", 3), ("Honey honey", 3)):
+        card, = (card for card in all_of(driver, ".card") if said in card.text)
         driver.execute_script("arguments[0].click()",
                               card.find_element("css selector", f"input[value='{rank}']"))
+    driver.execute_script("scrollTo(0, 0)")
 
 
 def test_what_is_typed_survives_a_reload(driver, serve):
