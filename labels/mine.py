@@ -47,7 +47,7 @@ class Settings:
     epochs: int = 6  # over few rankings; with thousands of them one is best
     # PPO
     iterations: int = 16  # of 256 episodes
-    beta: float = 0.05  # KL coefficient: smaller moves further from the policy before
+    beta: float = 0.03  # KL coefficient for scores of standard deviation 1; smaller moves further
     ema: float = 0.97  # of the weights; the demo's 0.992 would keep a third of the old policy
     warmup: int = 2  # iterations
     # the comparison
@@ -85,7 +85,7 @@ def your_rankings(s):
 
 
 def train(s, rankings, heldout):
-    """The reward model of your rankings, then PPO. Returns the folder of the new policy."""
+    """The reward model of your rankings, then PPO."""
     data = f"{s.out}/data"
     records.write(f"{data}/rankings_train.jsonl", rankings)
     records.write(f"{data}/rankings_valid.jsonl", heldout)
@@ -93,10 +93,18 @@ def train(s, rankings, heldout):
                   records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration"))
     run("reward.py", f"--init={s.rm}", f"--data={data}", f"--out={s.out}/rm",
         f"--epochs={s.epochs}")
+    scores = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine")
+    beta, unfinished = scaled(s.beta, scores["score_mean"], scores["score_std"])
     run("ppo.py", f"--init={s.policy}", f"--reward={s.out}/rm", f"--data={s.data}",
-        f"--out={s.out}/policy", f"--iterations={s.iterations}", f"--beta={s.beta}",
-        f"--ema={s.ema}", f"--warmup={s.warmup}", "--show=0")
-    return f"{s.out}/policy"
+        f"--out={s.out}/policy", f"--iterations={s.iterations}", f"--beta={beta}",
+        f"--unfinished={unfinished}", f"--ema={s.ema}", f"--warmup={s.warmup}", "--show=0")
+
+
+def scaled(beta, mean, std):
+    """(beta, the score of an unfinished response) of PPO, for scores with this mean and standard
+    deviation. Some tastes give scores ten times as far apart as others. The KL penalty keeps its
+    weight against them, and an answer that does not end never pays."""
+    return round(beta * std, 4), round(min(-4.0, mean - 2 * std), 2)
 
 
 # ------------------------------------------------------------------------------------- comparing

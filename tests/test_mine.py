@@ -25,6 +25,11 @@ def test_a_policy_moved_towards_a_pair_by_hand():
     assert mine.moved_towards([], [], []) == (None, 0)
 
 
+def test_beta_and_unfinished_follow_the_scores():
+    assert mine.scaled(0.03, 0.0, 1.0) == (0.03, -4.0)
+    assert mine.scaled(0.03, -4.0, 7.0) == (0.21, -18.0)
+
+
 def answer(text, prompt="p"):
     return {"prompt": prompt, "completions": [{"text": text, "ended": True}]}
 
