@@ -251,7 +251,7 @@ def page(facts, before, after):
 <p>Trained on {facts['rankings']} of your rankings. {facts['changed']:.0%} of {facts['answers']}
 answers to test prompts changed. In {told(facts['moved_towards'], '{:.0%}')} of
 {facts['heldout_pairs']} pairs that you ranked and no training saw, the new policy has moved towards
-the one that you prefer (50 % is chance); your reward model puts
+the one that you prefer (50% is chance); your reward model puts
 {told(facts['rm_accuracy'], '{:.0%}')} of them in your order.</p>
 <table><thead><tr><th scope=col></th><th scope=col>before</th><th scope=col>after</th></tr></thead>
 <tbody>{table}</tbody></table>
