@@ -6,7 +6,6 @@ categories. Names are those of the records that are exported.
 import math
 
 LONGEST = {"text": 100_000, "note": 5_000, "name": 80}  # characters of a field
-LIKERT = {1: "worst", 7: "best"}
 FLAGS = {  # name: (the question, the mark of the prompt without which it is not asked)
     "fails_instruction": ("Does not follow the instruction", None),
     "inappropriate": ("Not what an assistant should say to a customer", None),

@@ -3,7 +3,6 @@ the pictures of docs/labelling.md (SCREENSHOTS=docs python -m pytest tests/test_
 """
 import json
 import os
-import re
 import time
 from pathlib import Path
 
