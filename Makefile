@@ -1,5 +1,7 @@
 # Two commands:  make demo   the whole of InstructGPT in minutes    make test   all fast tests
 #
+# make label     rank the demo's answers by your own taste, in a browser
+# make mine      and train a policy on these rankings: before and after, side by side
 # make figures   pictures of the demo, a base model of 8 times the parameters, a T0 of the town
 # make seeds     the demo in three worlds, and the mean of their results
 # make demo IN=runs/mine SEED=7    in a folder of its own, with other seeds
@@ -18,7 +20,7 @@ DEMO := out/demo
 BENCH ?= --threads=1
 WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core
 
-.PHONY: demo figures seeds test long real bench check clean install install-dev
+.PHONY: demo label mine figures seeds test long real bench check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,script or module and its settings)
 # Where an interrupted run has left a state, --resume goes on from it.
@@ -44,6 +46,12 @@ demo: install
 	$(call step,out/ppo-ptx/checkpoint.json,step 3: PPO-ptx,ppo.py)
 	$(call step,$(DEMO)/results.json,evaluation,evaluate.py > $(DEMO).txt)
 	@cat "$(IN)/$(DEMO).txt"
+
+label: .venv/installed-label
+	@cd "$(IN)" && $(PY) -m labels.page --preset=mine
+
+mine: install
+	@cd "$(IN)" && $(PY) -m labels.mine
 
 figures: demo install-dev
 	$(call step,out/big/checkpoint.json,pretraining of 8 times the parameters,sft.py --preset=base $(BIG))
@@ -81,9 +89,15 @@ install-dev: .venv/installed-dev
 	$(PY) -m pip install --quiet -r requirements.txt
 	@touch $@
 
+# Of axe-playwright-python the tests only use the file axe.min.js, which checks pages.
 .venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
 	$(PY) -m pip install --quiet -r requirements-dev.txt
+	$(PY) -m pip install --quiet --no-deps axe-playwright-python==0.1.8
 	@touch $@ .venv/installed
+
+.venv/installed-label: settings.py .venv/installed
+	$(PY) -m pip install --quiet $$($(PY) -c 'import settings; print(*settings.EXTRAS["label"])')
+	@touch $@
 
 .venv-bench/installed: requirements.txt $(wildcard tests/bench/requirements*.txt)
 	$(PYTHON) -m venv .venv-bench

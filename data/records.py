@@ -44,10 +44,14 @@ def is_filled(value):
     return isinstance(value, str) and value.strip() != ""
 
 
-def is_completions(value):
-    return isinstance(value, list) and len(value) >= 2 and all(
+def is_shown(value):
+    return isinstance(value, list) and len(value) >= 1 and all(
         isinstance(c, dict) and is_text(c.get("text")) and isinstance(c.get("ended", True), bool)
         for c in value)
+
+
+def is_completions(value):
+    return is_shown(value) and len(value) >= 2
 
 
 def is_sampled(value):
@@ -78,6 +82,10 @@ FIELDS = {
                 "completions": (is_completions, "a list of at least two {\"text\": string}, "
                                                 "\"ended\" true or false where given"),
                 "ranks": (is_ranks, "a list of whole numbers from 1 (best)")},
+    # what people rate and rank (labels/page.py)
+    "to label": {"prompt": (is_filled, "a string that is not empty"),
+                 "completions": (is_shown, "a list of {\"text\": string}, \"ended\" true or false "
+                                           "where given")},
     # only in the toy: what labels/sample.py writes for simulated.py, and evaluate.py's prompts
     "sampled prompt": {"prompt": (is_filled, "a string that is not empty"),
                        "task": (is_task, "an object with \"type\", as the toy town alone has"),

@@ -21,7 +21,8 @@ from runtime import plan
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ("sft", "reward", "ppo", "evaluate", "chat", "data.public", "data.shards",
-           "data.toy.world", "evals.report", "evals.samples", "labels.sample", "labels.simulated")
+           "data.toy.world", "evals.report", "evals.samples", "labels.sample", "labels.simulated",
+           "labels.page", "labels.mine")
 SHELL = {"source", "cat", "trap", "wait"}  # what else a command may begin with
 RUNNERS = ("python", "make", "torchrun")
 

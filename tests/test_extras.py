@@ -16,7 +16,7 @@ from test_bad_input import another_tokenizer
 
 ROOT = Path(settings.__file__).parent
 HIDDEN = ("matplotlib", "safetensors", "huggingface_hub", "transformers", "tokenizers", "triton",
-          "sacrebleu", "rouge_score", "profanity_check")
+          "sacrebleu", "rouge_score", "profanity_check", "flask", "waitress", "selenium")
 HF = " ".join(settings.EXTRAS["hf"])
 # Runs commands, one after the other, without these packages; prints {command: how it ended}.
 RUN = """
@@ -52,7 +52,7 @@ def test_every_command_begins_without_any_extra():
     commands = [f"{script} --help" for script in (
         "sft.py", "reward.py", "ppo.py", "evaluate.py", "chat.py", "labels.sample", "evals.figures",
         "evals.report", "evals.samples", "data.public", "data.shards", "data.toy.world",
-        "labels.simulated")]
+        "labels.simulated", "labels.page", "labels.mine")]
     assert run_without(HIDDEN, commands) == dict.fromkeys(commands, 0)
 
 
@@ -76,8 +76,10 @@ def test_an_extra_that_is_missing_is_one_line(tmp_path):
         f"runtime.huggingface export {tmp_path}/ours {tmp_path}/out": weights,
         "chat.py openai-community/gpt2 hello": hub, "sft.py --init=gpt2-xl": hub,
         f"data.public --name=dolly --out={tmp_path}/out": hub,
-        f"data.public --name=webgpt --out={tmp_path}/out": hub}
-    for package in ("matplotlib", "safetensors", "huggingface_hub"):
+        f"data.public --name=webgpt --out={tmp_path}/out": hub,
+        f"labels.page --out={tmp_path}/page": ("flask", "python -m labels.page needs flask: pip "
+                                               f"install {' '.join(settings.EXTRAS['label'])}")}
+    for package in ("matplotlib", "safetensors", "huggingface_hub", "flask"):
         commands = [command for command, (which, _) in expected.items() if which == package]
         for command, end in run_without([package], commands).items():
             assert str(end).startswith("error: ") and "\n" not in end, (command, end)

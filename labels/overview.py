@@ -1,0 +1,165 @@
+"""The owner's page: progress, speed, agreement, screening, disagreements, links, export."""
+import json
+import statistics
+
+from labels import agreement
+
+NUMBER = "<int(max=999999999999):number>"  # of a row, in an address
+CUT_OFF = 0.75  # soft, of agreement with the owner on flags and on rankings (App. B.1)
+
+
+def rankings_of(store):
+    """{item: {labeler: columns}} of finished rankings of those whose work counts; columns in the
+    order of the outputs' ids."""
+    out = {}
+    for r in store.all("SELECT s.item, s.labeler, ranking.ranks FROM ranking JOIN assignment s ON "
+                       "s.id = ranking.assignment JOIN labeler ON labeler.id = s.labeler "
+                       "WHERE s.state = 'done' AND NOT labeler.removed"):
+        ranks = {int(k): v for k, v in json.loads(r["ranks"]).items()}
+        out.setdefault(r["item"], {})[r["labeler"]] = [ranks[k] for k in sorted(ranks)]
+    return out
+
+
+def ratings_of(store):
+    """{item: {output: {labeler: flags}}} of the screening items."""
+    out = {}
+    for r in store.all("SELECT s.item, s.labeler, rating.output, rating.flags FROM rating JOIN "
+                       "assignment s ON s.id = rating.assignment JOIN item ON item.id = s.item "
+                       "WHERE s.state = 'done' AND item.screening"):
+        out.setdefault(r["item"], {}).setdefault(r["output"], {})[r["labeler"]] = json.loads(
+            r["flags"])
+    return out
+
+
+def screening_items(store):
+    return {row["id"] for row in store.all("SELECT id FROM item WHERE screening")}
+
+
+def labelers(store):
+    """A row of facts for each labeler, the owner first."""
+    rankings, ratings = rankings_of(store), ratings_of(store)
+    screened = {item: by for item, by in rankings.items() if item in screening_items(store)}
+    rows = store.all("SELECT * FROM labeler ORDER BY grp != 'owner', grp, name")
+    owner = next((row["id"] for row in rows if row["grp"] == "owner"), None)
+    out = []
+    for row in rows:
+        states = dict(store.all("SELECT state, count(*) FROM assignment WHERE labeler = ? "
+                                "GROUP BY state", row["id"]))
+        speed = [r["seconds"] for r in store.all(
+            "SELECT sum(x.seconds) AS seconds FROM (SELECT assignment, seconds FROM rating UNION "
+            "ALL SELECT assignment, seconds FROM ranking UNION ALL SELECT assignment, seconds FROM "
+            "marks) x JOIN assignment s ON s.id = x.assignment WHERE s.labeler = ? AND "
+            "s.state = 'done' GROUP BY x.assignment", row["id"])]
+        facts = {"labeler": row, "done": states.get("done", 0), "skipped": states.get("skipped", 0),
+                 "written": store.written(row), "others": agreement.of(row["id"], rankings),
+                 "seconds": statistics.median(speed) if speed else None}
+        if row["grp"] == "train" and owner is not None:
+            facts["ranks"] = agreement.of(row["id"], screened, owner)
+            facts["flags"] = agreement.on_flags(row["id"], owner, ratings)
+            facts["passes"] = passes(facts["ranks"], facts["flags"])
+        out.append(facts)
+    return out
+
+
+def passes(*shares):
+    """Whether measured shares all reach the cut-off; None if nothing was measured."""
+    known = [s["mean"] for s in shares if s["mean"] is not None]
+    return all(mean >= CUT_OFF for mean in known) if known else None
+
+
+def progress(store):
+    """[(what, finished labels, wanted labels)]; of the groups that exist."""
+    groups = {row["grp"] for row in store.all("SELECT grp FROM labeler WHERE NOT removed")}
+    out = []
+    for title, group, where in (
+            ("training labelers", "a.grp != 'heldout'", "1"),
+            ("held-out labelers", "a.grp = 'heldout'", "split = 'valid' AND NOT screening")):
+        wanted = store.one(f"SELECT coalesce(sum(wanted), 0) FROM item WHERE {where}")[0]
+        done = store.one(
+            "SELECT coalesce(sum(min(n, wanted)), 0) FROM (SELECT count(*) AS n, item.wanted AS "
+            "wanted FROM assignment s JOIN labeler a ON a.id = s.labeler JOIN item ON item.id = "
+            f"s.item WHERE s.state = 'done' AND NOT a.removed AND {group} GROUP BY item.id)")[0]
+        if title.startswith("training") or "heldout" in groups:
+            out.append((title, done, wanted))
+    return out
+
+
+def disagreements(store, most=50):
+    """The items that labelers rank differently, the worst first: prompt, outputs with each
+    labeler's rank."""
+    names = {row["id"]: row["name"] for row in store.all("SELECT id, name FROM labeler")}
+    rankings, out = rankings_of(store), []
+    for pairs, item in agreement.disagreements(rankings)[:most]:
+        outputs = store.all("SELECT * FROM output WHERE item = ? ORDER BY id", item)
+        by = {names[who]: ranks for who, ranks in rankings[item].items()}
+        out.append({"pairs": pairs, "labelers": list(by), "prompt": store.one(
+            "SELECT prompt FROM item WHERE id = ?", item)["prompt"],
+            "rows": [(o["text"], [ranks[i] for ranks in by.values()])
+                     for i, o in enumerate(outputs)]})
+    return out
+
+
+class Owner:
+    """The owner's pages. tell: see `web.make_app`."""
+
+    def __init__(self, app, flask, store, tell):
+        self.flask, self.store, self.tell = flask, store, tell
+        for rule, view, methods in (
+                ("/owner", self.owner, ["GET"]), ("/owner/add", self.add, ["POST"]),
+                (f"/owner/remove/{NUMBER}", self.remove, ["POST"]),
+                (f"/owner/link/{NUMBER}", self.link, ["POST"]),
+                ("/owner/export", self.export, ["POST"]),
+                ("/owner/disagreements", self.disagreements, ["GET"])):
+            app.add_url_rule(rule, view.__name__, self.only(view), methods=methods)
+
+    def only(self, view):
+        def for_the_owner(**values):
+            if self.flask.g.me["grp"] != "owner":
+                self.flask.abort(403)
+            return view(**values)
+        return for_the_owner
+
+    def owner(self, links=(), files=None, problem=None):
+        return self.flask.render_template(
+            "owner.html", rows=labelers(self.store), progress=progress(self.store), links=links,
+            files=files, problem=problem, told=self.tell.line(), cut_off=CUT_OFF,
+            all=agreement.among(rankings_of(self.store)),
+            disagreements=len(agreement.disagreements(rankings_of(self.store))))
+
+    def add(self):
+        """Add labelers, one name a line, and show their links: this once."""
+        form = self.flask.request.form
+        group = form.get("group", "")
+        names = [name.strip() for name in form.get("names", "").splitlines() if name.strip()]
+        known = {row["name"] for row in self.store.all("SELECT name FROM labeler")}
+        if group not in ("train", "heldout") or not names:
+            return self.owner(problem="Give a name, and choose a group.")
+        if (double := known & set(names)) or len(set(names)) < len(names):
+            return self.owner(problem="Each labeler needs a name of their own; there twice: "
+                              + ", ".join(sorted(double or {n for n in names
+                                                            if names.count(n) > 1})))
+        if len(names) > 500 or max(map(len, names)) > 80:
+            return self.owner(problem="At most 500 names at once, of at most 80 characters.")
+        return self.owner(links=[(name, self.address(self.store.add_labeler(name, group)))
+                                 for name in names])
+
+    def address(self, token):
+        return self.flask.url_for("enter", _external=True, _anchor=token)
+
+    def link(self, number):
+        """A new link for a labeler; the old one and its open pages end."""
+        row = self.store.labeler(number)
+        if row is None or row["grp"] == "owner":
+            self.flask.abort(404)
+        token = self.store.add_labeler(row["name"], row["grp"])
+        return self.owner(links=[(row["name"], self.address(token))])
+
+    def remove(self, number):
+        self.store.set_removed(number, self.flask.request.form.get("removed") == "1")
+        return self.flask.redirect(self.flask.url_for("owner"), 303)
+
+    def export(self):
+        return self.owner(files=self.tell.export())
+
+    def disagreements(self):
+        return self.flask.render_template("disagreements.html", items=disagreements(self.store))
