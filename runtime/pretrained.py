@@ -2,6 +2,7 @@
 
 Names and shapes are the same as ours, except the linear layers: their `Conv1D` stores [in, out].
 """
+import contextlib
 import json
 import pickle
 import re
@@ -12,13 +13,14 @@ from settings import extra, stop  # before torch
 
 import torch
 
-from data import hub
+from data import hub, tokenizer_json
 from data.tokenizer import load_tokenizer
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
            "pytorch_model.bin.index.json")  # the first that is there is read
 OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # 0.5, 1.5, 3.2 and 6.4 GB
-VOCABULARIES = ("tokenizer.tiktoken", "vocab.json", "tokenizer.json")  # see `find_tokenizer`
+VOCABULARIES = ("tokenizer.json", "tokenizer.tiktoken", "vocab.json")  # see `find_tokenizer`
+ALONGSIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 CONV1D = tuple(f"{layer}.weight" for layer in ("c_attn", "c_proj", "c_fc"))
 # The values that a configuration may have where our architecture supports only one way; the first
 # is the default if it says nothing.
@@ -78,8 +80,11 @@ def download(name):
             fetch(file)
         if not openai:
             fetch(*VOCABULARIES)
+            with contextlib.suppress(hub.Unavailable):  # no network: a cache without such a file
+                for file in ALONGSIDE:                  # is that of a repository without it
+                    fetch(file)
     except hub.Unavailable as error:
-        files = ["config.json", "model.safetensors"] + ["vocab.json"] * (not openai)
+        files = ["config.json", "model.safetensors"] + ["tokenizer.json"] * (not openai)
         refuse(name, f"is no folder here, not in the cache, and could not be downloaded ({error}): "
                      f"on a machine with a network `hf download {repo} {' '.join(files)}` fills a "
                      f"folder to be copied to {hub.cache(repo)}; or put these files of "
@@ -214,28 +219,12 @@ def match(tokenizer, config, path):
 
 
 def find_tokenizer(folder, vocab_size):
-    """Our own tokenizer if the export contains it, else gpt2's, checked against the files."""
-    if (folder / "tokenizer.tiktoken").exists():
+    """The tokenizer whose files are beside a model's weights, else GPT-2's."""
+    if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.tiktoken").exists():
         return load_tokenizer("tokenizer.tiktoken", folder)
-    if vocab_size < 50257:
-        refuse(folder, f"knows {vocab_size} tokens and GPT-2's tokenizer 50257: they do not belong "
-                       "together, and no other can be used")
-    tokenizer = load_tokenizer("gpt2")
-    for file in ("vocab.json", "tokenizer.json"):
-        if (folder / file).exists():
-            theirs = read_json(folder / file)
-            theirs = theirs if file == "vocab.json" else theirs.get("model", {}).get("vocab", {})
-            if not spelled(tokenizer).items() <= theirs.items():
-                refuse(folder / file, "is not GPT-2's vocabulary: no other can be used")
-    return tokenizer
-
-
-def spelled(tokenizer):
-    """{token: id} without EOS, in GPT-2's spelling of bytes: printable ones as in Latin-1, the
-    others in order from U+0100 on, so that a space is "Ġ"."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = dict(zip(plain, map(chr, plain)))
-    for byte in range(256):
-        letters.setdefault(byte, chr(256 + len(letters) - len(plain)))
-    decode = tokenizer.encoding.decode_single_token_bytes
-    return {"".join(letters[byte] for byte in decode(i)): i for i in range(tokenizer.eos)}
+    eos = read_json(folder / "config.json").get("eos_token_id")
+    tokenizer = tokenizer_json.read(folder, eos[0] if isinstance(eos, list) else eos)
+    if tokenizer is None and vocab_size < 50257:
+        refuse(folder, f"knows {vocab_size} tokens and has no tokenizer.json: GPT-2's own has "
+                       "50257, so that it cannot be meant")
+    return tokenizer or load_tokenizer("gpt2")

@@ -189,7 +189,7 @@ def test_a_file_of_another_size_than_the_hubs_is_refused(server, tmp_path):
 
 @pytest.mark.parametrize("name, files", [
     ("gpt2-xl", ["config.json", "model.safetensors"]),
-    ("someone/theirs", ["config.json", "model.safetensors", "vocab.json"])])
+    ("someone/theirs", ["config.json", "model.safetensors", "tokenizer.json"])])
 def test_without_a_network_one_line_says_what_to_put_where(offline, tmp_path, name, files):
     """At once: the library would try for 20 seconds."""
     offline.setattr(time, "sleep", None)
@@ -293,7 +293,11 @@ INDEX = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-
       "model-2-of-2.safetensors": b"2"},
      {"model.safetensors.index.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors"}),
     ({"model.safetensors": b"w", "tokenizer.tiktoken": b"t", "tokenizer.json": b"{}"},
-     {"model.safetensors", "tokenizer.tiktoken"}),
+     {"model.safetensors", "tokenizer.json"}),
+    ({"model.safetensors": b"w", "vocab.json": b"{}", "merges.txt": b"", "README.md": b"r",
+      "tokenizer_config.json": b"{}", "added_tokens.json": b"{}"},
+     {"model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json",
+      "added_tokens.json"}),
 ])
 def test_any_repository_of_this_architecture_can_be_named(server, tmp_path, files, taken):
     """Its weights in the best of their forms, its vocabulary, and nothing else; once."""
