@@ -87,7 +87,7 @@ class Tokenizer:
         if self.rules.indented:
             pieces[::2] = map(indent, pieces[::2])
         if self.rules.prefixed:
-            pieces[::2] = [f" {p}" if p and not p[0].isspace() else p for p in pieces[::2]]
+            pieces[::2] = [f" {p}" if p and p[0] != " " else p for p in pieces[::2]]
         return "".join(pieces)
 
     def encode(self, text):

@@ -18,7 +18,8 @@ from model import GPT, ScalarGPT
 from runtime.checkpoint import load
 from runtime.pretrained import CONV1D, ONLY, SIZES, refuse, safetensors_torch
 
-# Messages as the text that the model learnt from, in Jinja. A prompt ends in a line end, as in our template.
+# Messages as the text that the model learnt from, in Jinja. A prompt ends in a line end, as in our
+# template (data/batches.py).
 SINGLE = """{%- for m in messages -%}
     {%- if m['role'] == 'assistant' -%} {{ m['content'] + eos_token }}
     {%- elif m['role'] == 'system' -%} {{ m['content'].rstrip() + '\\n\\n' }}
@@ -134,7 +135,8 @@ def card(model, tokenizer, name, facts, chat):
     scalar, settings = hasattr(model, "score"), facts.get("settings", {})
     task = "text-classification" if scalar else "text-generation"
     auto = "SequenceClassification" if scalar else "CausalLM"
-    prompt = tokenizer.template.format(prompt="Human: QUESTION\n\nAssistant:" if chat else "QUESTION")
+    asked = "Human: QUESTION\n\nAssistant:" if chat else "QUESTION"
+    prompt = tokenizer.template.format(prompt=asked)
     shape, end = model.config, tokenizer.rules.eos
     ends = f"the prompt in this form, the response, and `{end}`" if scalar else (
         f"the prompt in this form; it ends its responses with `{end}`")

@@ -15,6 +15,7 @@ import torch
 
 from data import hub, tokenizer_json
 from data.tokenizer import load_tokenizer
+from runtime import lora
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
            "pytorch_model.bin.index.json")  # the first that is there is read
@@ -57,7 +58,8 @@ def known(name):
     path = Path(name)
     if not path.exists():
         return repository(name) is not None
-    return path.is_file() or any((path / file).exists() for file in ("config.json", *WEIGHTS))
+    return path.is_file() or any((path / file).exists()
+                                 for file in ("config.json", lora.CONFIG, *WEIGHTS))
 
 
 def download(name):
@@ -69,6 +71,8 @@ def download(name):
     safetensors_torch(name)
     try:
         config = hub.fetch(repo, ["config.json"])
+        if config is None and (adapter := fetched_adapter(repo)):
+            return adapter
         if config is None:
             refuse(name, f"is no model in this format: there is no config.json in {hub.page(repo)}")
         read_config(config)
@@ -92,20 +96,37 @@ def download(name):
     return config.parent
 
 
+def fetched_adapter(repo):
+    """The folder of a repository with a low-rank adapter; None if it holds none."""
+    config = hub.fetch(repo, [lora.CONFIG])
+    if config is None:
+        return None
+    lora.check(read_json(config), config)
+    for names in (lora.WEIGHTS, VOCABULARIES, *([name] for name in ALONGSIDE)):
+        hub.fetch(repo, names, commit=config.parent.name)
+    return config.parent
+
+
 def load(name, classes):
     """A repository of the hub, a folder, or a file of weights with its config.json beside it ->
     (model, tokenizer, facts), as `checkpoint.load`; the facts name the files of the weights, too.
     classes: {"GPT": GPT, ...}, the kinds that the caller can use.
     """
-    path = Path(name)
-    if not path.exists():
-        path = download(path.as_posix())
+    path, adapter = located(name), None
+    if (path / lora.CONFIG).exists() and not weights_in(path, WEIGHTS).exists():
+        adapter, asked = path, read_json(path / lora.CONFIG)
+        lora.check(asked, path / lora.CONFIG)
+        path = located(asked["base_model_name_or_path"], f"the base model of {adapter}, ")
     folder, file = path.parent, path
     if path.is_dir():
-        folder, file = path, next((path / f for f in WEIGHTS if (path / f).exists()),
-                                  path / WEIGHTS[0])
+        folder, file = path, weights_in(path, WEIGHTS)
     sizes = read_config(folder / "config.json")
-    weights = our_layout(read_weights(file), file)
+    weights, files = our_layout(read_weights(file), file), files_of(file)
+    if adapter:
+        file = weights_in(adapter, lora.WEIGHTS)
+        weights = lora.merged(weights, read_weights(file), asked, file)
+        sizes["vocab_size"] = len(weights["transformer.wte.weight"])
+        folder, files = adapter if has_tokenizer(adapter) else folder, [*files, file]
     kind = "ScalarGPT" if "score.weight" in weights else "GPT"
     if kind not in classes:
         refuse(path, f"holds a {kind}, expected {' or '.join(classes)}")
@@ -114,9 +135,28 @@ def load(name, classes):
     fill(model, weights, file, assign=True)
     tokenizer = find_tokenizer(folder, sizes["vocab_size"])
     match(tokenizer, model.config, folder)
-    index = file.name.endswith(".index.json")
-    files = [file, *(file.parent / part for part in (parts(file) if index else []))]
     return model, tokenizer, {"kind": kind, "settings": {}, "files": files}
+
+
+def located(name, what=""):
+    """The path of a folder, a file, or of what a hub repository's name downloads."""
+    path = Path(name)
+    if path.exists():
+        return path
+    if repository(path.as_posix()) is None:
+        stop(f"{what}{name} is not there: neither a folder nor a repository of the hub")
+    return download(path.as_posix())
+
+
+def weights_in(folder, names):
+    """The first of these files that a folder has."""
+    return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+
+
+def files_of(file):
+    """A file of weights, with those that it lists if it is an index."""
+    index = file.name.endswith(".index.json")
+    return [file, *(file.parent / part for part in (parts(file) if index else []))]
 
 
 def read_json(path):
@@ -218,11 +258,16 @@ def match(tokenizer, config, path):
                      "not belong together")
 
 
+def has_tokenizer(folder):
+    return any((folder / name).exists() for name in VOCABULARIES)
+
+
 def find_tokenizer(folder, vocab_size):
     """The tokenizer whose files are beside a model's weights, else GPT-2's."""
     if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.tiktoken").exists():
         return load_tokenizer("tokenizer.tiktoken", folder)
-    eos = read_json(folder / "config.json").get("eos_token_id")
+    path = folder / "config.json"  # an adapter's folder has none
+    eos = read_json(path).get("eos_token_id") if path.exists() else None
     tokenizer = tokenizer_json.read(folder, eos[0] if isinstance(eos, list) else eos)
     if tokenizer is None and vocab_size < 50257:
         refuse(folder, f"knows {vocab_size} tokens and has no tokenizer.json: GPT-2's own has "

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from data import hub, public
+from data.formats import hh_rlhf
 from runtime import pretrained
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: "
@@ -407,7 +408,7 @@ def test_a_dataset_whose_file_is_gone_is_one_line(server):
 def test_files_that_are_not_on_the_hub_come_from_their_urls(server, tmp_path, monkeypatch):
     """Whole or not there, once, and never with the token of the hub."""
     monkeypatch.setitem(public.DATASETS, "plain", (
-        "rankings", public.hh_rlhf, f"{server.url}/plain", ["a.jsonl.gz", "b.jsonl.gz"]))
+        "rankings", hh_rlhf, f"{server.url}/plain", ["a.jsonl.gz", "b.jsonl.gz"]))
     server.plain = {"plain/a.jsonl.gz": b"a" * 5000, "plain/b.jsonl.gz": b"b" * 5000}
     with library(tmp_path, HF_TOKEN="hf_secret"):
         server.breaks = [5000] + [0] * 20
