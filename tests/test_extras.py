@@ -15,7 +15,8 @@ from sft import Settings
 from test_bad_input import another_tokenizer
 
 ROOT = Path(settings.__file__).parent
-HIDDEN = ("matplotlib", "safetensors", "huggingface_hub", "transformers", "tokenizers", "triton")
+HIDDEN = ("matplotlib", "safetensors", "huggingface_hub", "transformers", "tokenizers", "triton",
+          "datasets")
 HF = " ".join(settings.EXTRAS["hf"])
 # Runs commands, one after the other, without these packages; prints {command: how it ended}.
 RUN = """
@@ -74,8 +75,10 @@ def test_an_extra_that_is_missing_is_one_line(tmp_path):
         f"runtime.huggingface export {tmp_path}/ours {tmp_path}/out": weights,
         "chat.py openai-community/gpt2 hello": hub, "sft.py --init=gpt2-xl": hub,
         f"data.public --name=dolly --out={tmp_path}/out": hub,
-        f"data.public --name=webgpt --out={tmp_path}/out": hub}
-    for package in ("matplotlib", "safetensors", "huggingface_hub"):
+        f"data.public --name=webgpt --out={tmp_path}/out": hub,
+        f"data.public --name=hub:someone/theirs --out={tmp_path}/out": (
+            "datasets", f"needs datasets: pip install {settings.EXTRAS['data'][0]}")}
+    for package in ("matplotlib", "safetensors", "huggingface_hub", "datasets"):
         commands = [command for command, (which, _) in expected.items() if which == package]
         for command, end in run_without([package], commands).items():
             assert str(end).startswith("error: ") and "\n" not in end, (command, end)

@@ -36,7 +36,7 @@ CHAT = (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user",
       "rejected": f"\n\nHuman: {Q}\n\nAssistant: {B}"}, {"prompt": TURN, **PAIR}),
     ({"prompt": Q, "completion": A}, {"prompt": Q, "response": A}),
     ({"prompt": Q, "completion": A, "label": True}, {"prompt": Q, "response": A}),
-    ({"prompt": Q}, {"prompt": Q}), ({"text": "A story."}, {"text": "A story."}),
+    ({"prompt": Q, "messages": None, "label": None}, {"prompt": Q}), ({"text": "A story."}, {"text": "A story."}),
     # conversational
     ({"prompt": say(("user", Q)), "chosen": say(("assistant", A)),
       "rejected": say(("assistant", B))}, {"prompt": TURN, **PAIR}),
@@ -78,6 +78,8 @@ def test_trl_rows(row, expected):
      "the last turn is no person's"),
     ({"prompt": Q, "completions": ["a"], "ratings": [1]}, "a single completion"),
     ({"prompt": Q, "chosen": A, "rejected": A}, "all completions are the same"),
+    ({"prompt": Q, "chosen": A, "rejected": None}, "no value of 'rejected'"),
+    ({"prompt": None, "completion": A}, "no value of 'prompt'"),
     ({"messages": []}, "no reply"), ({"prompt": " "}, "empty prompt"),
 ])
 def test_trl_rows_that_cannot_be_used_say_why(row, reason):
@@ -90,7 +92,7 @@ def test_trl_rows_that_cannot_be_used_say_why(row, reason):
     ({"messages": ["Hi"]}, 'expected a message, an object, got "Hi"'),
     ({"prompt": Q, "completions": ["a", "b"], "ranks": [1]}, "expected one for each of the 2"),
     ({"prompt": Q, "completions": ["a", "b"], "ranks": [1, None]}, "expected a number for each"),
-    ({"x": 1}, "no field 'text'; there are x"),
+    ({"x": 1}, "no field 'text'; there are x"), (["Hi"], 'expected a JSON object, got ["Hi"]'),
 ])
 def test_senseless_trl_rows_end_with_their_place(tmp_path, row, complaint):
     error = fails(tmp_path, "trl", save(tmp_path / "in.jsonl", [row]))

@@ -118,7 +118,15 @@ def trl(row):
     """TRL's formats, texts or messages: {"prompt", "chosen", "rejected"}, {"chosen", "rejected"}
     with an implicit prompt, {"prompt", "completion"} with or without {"label"}, {"messages"},
     {"prompt"}, {"text"}; and K completions: {"prompt", "completions", "ranks" or "ratings"}."""
-    if "messages" in row:
+    if not isinstance(row, dict):
+        raise Bad(f"expected a JSON object, got {records.shorten(row)}")
+    gone = {name for name, value in row.items() if value is None}  # a table's empty cells
+    row = {name: value for name, value in row.items() if value is not None}
+    other = {"chosen": "rejected", "rejected": "chosen", "completion": "prompt"}
+    without = [other[name] for name in other if name in row and other[name] in gone]
+    if without:
+        yield f"no value of {without[0]!r}"
+    elif "messages" in row:
         yield from conversation(take(row, "messages", list))
     elif "chosen" in row or "rejected" in row:
         yield from chosen_rejected(row)
