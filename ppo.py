@@ -122,7 +122,8 @@ def gae(reward, value, mask, discount, lam):
     All [B, T]. Nothing is bootstrapped past the last token: V and A after it are 0. Returns
     (advantage, return = A + V), 0 outside the mask.
     """
-    value, reward = value.masked_fill(~mask, 0.0), reward.masked_fill(~mask, 0.0)
+    # times 1.0: whole numbers become floats, else the sums below would be cut to whole numbers
+    value, reward = (1.0 * x.masked_fill(~mask, 0.0) for x in (value, reward))
     advantage, following = torch.zeros_like(value), torch.zeros_like(value[:, 0])
     next_value = torch.zeros_like(following)
     for t in reversed(range(value.size(1))):
@@ -149,7 +150,8 @@ def clipped_policy_loss(logprob, old_logprob, advantage, mask, clip, tokens):
 
     All [B, T]; tokens: how many the whole minibatch has, over all micro-batches and ranks.
     """
-    ratio = (logprob - old_logprob).masked_fill(~mask, 0.0).exp()
+    # e^89 overflows, and its gradient is NaN. Sampling never gets there, later inner epochs can.
+    ratio = (logprob - old_logprob).masked_fill(~mask, 0.0).clamp(max=20.0).exp()
     advantage = advantage.masked_fill(~mask, 0.0)
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     return -surrogate.masked_fill(~mask, 0.0).sum() / tokens

@@ -6,6 +6,7 @@
 The library shares its cache with its other users, checks sizes, resumes broken downloads, and reads
 HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
 """
+import contextlib
 import logging
 from pathlib import Path
 
@@ -51,8 +52,10 @@ def fetch(repo, names, kind="model", commit=None):
         for name in names:
             if commit is None or cached[name] is None:
                 try:
-                    if commit is None:  # fails at once, where the download would try for 20 s
-                        lib.get_hf_file_metadata(lib.hf_hub_url(repo, name, repo_type=kind))
+                    # without a network this fails at once, where the download would try for 20 s
+                    with contextlib.suppress(lib.RemoteEntryNotFoundError):
+                        lib.get_hf_file_metadata(lib.hf_hub_url(repo, name, repo_type=kind,
+                                                                revision=commit))
                     return Path(lib.hf_hub_download(repo, name, repo_type=kind, revision=commit))
                 except lib.RemoteEntryNotFoundError:
                     pass

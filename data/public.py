@@ -9,40 +9,44 @@ original format, .gz or not; then writes those of
     prompts_{train,valid,test}.jsonl            the prompts of all these, filtered as in section 3.2
 
 that the dataset has (see data/records.py). Nothing is written before everything is read, and what
-is left out is counted by reason. A loader is a generator: it takes a row of a file and yields, for
-each possible record in it, either the record or the reason why there is none, a str.
+is left out is counted by reason. --name=hub:OWNER/NAME reads any dataset of the hub whose columns
+are known (data/formats) or named by flags, row by row: it is never held, or downloaded, whole.
 """
 import collections
-import gzip
 import hashlib
 import itertools
 import json
-import os
 import re
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from settings import parse, stop  # before torch
 
 from data import hub, records
+from data.files import SUFFIXES, TABLES, find_files, read_rows, stream
+from data.formats import DATASETS, Bad, recognised
+from data.formats.records import FIELDS, demonstration, take, trim, trimmed
 from data.records import ASSISTANT, HUMAN
 from data.tokenizer import EOS
 
-FIELDS = {"rankings": "completions", "demonstrations": "response", "text": "text",
-          "prompts": "prompt"}  # the field that identifies each kind of record
 OF_PROMPT = ("author", "category", "lang")  # further fields that belong to the prompt
 SPLITS = ("train", "valid", "test")
-SUFFIXES = tuple(kind + gz for kind in (".txt", ".json", ".jsonl") for gz in ("", ".gz"))
+COLUMNS = ("prompt", "response", "chosen", "rejected", "messages", "completions", "ratings",
+           "ranks")  # that flags can name
 
 
 @dataclass
 class Settings:
     """Turns a public dataset, downloaded by this program or by you, into this project's records."""
-    name: str = ""  # of the dataset: hh-rlhf, alpaca, text ... (empty: prints the list)
+    # files
+    name: str = ""  # of the dataset: hh-rlhf, trl ... (empty: prints the list), or hub:OWNER/NAME
     file: str = ""  # to read; several with commas between, or a folder; empty: download it
     out: str = "out/public"  # folder to write; existing records of other kinds stay
+    subset: str = ""  # of hub:OWNER/NAME: its configuration, if it has several
+    part: str = "train"  # of hub:OWNER/NAME: its split, such as test
+    most: int = 0  # rows to read; 0: all
+    # what is used
     split_valid: float = 0.05  # share of the prompts (or documents) in the validation split
     split_test: float = 0.05  # share in the test split
     share: float = 1.0  # share of the prompts (or documents) to use: less for a quick try
@@ -53,347 +57,31 @@ class Settings:
     pii: bool = True  # leave out training prompts with personal data (section 3.2)
     document: int = 4000  # characters of a document at most, if it has blank lines to cut at
     separator: str = ""  # of documents in a text, as TinyStories has <|endoftext|>
+    # the columns of --name=trl and hub:OWNER/NAME, where they have other names than these
+    prompt: str = ""  # text, or messages
+    response: str = ""  # of a demonstration
+    chosen: str = ""  # the better of two completions, text or messages
+    rejected: str = ""  # the worse
+    messages: str = ""  # of a chat
+    completions: str = ""  # a list
+    ratings: str = ""  # a list: more is better
+    ranks: str = ""  # a list: 1 is best
+    # limits
     max_bytes: int = 2**30  # of one file, unpacked: a small .gz can hide a huge file
     max_line: int = 2**28  # of one line, unpacked; a .json file may be a list in a single one
 
-    BOUNDS = {"share": "(0, 1]"}
+    BOUNDS = {"share": "(0, 1]", "most": "[0, inf)"}
 
     def problem(self):
         if self.split_valid + self.split_test >= 1:
             return "--split_valid and --split_test: expected shares of less than 1 together"
-
-
-class Bad(Exception):
-    """A row that does not have its dataset's format."""
-
-
-# ----------------------------------------------------------------------------- files into rows
-
-def find_files(names):
-    """Files or folders, separated by commas -> paths; of a folder all files with SUFFIXES."""
-    out = []
-    for path in map(Path, filter(None, names.split(","))):
-        found = [path] if path.is_file() else sorted(
-            p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
-        if not found:
-            stop(f"no {', '.join(SUFFIXES)} file in {path}" if path.is_dir() else f"no file {path}")
-        out += found
-    return list({path.resolve(): path for path in out}.values())  # no file is read twice
-
-
-def read_raw(path, max_bytes, max_line, offset=0, number=1):
-    """(number, bytes) of a file's lines, line ends kept, .gz unpacked; starts at byte `offset`,
-    where line `number` begins. Stops if the file exceeds max_bytes, or a line max_line."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        try:
-            file.seek(offset)  # a .gz is unpacked up to here and the result dropped
-            left = max_bytes - offset
-            # bounded: a single line could fill the memory
-            while line := file.readline(min(left, max_line) + 1):
-                left -= len(line)
-                for size, most, flag in ((max_bytes - left, max_bytes, "max_bytes"),
-                                         (len(line), max_line, "max_line")):
-                    if size > most:
-                        stop(f"{path}:{number}: more than {most:,} bytes unpacked: if you trust "
-                             f"the file, raise --{flag}")
-                yield number, line
-                number += 1
-        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-            stop(f"{path}:{number}: damaged .gz: {e}")
-
-
-def decode(line, path, number):
-    """The text of a line, without a byte order mark."""
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        stop(f"{path}:{number}: not UTF-8 at byte {e.start}")
-
-
-def read_lines(path, max_bytes, max_line):
-    """(number, line) of a UTF-8 file, line ends kept; see `read_raw`."""
-    for number, line in read_raw(path, max_bytes, max_line):
-        yield number, decode(line, path, number)
-
-
-def parse_json(text, path, number):
-    """The value of a JSON text that begins in line `number` of a file."""
-    try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
-        return value
-    except json.JSONDecodeError as e:
-        stop(f"{path}:{number + e.lineno - 1}: not JSON: {e.msg} at column {e.colno}")
-    except UnicodeEncodeError:
-        stop(f"{path}:{number}: not Unicode: half of a surrogate pair")
-    except RecursionError:
-        stop(f"{path}:{number}: nested too deep")
-
-
-def read_rows(path, max_bytes, max_line):
-    """(place, value): a .txt file is one row; a .json file a list of rows; else one JSON a line."""
-    lines, kind = read_lines(path, max_bytes, max_line), path.name.removesuffix(".gz")
-    if kind.endswith(".txt"):
-        yield f"{path}:1", {"text": "".join(line for _, line in lines)}
-        return
-    if kind.endswith(".json"):
-        lines = list(lines)
-        whole = "".join(line for _, line in lines)
-        if whole.lstrip().startswith("["):
-            for i, value in enumerate(parse_json(whole, path, 1), 1):
-                yield f"{path}:item {i}", value
-            return  # else it is JSON lines with another suffix
-    for number, line in lines:
-        if line.strip():
-            yield f"{path}:{number}", parse_json(line.rstrip(), path, number)
-
-
-def take(row, field, kind=str):
-    """row[field], which must be there and be of this type (or one of these types)."""
-    if not isinstance(row, dict):
-        raise Bad(f"expected a JSON object, got {records.shorten(row)}")
-    if field not in row:
-        raise Bad(f"no field {field!r}; there are {', '.join(row) or 'none'}")
-    if not isinstance(row[field], kind):
-        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise Bad(f"field {field!r}: expected {names}, got {records.shorten(row[field])}")
-    return row[field]
-
-
-# --------------------------------------------------------------------------- rows into records
-
-def trimmed(text):
-    """A text without blank lines at its beginning and white space at its end. The indent of its
-    first line stays, as it matters in code; a single space is no indent."""
-    return re.sub(r"\A(?:[^\S\n]*\n)*(?: (?=\S))?", "", text).rstrip()
-
-
-def trim(record):
-    """`trimmed` for all texts of a record. Returns (the record, whether it changed)."""
-    out = {k: trimmed(v) if k in FIELDS.values() and isinstance(v, str) else v
-           for k, v in record.items()}
-    if "completions" in out:
-        out["completions"] = [{**c, "text": trimmed(c["text"])} for c in out["completions"]]
-    return out, out != record
-
-
-def demonstration(prompt, response, **more):
-    """The record with further fields, or the reason why there is none."""
-    if not prompt.strip() or not response.strip():
-        return "empty response" if prompt.strip() else "empty prompt"
-    return {"prompt": prompt, "response": response, **more}
-
-
-def ranking(prompt, texts, ranks, **more):
-    """Texts of K completions and their ranks, 1 is best -> the record, or why there is none.
-
-    A completion may be empty: silence can be the better answer, and is often the worse one.
-    """
-    if len(texts) < 2:
-        raise Bad(f"a ranking needs at least 2 completions, got {len(texts)}")
-    if not prompt.strip():
-        return "empty prompt"
-    if len(set(map(trimmed, texts))) == 1:
-        return "all completions are the same"
-    return {"prompt": prompt, "completions": [{"text": t} for t in texts], "ranks": ranks, **more}
-
-
-def joined(instruction, context):
-    return f"{instruction}\n\n{context}" if context.strip() else instruction
-
-
-def text(row):
-    """{"text"}; a .txt file is one such row."""
-    yield {"text": take(row, "text")} if take(row, "text").strip() else "empty text"
-
-
-def prompts(row):
-    """A list of prompts: strings, or {"prompt"}."""
-    prompt = row if isinstance(row, str) else take(row, "prompt")
-    yield {"prompt": prompt} if prompt.strip() else "empty prompt"
-
-
-def alpaca(row):
-    """{"instruction", "input", "output"}."""
-    yield demonstration(joined(take(row, "instruction"), take(row, "input")), take(row, "output"))
-
-
-def alpaca_preference(row):
-    """{"instruction", "input", "chosen", "rejected"}."""
-    yield ranking(joined(take(row, "instruction"), take(row, "input")),
-                  [take(row, "chosen"), take(row, "rejected")], [1, 2])
-
-
-def dolly(row):
-    """{"instruction", "context", "response", "category"}; or dolly_hhrlhf: {"prompt", "response"}.
-
-    The latter wraps all prompts in Alpaca's words; our own template is in data/batches.py.
-    """
-    response = take(row, "response")
-    if "prompt" in row:
-        wrapped = re.fullmatch(r"Below is an instruction.*?### Instruction:\n(.*)### Response:\s*",
-                               take(row, "prompt"), re.S)
-        yield demonstration(wrapped[1] if wrapped else row["prompt"], response)
-    else:
-        yield demonstration(joined(take(row, "instruction"), take(row, "context")), response,
-                            category=row.get("category"))
-
-
-def self_instruct(row):
-    """{"instruction", "instances": [{"input", "output"}, ...]}."""
-    if not take(row, "instances", list):
-        yield "no instances"
-    for instance in row["instances"]:
-        yield demonstration(joined(take(row, "instruction"), take(instance, "input")),
-                            take(instance, "output"))
-
-
-def p3(row):
-    """{"prompt", "completion"}, GPT's end-of-text token written as text after the completion: what
-    T0 learned from (Sanh et al. 2021)."""
-    yield demonstration(take(row, "prompt"),
-                        take(row, "completion").removesuffix(EOS))
-
-
-def flan(row):
-    """{"inputs", "targets"}: what FLAN learned from (Wei et al. 2021)."""
-    yield demonstration(take(row, "inputs"), take(row, "targets"))
-
-
-def hh_rlhf(row):
-    """{"chosen", "rejected"}: two transcripts "Human: ... Assistant: ..." that begin alike.
-
-    The prompt ends at the last Assistant turn *that both share*. This is not always the last turn
-    of each: a few replies contain a second "Assistant:", which stays in the reply. The blank line
-    before the first turn and the space before a reply belong to the format.
-    """
-    chosen, rejected = take(row, "chosen"), take(row, "rejected")
-    end = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT) + len(ASSISTANT)
-    if end < len(ASSISTANT):
-        yield "no shared prompt"
-    elif any(f"\n\n{HUMAN}" in transcript[end:] for transcript in (chosen, rejected)):
-        yield "the person speaks again after the shared prompt"
-    else:
-        replies = [transcript[end:].removeprefix(" ") for transcript in (chosen, rejected)]
-        yield ranking(chosen[:end].removeprefix("\n\n"), replies, [1, 2])
-
-
-def withheld(message):
-    """Whether the platform deleted a message or rejected it in review."""
-    take(message, "text")
-    return bool(message.get("deleted")) or message.get("review_result") is False
-
-
-def openassistant(row):
-    """A tree: {"prompt": message}, where a message is {"text", "replies": [message, ...], "rank"}.
-
-    Each message of a person, with the turns before it, is a prompt. Two or more ranked replies
-    (rank 0 is best) make a ranking, a single reply makes a demonstration.
-    """
-    author = take(row, "prompt", dict).get("user_id")  # of the first message: decides the split
-    queue = [("", row["prompt"])]
-    while queue:
-        before, asked = queue.pop(0)
-        messages = [asked, *take(asked, "replies", list)]
-        yield from ["withheld, with all below it"] * sum(map(withheld, messages))
-        if withheld(asked):
-            continue
-        replies = [m for m in messages[1:] if not withheld(m)]
-        prompt = records.asked(before, asked["text"])
-        for reply in replies:
-            turns = records.answered(prompt, reply["text"])
-            queue += [(turns, message) for message in take(reply, "replies", list)]
-        ranked = [r for r in replies if type(r.get("rank")) is int]
-        more = {"author": author, "lang": asked.get("lang")}
-        if len(replies) == 1:
-            yield demonstration(prompt, replies[0]["text"], **more)
-        elif len(ranked) < 2:
-            yield "replies without ranks" if replies else "no reply"
-        else:
-            yield from ["a reply without a rank"] * (len(replies) - len(ranked))
-            yield ranking(prompt, [r["text"] for r in ranked], [r["rank"] + 1 for r in ranked],
-                          **more)
-
-
-def finegrained_qa(row):
-    """{"question", "passages": [[title, sentence, ...], ...], "prediction 1" to "prediction 4",
-    "preference": of 1 and 2, 1 and 3, 1 and 4, 2 and 3, 2 and 4, 3 and 4}.
-
-    A preference is 1 (the first is better), 2 (the second is) or 0 (neither).
-    """
-    pairs, votes = list(itertools.combinations(range(4), 2)), take(row, "preference", list)
-    if len(votes) != 6 or any(vote not in (0, 1, 2) for vote in votes):
-        raise Bad(f"field 'preference': expected six of 0, 1, 2, got {records.shorten(votes)}")
-    losers = [pair[vote % 2] for pair, vote in zip(pairs, votes) if vote]
-    ranks = [1 + losers.count(i) for i in range(4)]
-    implied = [(ranks[a] < ranks[b]) + 2 * (ranks[a] > ranks[b]) for a, b in pairs]
-    passages = "\n\n".join(" ".join(map(str, p)) for p in take(row, "passages", list))
-    texts = [take(row, f"prediction {i}") for i in (1, 2, 3, 4)]
-    if implied == votes:
-        yield ranking(joined(take(row, "question"), passages), texts, ranks)
-    else:  # such as 1 = 2, 2 = 3, but 1 > 3
-        yield "preferences that no ranking can express"
-
-
-def webgpt(row):
-    """[{"question": {"full_text"}, "answer", "score"}, the same for a second answer].
-
-    Each answer cites, as [1], quotes that it found itself; a shared prompt can contain only the
-    question. A score of 0 is a tie.
-    """
-    if not isinstance(row, list) or len(row) != 2:
-        raise Bad(f"expected a list of two answers, got {records.shorten(row)}")
-    question = take(take(row[0], "question", dict), "full_text")
-    a, b = (take(answer, "score", (int, float)) for answer in row)
-    yield ranking(question, [take(answer, "answer") for answer in row], [1 + (b > a), 1 + (a > b)])
-
-
-def summarize(row):
-    """{"info": {"subreddit", "title", "post"} or {"article"}, "summaries": [{"text"}, {"text"}],
-    "choice": the number of the better one, from 0, "worker"}. A summary begins with the space that
-    parts it from "TL;DR:".
-    """
-    info, summaries = take(row, "info", dict), take(row, "summaries", list)
-    choice = take(row, "choice", int)
-    if choice not in range(len(summaries)):
-        raise Bad(f"field 'choice': there is no summary {choice}, there are {len(summaries)}")
-    if info.get("post") is not None:  # a post of Reddit; else an article of CNN or the Daily Mail
-        prompt = (f"SUBREDDIT: r/{take(info, 'subreddit')}\n\nTITLE: {take(info, 'title')}\n\n"
-                  f"POST: {take(info, 'post')}\n\nTL;DR:")
-    else:
-        prompt = f"Article:\n\n{take(info, 'article')}\n\nTL;DR:"
-    yield ranking(prompt, [take(s, "text").removeprefix(" ") for s in summaries],
-                  [1 + (i != choice) for i in range(len(summaries))], labeler=row.get("worker"))
-
-
-# A URL means that the hub has no files in the original format: it has none at all, a script that
-# fetches them from this URL, or Parquet.
-RAW, OPENAI = "https://raw.githubusercontent.com", "https://openaipublic.blob.core.windows.net"
-DATASETS = {  # name: (what it holds, its loader, a repository of the hub or a URL, files in it)
-    "text": ("text", text, "any .txt files, or JSON lines {\"text\"}", []),
-    "prompts": ("prompts", prompts, "JSON lines: strings, or {\"prompt\"}", []),
-    "alpaca": ("demonstrations", alpaca, f"{RAW}/tatsu-lab/stanford_alpaca/main",
-               ["alpaca_data.json"]),
-    "dolly": ("demonstrations", dolly, "databricks/databricks-dolly-15k",
-              ["databricks-dolly-15k.jsonl"]),
-    "self-instruct": ("demonstrations", self_instruct, "HuggingFaceH4/self-instruct-seed",
-                      ["tasks.jsonl"]),
-    "p3": ("demonstrations", p3, "github yizhongw/self-instruct, data/finetuning, many files", []),
-    "flan": ("demonstrations", flan, "JSON lines {\"inputs\", \"targets\"}", []),
-    "openassistant": ("rankings", openassistant, "OpenAssistant/oasst1",
-                      ["2023-04-12_oasst_ready.trees.jsonl.gz"]),
-    "hh-rlhf": ("rankings", hh_rlhf, "Anthropic/hh-rlhf",
-                ["helpful-base/train.jsonl.gz", "harmless-base/train.jsonl.gz"]),
-    "alpaca-preference": ("rankings", alpaca_preference, f"{RAW}/rasbt/LLMs-from-scratch/main/ch07/"
-                          "04_preference-tuning-with-dpo",
-                          ["instruction-data-with-preference.json"]),
-    "finegrained-qa": ("rankings", finegrained_qa,
-                       f"{RAW}/allenai/FineGrainedRLHF/main/tasks/qa_feedback/data",
-                       ["train_feedback.json", "dev_feedback.json"]),
-    "webgpt": ("rankings", webgpt, f"{OPENAI}/webgpt-answer-viewer", ["comparisons.jsonl"]),
-    "summarize": ("rankings", summarize, f"{OPENAI}/summarize-from-feedback/dataset/comparisons",
-                  [f"batch{i}.json" for i in (*range(3, 21), 22)]),
-}
+        if self.columns and self.name != "trl" and not self.name.startswith("hub:"):
+            return f"--{next(iter(self.columns))}: only --name=trl and hub:... have named columns"
+
+    @property
+    def columns(self):
+        """{a column: its name in the dataset} that the flags give."""
+        return {name: getattr(self, name) for name in COLUMNS if getattr(self, name)}
 
 
 def listed(name):
@@ -426,19 +114,39 @@ def download(name):
     return paths
 
 
-def convert(name, rows, altered=None):
+def loaded(name, rows, columns):
+    """(place, kind, loader, row) for the rows of a dataset; where its loader has a key, rows with
+    the same one come together, at the end. columns: see `Settings.columns`."""
+    groups = {}
+    for where, row in rows:
+        try:
+            if columns:
+                names = {"response": "completion"}  # as TRL calls it
+                row = {names.get(k, k): take(row, v, object) for k, v in columns.items()}
+            own = name if name in DATASETS else "trl" if columns else recognised(row)
+            kind, loader, *_ = DATASETS[own]
+            key = loader.key(row) if hasattr(loader, "key") else None
+        except Bad as e:
+            stop(f"{where}: {e}")
+        if key is None:
+            yield where, kind, loader, row
+        else:
+            groups.setdefault((loader, key), (where, kind, loader, []))[-1].append(row)
+    yield from groups.values()
+
+
+def convert(name, rows, altered=None, columns=None):
     """(place, row) of dataset `name` -> (kind, record or reason) for everything in the rows.
 
     altered: a Counter, by kind, of records that lost white space (see `trim`). Documents keep
     theirs: `documents` cuts it.
     """
-    kind, loader, *_ = DATASETS[name]
     altered = collections.Counter() if altered is None else altered
-    for where, row in rows:
+    for where, kind, loader, row in loaded(name, rows, columns):
         try:
             for item in loader(row):
                 if isinstance(item, str):
-                    yield kind, item
+                    yield kind or "rows", str(item)
                 else:
                     own = next(k for k, field in FIELDS.items() if field in item)
                     item = {k: v for k, v in item.items() if v is not None}
@@ -524,6 +232,15 @@ def personal(text):
                 return kind
 
 
+def beginning(prompt, size):
+    """What prompts are compared by: their first `size` characters, at most a chat's first turn. A
+    system message before it does not count, as many chats share one."""
+    turn = prompt.split(ASSISTANT)[0]
+    if len(turn) < len(prompt) and f"\n\n{HUMAN}" in turn:
+        prompt = prompt[turn.index(f"\n\n{HUMAN}") + 2 :]
+    return prompt[:size]
+
+
 def chance(key):
     """A random-looking number in [0, 1), always the same for a key, on any machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
@@ -548,7 +265,8 @@ def arrange(items, s):
             dropped[kind, item] += 1
             continue
         prompt, author = item.get("prompt", ""), item.get("author")
-        family = item["text"] if kind == "text" else prompt[: s.prefix].split(ASSISTANT)[0]
+        begins = beginning(prompt, s.prefix)
+        family = item["text"] if kind == "text" else begins.split(ASSISTANT)[0]
         split = split_of(str(author or family), s)
         if chance(f"share of {author or family}") >= s.share:
             dropped[kind, "outside --share"] += 1
@@ -556,13 +274,13 @@ def arrange(items, s):
             dropped[kind, "another author's, in another split, begins alike"] += 1
         elif s.pii and split == "train" and personal(prompt):
             dropped[kind, f"personal data: {personal(prompt)}"] += 1
-        elif kind == "prompts" and prompt[: s.prefix] in seen:
+        elif kind == "prompts" and begins in seen:
             dropped[kind, "begins like another"] += 1
         elif kind == "prompts" and author and authors[author] >= s.cap:
             dropped[kind, "over its author's cap"] += 1
         else:
             if kind == "prompts":
-                seen.add(prompt[: s.prefix])
+                seen.add(begins)
                 authors[author] += 1
             files.setdefault(kind, {split: [] for split in SPLITS})[split].append(item)
     return files, dropped
@@ -575,25 +293,30 @@ def build(settings):
     "altered": {kind: n}, "dropped": {kind: {reason: n}}, "typed": n, "replaced": [kind]}: how
     many records contain EOS as text, and for which kinds there were files."""
     s, rows, altered = settings, 0, collections.Counter()
-    if s.name not in DATASETS or not s.file and not DATASETS[s.name][3]:
+    on_hub = s.name.startswith("hub:")
+    if not on_hub and (s.name not in DATASETS or not s.file and not DATASETS[s.name][3]):
         stop("give one of these names, and --file=PATH where no file is named or you have it\n"
               + "\n".join(map(listed, DATASETS)))
 
     def read():
         nonlocal rows
-        for path in find_files(s.file) if s.file else download(s.name):
-            for row in read_rows(path, s.max_bytes, s.max_line):
-                rows += 1
-                yield row
+        paths = [] if on_hub else download(s.name) if not s.file else find_files(
+            s.file, SUFFIXES + TABLES)
+        every = stream(s.name[4:], s.subset, s.part) if on_hub else (
+            row for path in paths for row in read_rows(path, s.max_bytes, s.max_line))
+        for row in itertools.islice(every, s.most or None):
+            rows += 1
+            yield row
 
-    files, dropped = arrange((part for kind, item in convert(s.name, read(), altered)
+    files, dropped = arrange((part for kind, item in convert(s.name, read(), altered, s.columns)
                               for part in derive(kind, item, s)), s)
     kept = {kind: {split: len(r) for split, r in splits.items()} for kind, splits in files.items()}
     facts = {"rows": rows, "kept": kept, "altered": dict(+altered), "dropped": {}}
     for (kind, reason), n in sorted(dropped.items()):
         facts["dropped"].setdefault(kind, {})[reason] = n
-    if DATASETS[s.name][0] not in files:
-        stop(f"{s.file or s.name}: {rows} rows and no {DATASETS[s.name][0]}; dropped: "
+    wanted = "" if on_hub else DATASETS[s.name][0]  # "": any kind
+    if not files or wanted and wanted not in files:
+        stop(f"{s.file or s.name}: {rows} rows and no {wanted or 'record'}; dropped: "
              f"{facts['dropped']}")
     facts["typed"] = sum(typed(r) for splits in files.values() for out in splits.values()
                          for r in out)
@@ -609,8 +332,9 @@ def report(facts, out):
     lines = [f"{out}: {facts['rows']:,} rows read"]
     for kind in facts["kept"] | facts["dropped"]:
         splits = facts["kept"].get(kind, {})
-        lines.append(f"  {kind:15}{sum(splits.values()):7,} kept: "
-                     + ", ".join(f"{n:,} {split}" for split, n in splits.items()))
+        of_each = ", ".join(f"{n:,} {split}" for split, n in splits.items())
+        lines.append(f"  {kind:15}" + (f"{sum(splits.values()):7,} kept: {of_each}" if splits
+                                       else ""))
         if kind in facts["altered"]:
             lines.append(f"{'':17}{facts['altered'][kind]:7,} read without the blank lines, or the "
                          "space, before a text, or white space behind it")

@@ -35,6 +35,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data import public, records
+from data.files import decode, find_files, parse_json, read_raw
+from data.formats.records import Bad, take
 from data.tokenizer import EOS, load_tokenizer
 
 INDEX, SPLITS = "text_shards.json", ("train", "valid")
@@ -73,7 +75,7 @@ def chunks(files, place, s):
     """
     for i in range(place["file"], len(files)):
         first, offset, lines, size = place["line"], place["offset"], [], 0
-        for line, raw in public.read_raw(files[i], s.max_bytes, s.max_line, offset, first):
+        for line, raw in read_raw(files[i], s.max_bytes, s.max_line, offset, first):
             lines.append(raw)
             size += len(raw)
             if size >= (2 if is_prose(files[i]) and not ends(raw, s.separator) else 1) * s.chunk:
@@ -95,16 +97,16 @@ def documents(path, first, body, s):
     lines = enumerate(body.split(b"\n"), first)
     if is_prose(path):
         yield from public.documents(
-            "\n".join(public.decode(raw, path, number) for number, raw in lines), s.document,
+            "\n".join(decode(raw, path, number) for number, raw in lines), s.document,
             s.separator)
         return
     for number, raw in lines:
         if raw.strip():
-            row = public.parse_json(public.decode(raw, path, number).rstrip(), path, number)
+            row = parse_json(decode(raw, path, number).rstrip(), path, number)
             try:
-                text = public.take(row, s.field)
+                text = take(row, s.field)
                 yield from text.split(s.separator) if s.separator else [text]
-            except public.Bad as e:
+            except Bad as e:
                 stop(f"{path}:{number}: {e}")
 
 
@@ -256,7 +258,7 @@ def build(settings):
     if not s.file:
         stop("give --file=PATH: .txt files, JSON lines {\"text\"}, or a folder of them")
     tokenizer, out = load_tokenizer(s.tokenizer), Path(s.out)
-    files = [path for path in public.find_files(s.file) if path.name != INDEX]
+    files = [path for path in find_files(s.file) if path.name != INDEX]
     index = begin(s, tokenizer, files)
     before, started = total(index, "tokens"), time.time()
     out.mkdir(parents=True, exist_ok=True)

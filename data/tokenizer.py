@@ -1,9 +1,12 @@
-"""Tokenizers, all through tiktoken: `gpt2`, or a small byte-level BPE trained on given text."""
+"""Tokenizers, all through tiktoken: `gpt2`, a small byte-level BPE trained on given text, or that
+of another model (read by tokenizer_json.py)."""
 import base64
 import collections
 import hashlib
 import itertools
+import json
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from settings import stop
@@ -42,36 +45,72 @@ def dedent(text):
     return re.sub(r"(?m)^ ", "", text)
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What a tokenizer does besides merging bytes."""
+    indented: bool = False  # a space before each line, see `indent`
+    prefixed: bool = False  # a space before each text that begins with none (add_prefix_space)
+    eos: str = EOS  # the token that ends a text; a text that spells it is text
+    added: tuple = ()  # tokens that a text does spell, such as <|user|>
+
+
 class Tokenizer:
     """encode(text) -> ids, decode(ids) -> text, and `eos`, a token that text never encodes to.
 
-    source: the bytes of a vocabulary file trained here, on indented text; None for gpt2.
-    template: the prompt format of the model it belongs to; checkpoints store it.
+    source: the bytes of the vocabulary file, by default one trained here, on indented text; None
+    for gpt2. template: the prompt format of the model it belongs to; checkpoints store it.
     """
 
     template = TEMPLATE
 
-    def __init__(self, name, encoding, source=None):
+    def __init__(self, name, encoding, source=None, rules=None):
         self.name, self.encoding, self.source = name, encoding, source
-        self.eos, self.size = encoding.eot_token, encoding.n_vocab
+        self.rules = rules or Rules(indented=source is not None)
+        self.eos, self.size = encoding.encode_single_token(self.rules.eos), encoding.n_vocab
+        self.special = {text: encoding.encode_single_token(text)  # EOS and all added tokens
+                        for text in sorted(encoding.special_tokens_set)}
+        self.vocabulary = {}  # bytes -> id, without the special tokens
+        for i in set(range(self.size)) - set(self.special.values()):
+            try:
+                self.vocabulary[encoding.decode_single_token_bytes(i)] = i
+            except KeyError:
+                pass  # no token has this number
+        self.known = {*self.vocabulary.values(), *self.special.values()}
+        self.heard = dict(allowed_special=set(self.rules.added), disallowed_special=()
+                          ) if self.rules.added else {}
 
     def prepare(self, text):
-        return text if self.source is None else indent(text)
+        """A text as it is encoded; what stands between two added tokens is a text of its own."""
+        pieces = [text]
+        if self.rules.added:
+            pieces = re.split(f"({'|'.join(map(re.escape, self.rules.added))})", text)
+        if self.rules.indented:
+            pieces[::2] = map(indent, pieces[::2])
+        if self.rules.prefixed:
+            pieces[::2] = [f" {p}" if p and p[0] != " " else p for p in pieces[::2]]
+        return "".join(pieces)
 
     def encode(self, text):
-        encode = self.encoding.encode_ordinary  # treats "<|endoftext|>" as plain text
-        return [i for part in parts(self.prepare(text)) for i in encode(part)]
+        # tiktoken's `ordinary` functions take every text as text, "<|endoftext|>", too
+        encode = self.encoding.encode if self.heard else self.encoding.encode_ordinary
+        return [i for part in parts(self.prepare(text)) for i in encode(part, **self.heard)]
 
     def encode_batch(self, texts):
         """[text] -> [ids], in two threads."""
+        encoding = self.encoding
+        encode = encoding.encode_batch if self.heard else encoding.encode_ordinary_batch
         cut = [parts(self.prepare(text)) for text in texts]
-        every = list(itertools.chain(*cut))
-        ids = iter(self.encoding.encode_ordinary_batch(every, num_threads=2))
+        ids = iter(encode(list(itertools.chain(*cut)), num_threads=2, **self.heard))
         return [[i for _ in own for i in next(ids)] for own in cut]
 
     def decode(self, ids):
-        text = self.encoding.decode([i for i in ids if i < self.size])
-        return text if self.source is None else dedent(text)
+        text = self.encoding.decode([i for i in ids if i in self.known])
+        return dedent(text) if self.rules.indented else text
+
+    @property
+    def suffix(self):
+        """Of the file that holds `source`."""
+        return ".tiktoken" if self.rules == Rules(indented=True) else ".bpe"
 
     @property
     def fingerprint(self):
@@ -88,7 +127,8 @@ GPT2_FILES = ("put vocab.bpe and encoder.json of https://openaipublic.blob.core.
 
 
 def load_tokenizer(name, folder="."):
-    """`gpt2` (tiktoken fetches it once), or a file in tiktoken's own format."""
+    """`gpt2` (tiktoken fetches it once), or a file: .tiktoken in tiktoken's own format, or .bpe as
+    `packed` writes it."""
     if name == "gpt2":
         try:
             return Tokenizer("gpt2", tiktoken.get_encoding("gpt2"))
@@ -101,13 +141,42 @@ def load_tokenizer(name, folder="."):
     source = path.read_bytes()
     records.remember(path, source)
     try:
-        ranks = {base64.b64decode(token): int(rank)
-                 for token, rank in (line.split() for line in source.splitlines() if line)}
-    except ValueError:
-        stop(f"{path} is damaged: each line is a token in base64, and its rank")
-    encoding = tiktoken.Encoding(str(path), pat_str=PATTERN, mergeable_ranks=ranks,
+        return (unpacked if path.suffix == ".bpe" else of_tiktoken)(source, str(path))
+    except (ValueError, KeyError, TypeError):
+        stop(f"{path} is damaged: get it again" if path.suffix == ".bpe" else
+             f"{path} is damaged: each line is a token in base64, and its rank")
+
+
+def of_tiktoken(source, name):
+    """The tokenizer of a vocabulary file that was trained here. Raises ValueError."""
+    ranks = {base64.b64decode(token): int(rank)
+             for token, rank in (line.split() for line in source.splitlines() if line)}
+    encoding = tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks,
                                  special_tokens={EOS: len(ranks)})
-    return Tokenizer(str(path), encoding, source)
+    return Tokenizer(name, encoding, source)
+
+
+def packed_tiktoken(ranks):
+    """{bytes: rank} as the bytes of a vocabulary file: a line a token, base64 and rank."""
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank
+                    for token, rank in sorted(ranks.items(), key=lambda item: item[1]))
+
+
+def packed(pattern, ranks, special, rules):
+    """A tokenizer of any kind as the bytes of a .bpe file. pattern: the regular expression that
+    cuts a text; ranks: {bytes: id}, in the order of the merges; special: {text: id}."""
+    tokens = {base64.b64encode(token).decode(): rank for token, rank in ranks.items()}
+    return json.dumps({"pattern": pattern, "special": special, **asdict(rules), "ranks": tokens},
+                      sort_keys=True).encode()
+
+
+def unpacked(source, name):
+    """The tokenizer of what `packed` made. Raises ValueError, KeyError or TypeError."""
+    parts = json.loads(source)
+    ranks = {base64.b64decode(token): rank for token, rank in parts.pop("ranks").items()}
+    encoding = tiktoken.Encoding(name, pat_str=parts.pop("pattern"), mergeable_ranks=ranks,
+                                 special_tokens=parts.pop("special"))
+    return Tokenizer(name, encoding, source, Rules(**{**parts, "added": tuple(parts["added"])}))
 
 
 def train_bpe(text, size):
@@ -130,8 +199,7 @@ def train_bpe(text, size):
         pair = min(pairs, key=lambda p: (-pairs[p], p))
         tokens.append(pair[0] + pair[1])
         words = {merge(word, pair): n for word, n in words.items()}
-    lines = [base64.b64encode(t) + b" %d" % i for i, t in enumerate(tokens)]
-    return b"\n".join(lines) + b"\n"
+    return packed_tiktoken({token: i for i, token in enumerate(tokens)})
 
 
 def merge(word, pair):

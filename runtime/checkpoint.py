@@ -22,7 +22,7 @@ from runtime.sharding import class_of, full
 from settings import stop
 
 LOADED = {}  # folder -> weights file of each checkpoint that this run has loaded
-OURS = re.compile(r"(model|tokenizer|state)(-\d+)?(-[0-9a-f]{8})?\.(pt|tiktoken)(\.writing)?"
+OURS = re.compile(r"(model|tokenizer|state)(-\d+)?(-[0-9a-f]{8})?\.(pt|tiktoken|bpe)(\.writing)?"
                   r"|state-\d+")  # a folder of shards
 
 
@@ -72,7 +72,8 @@ def save(path, model, tokenizer, settings, **facts):
     names = {"weights": write(path / "model.pt", lambda f: torch.save(weights, f)),
              "tokenizer": tokenizer.name}
     if tokenizer.source is not None:
-        names["tokenizer"] = write(path / "tokenizer.tiktoken", lambda f: f.write(tokenizer.source))
+        names["tokenizer"] = write(path / f"tokenizer{tokenizer.suffix}",
+                                   lambda f: f.write(tokenizer.source))
     meta = {"kind": class_of(model).__name__, "config": dataclasses.asdict(model.config), **names,
             "fingerprint": tokenizer.fingerprint, "template": tokenizer.template,
             "settings": dataclasses.asdict(settings), "made_from": made_from(),

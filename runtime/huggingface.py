@@ -1,8 +1,10 @@
 """Exports models in Hugging Face's GPT-2 format:
 
-    python -m runtime.huggingface export CHECKPOINT FOLDER
+    python -m runtime.huggingface export CHECKPOINT FOLDER [--chat]
 
-writes a folder that transformers' AutoModel and AutoTokenizer load as it is. Import: pretrained.py.
+writes a folder that transformers' AutoModel and AutoTokenizer load as it is, for the trainers and
+the evaluations that are built on them (docs/models.md). --chat: the model learnt from chats, whose
+turns are written "Human: ... Assistant: ..." (data/records.py). Import: pretrained.py.
 """
 import json
 import shutil
@@ -11,21 +13,35 @@ from pathlib import Path
 
 from settings import stop  # before torch
 
-import torch
-
-from data.tokenizer import EOS, PATTERN
+from data.tokenizer_json import pad_of, written
 from model import GPT, ScalarGPT
 from runtime.checkpoint import load
-from runtime.pretrained import CONV1D, ONLY, SIZES, refuse, safetensors_torch, spelled
+from runtime.pretrained import CONV1D, ONLY, SIZES, refuse, safetensors_torch
 
-PAD = "<|pad|>"
+# Messages as the text that the model learnt from, in Jinja. A prompt ends in a line end, as in our
+# template (data/batches.py).
+SINGLE = """{%- for m in messages -%}
+    {%- if m['role'] == 'assistant' -%} {{ m['content'] + eos_token }}
+    {%- elif m['role'] == 'system' -%} {{ m['content'].rstrip() + '\\n\\n' }}
+    {%- else -%} {{ m['content'].rstrip() + '\\n' }}
+    {%- endif -%}
+{%- endfor -%}"""  # turns follow each other like documents, as in chat.py
+CHAT = """{%- for m in messages -%}
+    {%- if m['role'] == 'assistant' -%}
+        {{ m['content'] + eos_token if loop.last else ' ' + m['content'] + '\\n\\n' }}
+    {%- elif m['role'] == 'system' -%} {{ m['content'].rstrip() + '\\n\\n' }}
+    {%- else -%}
+        {{ 'Human: ' + m['content'] + '\\n\\nAssistant:' }}
+        {{- '\\n' if loop.index >= loop.length - 1 else '' }}
+    {%- endif -%}
+{%- endfor -%}"""  # all turns but the last reply are one prompt, as in records.asked
 
 
-def export(model, tokenizer, folder, max_new_tokens=None):
+def export(model, tokenizer, folder, facts=None, chat=False):
     """Write a folder for AutoTokenizer and AutoModelForCausalLM, or for a scalar head
     AutoModelForSequenceClassification. Stops if `folder` is not empty.
 
-    max_new_tokens: the default length limit of responses.
+    facts: the checkpoint.json of the model, for the model card.
     """
     folder, temporary = Path(folder), Path(f"{folder}.writing")
     if folder.is_file() or any(folder.glob("*")):
@@ -34,52 +50,59 @@ def export(model, tokenizer, folder, max_new_tokens=None):
     from safetensors import SafetensorError
     weights = {name: (x.T if name.endswith(CONV1D) else x).cpu().contiguous()
                for name, x in model.state_dict().items()}
-    pad = tokenizer.eos
     if scalar:
-        # Transformers scores the last token that is no pad. That is our EOS, so the pad must be
-        # another one: a new row of the embedding. Attention is causal: no score depends on it.
-        pad, wte = tokenizer.size, weights["transformer.wte.weight"]
-        if pad == len(wte):
-            weights["transformer.wte.weight"] = torch.cat([wte, torch.zeros_like(wte[:1])])
         fold_bias(weights, folder)
-    files = {"config.json": config_json(model.config, weights, tokenizer.eos, pad, scalar),
-             "tokenizer.json": tokenizer_json(tokenizer, [EOS, PAD][: 1 + scalar]),
-             "tokenizer_config.json": {
-                 "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOS, "eos_token": EOS,
-                 "pad_token": PAD if scalar else EOS, "padding_side": "right" if scalar else "left",
-                 "model_max_length": model.config.block_size, "split_special_tokens": True,
-                 "clean_up_tokenization_spaces": False}}
+    files = {"config.json": config_json(model.config, tokenizer, scalar),
+             "tokenizer.json": written(tokenizer),
+             "tokenizer_config.json": tokenizer_config(model.config, tokenizer, chat)}
     if not scalar:
-        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos)
         files["generation_config.json"] = {  # as in `generate`: no token is excluded
-            **ids, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-            **({"max_new_tokens": max_new_tokens} if max_new_tokens else {})}
+            **special_ids(tokenizer), "do_sample": True, "temperature": 1.0, "top_k": 0,
+            "top_p": 1.0, "max_length": model.config.block_size}
+    texts = {name: json.dumps(content, indent=1) for name, content in files.items()}
+    texts["README.md"] = card(model, tokenizer, folder.name, facts or {}, chat)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
+        for name, content in texts.items():
+            (temporary / name).write_text(content, encoding="utf-8")
         try:
-            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+            path = temporary / "model.safetensors"
+            save_file(weights, path, metadata={"format": "pt", "made_by": "nanoInstructGPT"})
         except SafetensorError as error:  # such as a full disk
             refuse(folder, f"cannot be written: {error}")
-        for name, content in files.items():
-            (temporary / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        if tokenizer.source is not None:
-            (temporary / "tokenizer.tiktoken").write_bytes(tokenizer.source)
+        path.chmod((temporary / "config.json").stat().st_mode & 0o777)  # the library's is 0600
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def config_json(config, weights, eos, pad, scalar):
+def special_ids(tokenizer):
+    return {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos,
+            "pad_token_id": pad_of(tokenizer)[1]}
+
+
+def config_json(config, tokenizer, scalar):
     """Our configuration under Hugging Face's names."""
     head = ({"architectures": ["GPT2ForSequenceClassification"], "problem_type": "regression",
              "id2label": {"0": "reward"}, "label2id": {"reward": 0}} if scalar else
             {"architectures": ["GPT2LMHeadModel"]})
     return {**head, **{name: allowed[0] for name, allowed in ONLY.items() if allowed[0]},
             **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
-            "vocab_size": len(weights["transformer.wte.weight"]), "attn_pdrop": 0.0,
-            "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "bos_token_id": eos,
-            "eos_token_id": eos, "pad_token_id": pad, "torch_dtype": "float32"}
+            "attn_pdrop": 0.0, "resid_pdrop": config.dropout, "embd_pdrop": config.dropout,
+            **special_ids(tokenizer), "torch_dtype": "float32"}
+
+
+def tokenizer_config(config, tokenizer, chat):
+    """What AutoTokenizer adds to tokenizer.json."""
+    end = tokenizer.rules.eos
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end,
+            "unk_token": end, "pad_token": pad_of(tokenizer)[0],
+            # transformers 4 would add token_type_ids, for which GPT-2 adds an embedding
+            "model_input_names": ["input_ids", "attention_mask"],
+            "padding_side": "right",  # for training and scoring; `generate` in batches wants left
+            "model_max_length": config.block_size, "add_prefix_space": tokenizer.rules.prefixed,
+            "clean_up_tokenization_spaces": False, "chat_template": CHAT if chat else SINGLE}
 
 
 def fold_bias(weights, path):
@@ -93,63 +116,59 @@ def fold_bias(weights, path):
         weights["transformer.ln_f.bias"] = (norm.double() + b * w / w.dot(w)).to(norm.dtype)
 
 
-def merges(vocab):
-    """The pair that each token of a BPE was merged from: what is left after merging its letters by
-    rank, without using the token itself."""
-    out = []
-    for token in vocab:
-        parts = list(token)
-        while len(parts) > 2:
-            i = min(range(len(parts) - 1),
-                    key=lambda i: vocab.get(parts[i] + parts[i + 1], len(vocab)))
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2 and parts[0] in vocab and parts[1] in vocab:
-            out.append(parts)
-    return out
+# ---------------------------------------------------------------------------- the model card
+
+WHAT = {"ppo": "A policy, trained with PPO against a reward model",
+        "reward": "A reward model, trained on rankings", "sft": "A fine-tuned language model",
+        "base": "A language model, trained on text alone", "": "A model of GPT-2's architecture"}
 
 
-def tokenizer_json(tokenizer, special):
-    """A tokenizer in the format of the `tokenizers` package that encodes and decodes like ours.
+def trained_by(settings):
+    """The step that a checkpoint's settings belong to, a name of WHAT."""
+    if "pretrain_mix" in settings:
+        return "base" if settings["pretrain_mix"] == 1 else "sft"
+    return "ppo" if "beta" in settings else "reward" if "epochs" in settings else ""
 
-    special: the tokens after the last merged one. Our own vocabularies are trained on indented text
-    (data/tokenizer.py), so that this one indents before it encodes and dedents when it decodes.
-    """
-    replace = lambda pattern, text: {"type": "Replace", "pattern": {"Regex": pattern},
-                                     "content": text}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                  "use_regex": tokenizer.source is None}  # the regex is GPT-2's
-    normalizer, cut, decoder = None, byte_level, byte_level
-    if tokenizer.source is not None:
-        # `Replace` skips empty matches: so first prepend a space, remove it where the first line is
-        # empty, and then add one after each line end that has a line after it.
-        normalizer = {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": " "}, replace(r"\A \n", "\n"),
-            replace(r"\n(?=[^\n])", "\n ")]}
-        cut = {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
-             "invert": False}, byte_level]}
-        decoder = {"type": "Sequence", "decoders": [byte_level, replace("^ ", "")]}
-    vocab = spelled(tokenizer)
-    ids = dict(zip(special, range(tokenizer.eos, tokenizer.eos + len(special))))
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"version": "1.0", "truncation": None, "padding": None,
-            "added_tokens": [{"id": i, "content": token, **flags, "special": True}
-                             for token, i in ids.items()],
-            "normalizer": normalizer, "pre_tokenizer": cut, "post_processor": None,
-            "decoder": decoder,
-            "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                      "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                      "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-                      "vocab": vocab, "merges": merges(vocab)}}
+
+def card(model, tokenizer, name, facts, chat):
+    """README.md: the model card of the hub, with the recipe that made the model."""
+    scalar, settings = hasattr(model, "score"), facts.get("settings", {})
+    task = "text-classification" if scalar else "text-generation"
+    auto = "SequenceClassification" if scalar else "CausalLM"
+    asked = "Human: QUESTION\n\nAssistant:" if chat else "QUESTION"
+    prompt = tokenizer.template.format(prompt=asked)
+    shape, end = model.config, tokenizer.rules.eos
+    ends = f"the prompt in this form, the response, and `{end}`" if scalar else (
+        f"the prompt in this form; it ends its responses with `{end}`")
+    public = lambda value: Path(value).name if str(value).startswith("/") else value
+    lines = [
+        "---", "library_name: transformers", f"pipeline_tag: {task}", "tags:",
+        "- nanoInstructGPT", "- gpt2", "---", f"# {name}", "",
+        f"{WHAT[trained_by(settings)]}. Made with nanoInstructGPT: SFT, a reward model and PPO, as "
+        "in InstructGPT (Ouyang et al. 2022).", "",
+        f"- {sum(p.numel() for p in model.parameters()):,} parameters: {shape.n_layer} layers, "
+        f"{shape.n_head} heads, width {shape.n_embd}, a context of {shape.block_size} tokens.",
+        f"- Loads with `AutoModelFor{auto}` and `AutoTokenizer`.",
+        f"- It reads {ends}. The prompt's form, as JSON: `{json.dumps(prompt)}`. The tokenizer's "
+        "chat template writes messages so.",
+        f"- A text that spells `{end}` gets that token: pass `split_special_tokens=True` to the "
+        "tokenizer for texts of other people.", ""]
+    if settings:
+        lines += ["## Recipe", "", "Settings of the last step:", "", "```text",
+                  *(f"--{key}={public(value)}" for key, value in settings.items()), "```", ""]
+    if facts.get("made_from"):
+        lines += ["It has read:", "", *(f"- `{public(path)}`" for path in facts["made_from"]), ""]
+    return "\n".join(lines)
 
 
 def main(argv=None):
-    """python -m runtime.huggingface export CHECKPOINT FOLDER"""
+    """python -m runtime.huggingface export CHECKPOINT FOLDER [--chat]"""
     words = sys.argv[1:] if argv is None else argv
+    chat, words = "--chat" in words, [word for word in words if word != "--chat"]
     if len(words) != 3 or words[0] != "export":
-        stop("expected: python -m runtime.huggingface export CHECKPOINT FOLDER")
+        stop("expected: python -m runtime.huggingface export CHECKPOINT FOLDER [--chat]")
     model, tokenizer, facts = load(words[1], {"GPT": GPT, "ScalarGPT": ScalarGPT}, "python sft.py")
-    export(model, tokenizer, words[2], facts["settings"].get("max_new_tokens"))
+    export(model, tokenizer, words[2], facts, chat)
     auto = "CausalLM" if isinstance(model, GPT) else "SequenceClassification"
     print(f"{words[2]}: transformers.AutoModelFor{auto}.from_pretrained({words[2]!r}) loads it")
 

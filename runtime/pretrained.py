@@ -2,6 +2,7 @@
 
 Names and shapes are the same as ours, except the linear layers: their `Conv1D` stores [in, out].
 """
+import contextlib
 import json
 import pickle
 import re
@@ -12,13 +13,15 @@ from settings import extra, stop  # before torch
 
 import torch
 
-from data import hub
+from data import hub, tokenizer_json
 from data.tokenizer import load_tokenizer
+from runtime import lora
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
            "pytorch_model.bin.index.json")  # the first that is there is read
 OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # 0.5, 1.5, 3.2 and 6.4 GB
-VOCABULARIES = ("tokenizer.tiktoken", "vocab.json", "tokenizer.json")  # see `find_tokenizer`
+VOCABULARIES = ("tokenizer.json", "tokenizer.tiktoken", "vocab.json")  # see `find_tokenizer`
+ALONGSIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 CONV1D = tuple(f"{layer}.weight" for layer in ("c_attn", "c_proj", "c_fc"))
 # The values that a configuration may have where our architecture supports only one way; the first
 # is the default if it says nothing.
@@ -55,7 +58,8 @@ def known(name):
     path = Path(name)
     if not path.exists():
         return repository(name) is not None
-    return path.is_file() or any((path / file).exists() for file in ("config.json", *WEIGHTS))
+    return path.is_file() or any((path / file).exists()
+                                 for file in ("config.json", lora.CONFIG, *WEIGHTS))
 
 
 def download(name):
@@ -67,6 +71,8 @@ def download(name):
     safetensors_torch(name)
     try:
         config = hub.fetch(repo, ["config.json"])
+        if config is None and (adapter := fetched_adapter(repo)):
+            return adapter
         if config is None:
             refuse(name, f"is no model in this format: there is no config.json in {hub.page(repo)}")
         read_config(config)
@@ -78,12 +84,26 @@ def download(name):
             fetch(file)
         if not openai:
             fetch(*VOCABULARIES)
+            with contextlib.suppress(hub.Unavailable):  # no network: a cache without such a file
+                for file in ALONGSIDE:                  # is that of a repository without it
+                    fetch(file)
     except hub.Unavailable as error:
-        files = ["config.json", "model.safetensors"] + ["vocab.json"] * (not openai)
+        files = ["config.json", "model.safetensors"] + ["tokenizer.json"] * (not openai)
         refuse(name, f"is no folder here, not in the cache, and could not be downloaded ({error}): "
                      f"on a machine with a network `hf download {repo} {' '.join(files)}` fills a "
                      f"folder to be copied to {hub.cache(repo)}; or put these files of "
                      f"{hub.page(repo)} into any folder, and give that in place of {name}")
+    return config.parent
+
+
+def fetched_adapter(repo):
+    """The folder of a repository with a low-rank adapter; None if it holds none."""
+    config = hub.fetch(repo, [lora.CONFIG])
+    if config is None:
+        return None
+    lora.check(read_json(config), config)
+    for names in (lora.WEIGHTS, VOCABULARIES, *([name] for name in ALONGSIDE)):
+        hub.fetch(repo, names, commit=config.parent.name)
     return config.parent
 
 
@@ -92,15 +112,21 @@ def load(name, classes):
     (model, tokenizer, facts), as `checkpoint.load`; the facts name the files of the weights, too.
     classes: {"GPT": GPT, ...}, the kinds that the caller can use.
     """
-    path = Path(name)
-    if not path.exists():
-        path = download(path.as_posix())
+    path, adapter = located(name), None
+    if (path / lora.CONFIG).exists() and not weights_in(path, WEIGHTS).exists():
+        adapter, asked = path, read_json(path / lora.CONFIG)
+        lora.check(asked, path / lora.CONFIG)
+        path = located(asked["base_model_name_or_path"], f"the base model of {adapter}, ")
     folder, file = path.parent, path
     if path.is_dir():
-        folder, file = path, next((path / f for f in WEIGHTS if (path / f).exists()),
-                                  path / WEIGHTS[0])
+        folder, file = path, weights_in(path, WEIGHTS)
     sizes = read_config(folder / "config.json")
-    weights = our_layout(read_weights(file), file)
+    weights, files = our_layout(read_weights(file), file), files_of(file)
+    if adapter:
+        file = weights_in(adapter, lora.WEIGHTS)
+        weights = lora.merged(weights, read_weights(file), asked, file)
+        sizes["vocab_size"] = len(weights["transformer.wte.weight"])
+        folder, files = adapter if has_tokenizer(adapter) else folder, [*files, file]
     kind = "ScalarGPT" if "score.weight" in weights else "GPT"
     if kind not in classes:
         refuse(path, f"holds a {kind}, expected {' or '.join(classes)}")
@@ -109,9 +135,28 @@ def load(name, classes):
     fill(model, weights, file, assign=True)
     tokenizer = find_tokenizer(folder, sizes["vocab_size"])
     match(tokenizer, model.config, folder)
-    index = file.name.endswith(".index.json")
-    files = [file, *(file.parent / part for part in (parts(file) if index else []))]
     return model, tokenizer, {"kind": kind, "settings": {}, "files": files}
+
+
+def located(name, what=""):
+    """The path of a folder, a file, or of what a hub repository's name downloads."""
+    path = Path(name)
+    if path.exists():
+        return path
+    if repository(path.as_posix()) is None:
+        stop(f"{what}{name} is not there: neither a folder nor a repository of the hub")
+    return download(path.as_posix())
+
+
+def weights_in(folder, names):
+    """The first of these files that a folder has."""
+    return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+
+
+def files_of(file):
+    """A file of weights, with those that it lists if it is an index."""
+    index = file.name.endswith(".index.json")
+    return [file, *(file.parent / part for part in (parts(file) if index else []))]
 
 
 def read_json(path):
@@ -213,29 +258,18 @@ def match(tokenizer, config, path):
                      "not belong together")
 
 
+def has_tokenizer(folder):
+    return any((folder / name).exists() for name in VOCABULARIES)
+
+
 def find_tokenizer(folder, vocab_size):
-    """Our own tokenizer if the export contains it, else gpt2's, checked against the files."""
-    if (folder / "tokenizer.tiktoken").exists():
+    """The tokenizer whose files are beside a model's weights, else GPT-2's."""
+    if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.tiktoken").exists():
         return load_tokenizer("tokenizer.tiktoken", folder)
-    if vocab_size < 50257:
-        refuse(folder, f"knows {vocab_size} tokens and GPT-2's tokenizer 50257: they do not belong "
-                       "together, and no other can be used")
-    tokenizer = load_tokenizer("gpt2")
-    for file in ("vocab.json", "tokenizer.json"):
-        if (folder / file).exists():
-            theirs = read_json(folder / file)
-            theirs = theirs if file == "vocab.json" else theirs.get("model", {}).get("vocab", {})
-            if not spelled(tokenizer).items() <= theirs.items():
-                refuse(folder / file, "is not GPT-2's vocabulary: no other can be used")
-    return tokenizer
-
-
-def spelled(tokenizer):
-    """{token: id} without EOS, in GPT-2's spelling of bytes: printable ones as in Latin-1, the
-    others in order from U+0100 on, so that a space is "Ġ"."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = dict(zip(plain, map(chr, plain)))
-    for byte in range(256):
-        letters.setdefault(byte, chr(256 + len(letters) - len(plain)))
-    decode = tokenizer.encoding.decode_single_token_bytes
-    return {"".join(letters[byte] for byte in decode(i)): i for i in range(tokenizer.eos)}
+    path = folder / "config.json"  # an adapter's folder has none
+    eos = read_json(path).get("eos_token_id") if path.exists() else None
+    tokenizer = tokenizer_json.read(folder, eos[0] if isinstance(eos, list) else eos)
+    if tokenizer is None and vocab_size < 50257:
+        refuse(folder, f"knows {vocab_size} tokens and has no tokenizer.json: GPT-2's own has "
+                       "50257, so that it cannot be meant")
+    return tokenizer or load_tokenizer("gpt2")

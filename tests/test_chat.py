@@ -16,7 +16,8 @@ import torch
 import chat
 import kernels
 from runtime import checkpoint, huggingface
-from data import public, tokenizer
+from data import tokenizer
+from data.formats import openassistant
 from data.batches import encode_prompt
 from helpers import tiny, tiny_scalar
 from model import last_score
@@ -137,7 +138,7 @@ def test_a_chat_is_put_as_the_records_of_chats_are(made, policy, words, monkeypa
         reply = {"text": first[1], "replies": [tree(*rest)] if rest else []}
         return {"text": first[0], "replies": [reply]}
 
-    chats = lambda *turns: [r["prompt"] for r in public.openassistant(
+    chats = lambda *turns: [r["prompt"] for r in openassistant(
         {"prompt": tree(*turns)}) if isinstance(r, dict)]
     shown, number = [], 0
     for turns in ([a], [a, b], [c]):  # an empty line forgets

@@ -16,7 +16,8 @@ from test_bad_input import another_tokenizer
 
 ROOT = Path(settings.__file__).parent
 HIDDEN = ("matplotlib", "safetensors", "huggingface_hub", "transformers", "tokenizers", "triton",
-          "sacrebleu", "rouge_score", "profanity_check", "flask", "waitress", "selenium")
+          "sacrebleu", "rouge_score", "profanity_check", "flask", "waitress", "selenium",
+          "datasets")
 HF = " ".join(settings.EXTRAS["hf"])
 # Runs commands, one after the other, without these packages; prints {command: how it ended}.
 RUN = """
@@ -78,8 +79,10 @@ def test_an_extra_that_is_missing_is_one_line(tmp_path):
         f"data.public --name=dolly --out={tmp_path}/out": hub,
         f"data.public --name=webgpt --out={tmp_path}/out": hub,
         f"labels.page --out={tmp_path}/page": ("flask", "python -m labels.page needs flask: pip "
-                                               f"install {' '.join(settings.EXTRAS['label'])}")}
-    for package in ("matplotlib", "safetensors", "huggingface_hub", "flask"):
+                                               f"install {' '.join(settings.EXTRAS['label'])}"),
+        f"data.public --name=hub:someone/theirs --out={tmp_path}/out": (
+            "datasets", f"needs datasets: pip install {settings.EXTRAS['data'][0]}")}
+    for package in ("matplotlib", "safetensors", "huggingface_hub", "flask", "datasets"):
         commands = [command for command, (which, _) in expected.items() if which == package]
         for command, end in run_without([package], commands).items():
             assert str(end).startswith("error: ") and "\n" not in end, (command, end)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from data import hub, public
+from data.formats import hh_rlhf
 from runtime import pretrained
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: "
@@ -189,7 +190,7 @@ def test_a_file_of_another_size_than_the_hubs_is_refused(server, tmp_path):
 
 @pytest.mark.parametrize("name, files", [
     ("gpt2-xl", ["config.json", "model.safetensors"]),
-    ("someone/theirs", ["config.json", "model.safetensors", "vocab.json"])])
+    ("someone/theirs", ["config.json", "model.safetensors", "tokenizer.json"])])
 def test_without_a_network_one_line_says_what_to_put_where(offline, tmp_path, name, files):
     """At once: the library would try for 20 seconds."""
     offline.setattr(time, "sleep", None)
@@ -293,7 +294,11 @@ INDEX = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-
       "model-2-of-2.safetensors": b"2"},
      {"model.safetensors.index.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors"}),
     ({"model.safetensors": b"w", "tokenizer.tiktoken": b"t", "tokenizer.json": b"{}"},
-     {"model.safetensors", "tokenizer.tiktoken"}),
+     {"model.safetensors", "tokenizer.json"}),
+    ({"model.safetensors": b"w", "vocab.json": b"{}", "merges.txt": b"", "README.md": b"r",
+      "tokenizer_config.json": b"{}", "added_tokens.json": b"{}"},
+     {"model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json",
+      "added_tokens.json"}),
 ])
 def test_any_repository_of_this_architecture_can_be_named(server, tmp_path, files, taken):
     """Its weights in the best of their forms, its vocabulary, and nothing else; once."""
@@ -403,7 +408,7 @@ def test_a_dataset_whose_file_is_gone_is_one_line(server):
 def test_files_that_are_not_on_the_hub_come_from_their_urls(server, tmp_path, monkeypatch):
     """Whole or not there, once, and never with the token of the hub."""
     monkeypatch.setitem(public.DATASETS, "plain", (
-        "rankings", public.hh_rlhf, f"{server.url}/plain", ["a.jsonl.gz", "b.jsonl.gz"]))
+        "rankings", hh_rlhf, f"{server.url}/plain", ["a.jsonl.gz", "b.jsonl.gz"]))
     server.plain = {"plain/a.jsonl.gz": b"a" * 5000, "plain/b.jsonl.gz": b"b" * 5000}
     with library(tmp_path, HF_TOKEN="hf_secret"):
         server.breaks = [5000] + [0] * 20

@@ -19,7 +19,7 @@ from runtime import huggingface, pretrained
 import real_input
 from data import batches
 from runtime import checkpoint
-from data import records, tokenizer
+from data import records, tokenizer, tokenizer_json
 from data.batches import demonstration_rows, encode_prompt, encode_response
 from demo import ROOT
 from helpers import close, same, tiny, tiny_scalar
@@ -155,7 +155,7 @@ def varied(model, eos):
 @pytest.mark.parametrize("exported", [False, True])
 def test_greedy_continuations_are_the_same_token_for_token(tmp_path, words, exported):
     """Prompts of different lengths, alone there and in one batch here; and there, too, in one
-    batch, with the pads where the exported tokenizer puts them."""
+    batch, padded on the left as docs/models.md says."""
     if exported:
         mine = varied(tiny(vocab_size=300, block_size=96, loud=4.0, seed=15), words.eos)
         huggingface.export(mine, words, tmp_path / "a")
@@ -173,11 +173,13 @@ def test_greedy_continuations_are_the_same_token_for_token(tmp_path, words, expo
     assert len({tuple(r) for r in samples.responses()}) > 4, "all alike: tests little"
     assert samples.ended.any() and not samples.ended.all()
     if exported:
-        auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
-        batch = auto([p.rstrip() + "\n" for p in TEXTS], padding=True, return_tensors="pt")
+        auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "a", padding_side="left")
+        batch = auto([p.rstrip() + "\n" for p in TEXTS], padding=True, return_tensors="pt",
+                     split_special_tokens=True)
         rows = other.generate(**batch, max_new_tokens=24, do_sample=False)
-        said = auto.batch_decode(rows[:, batch["input_ids"].size(1):], skip_special_tokens=True)
-        assert said == [words.decode(ids) for ids in samples.responses()]
+        for row, said in zip(rows[:, batch["input_ids"].size(1):].tolist(), samples.responses()):
+            assert row[: len(said)] == said
+            assert not set(row[len(said):]) - {words.eos, auto.pad_token_id}
 
 
 # ------------------------------------------------------------------------------- reward models
@@ -192,7 +194,7 @@ def test_the_recipe_of_the_docs_gives_our_scores(tmp_path, monkeypatch, request,
     own = request.getfixturevalue(vocabulary)
     size = dict(vocab_size=own.size, block_size=96)
     mine = tiny_scalar(**size)
-    huggingface.export(tiny(**size), own, tmp_path / "exported" / "policy", 4)
+    huggingface.export(tiny(**size), own, tmp_path / "exported" / "policy")
     huggingface.export(mine, own, tmp_path / "exported" / "reward")
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     recipe, = re.findall(r"```python\n(.*?)```", page, re.S)
@@ -234,9 +236,7 @@ def test_scores_of_ragged_batches_are_the_same_there(tmp_path, words, bias):
     close(other(**batch).logits[:, 0], expected.tolist(), 1e-5)
     again = checkpoint.load(tmp_path / "a", KINDS, "")[0]
     close(last_score(again(batches.pad(rows)[0]), lengths), expected.tolist(), 1e-5)
-    huggingface.export(again, words, tmp_path / "b")  # and out once more: one pad is enough
-    config = json.loads((tmp_path / "b" / "config.json").read_text())
-    assert config["vocab_size"] == 301 and config["pad_token_id"] == 300
+    assert again.config.vocab_size == 300  # the pad is no further row
 
 
 def test_a_score_of_theirs_is_the_same_here(tmp_path):
@@ -271,15 +271,18 @@ def test_the_exported_tokenizer_is_ours(tmp_path, request, name):
     own = request.getfixturevalue(name)
     huggingface.export(tiny(vocab_size=own.size), own, tmp_path / "a")
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
-    assert (auto.eos_token_id, auto.pad_token_id, len(auto)) == (own.eos, own.eos, own.size)
+    pad = own.vocabulary[b"\xff"]  # in no text, so that its number can be the pad's
+    assert (auto.eos_token_id, auto.pad_token_id, len(auto)) == (own.eos, pad, own.size)
     for text in TEXTS + random_texts(2000):
         ids = own.encode(text)
-        assert auto(text)["input_ids"] == ids, repr(text)
-        assert auto.decode(ids) == own.decode(ids) == text
+        assert auto(text, split_special_tokens=True)["input_ids"] == ids, repr(text)
+        assert auto.decode(ids) == own.decode(ids) == text and pad not in ids
     rng = random.Random(2)
     for _ in range(1000):
-        ids = rng.choices(range(own.size), k=rng.randint(0, 12))
+        ids = rng.choices([i for i in range(own.size) if i != pad], k=rng.randint(0, 12))
         assert auto.decode(ids) == own.decode(ids), ids
+    ids = own.encode("So.") + [own.eos] + own.encode("And")  # by default, its name is the token
+    assert auto(f"So.{auto.eos_token}And")["input_ids"] == ids
 
 
 def test_a_token_that_no_merge_makes_is_kept(tmp_path):
@@ -298,7 +301,7 @@ def test_a_token_that_no_merge_makes_is_kept(tmp_path):
 def test_every_character_is_cut_alike(tmp_path, words):
     """What is a letter, a digit or a space must not depend on whose regular expressions cut."""
     path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(huggingface.tokenizer_json(words, [tokenizer.EOS])))
+    path.write_text(json.dumps(tokenizer_json.written(words)))
     other = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
     every = [chr(c) for c in range(0x3100) if not 0xD800 <= c < 0xE000]
     for i in range(0, len(every), 64):
@@ -310,10 +313,10 @@ def test_vocabulary_and_merges_of_gpt2_are_openais(gpt2):
     """Against the two files that OpenAI published, which tiktoken keeps (see GPT2_FILES)."""
     bpe, encoder = (Path(os.environ["TIKTOKEN_CACHE_DIR"], name) for name in
                     re.findall("[0-9a-f]{40}", tokenizer.GPT2_FILES))
-    vocabulary = pretrained.spelled(gpt2)
+    vocabulary = tokenizer_json.spelled(gpt2)
     assert {**vocabulary, tokenizer.EOS: gpt2.eos} == json.loads(encoder.read_text("utf-8"))
     published = [line.split() for line in bpe.read_text("utf-8").splitlines()[1:]]
-    assert huggingface.merges(vocabulary) == published and len(published) == 50_000
+    assert tokenizer_json.merges(vocabulary) == published and len(published) == 50_000
 
 
 # ------------------------------------------------------------------------------------- formats
@@ -364,7 +367,7 @@ def test_gpt2_itself_brings_its_tokenizer(tmp_path, gpt2):
     """A model of GPT-2's vocabulary, with OpenAI's vocab.json beside it or not."""
     folder = saved(tmp_path / "a", theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1))
     assert checkpoint.load(folder, KINDS, "")[1].name == "gpt2"
-    vocabulary = {**pretrained.spelled(gpt2), "<|endoftext|>": 50256}
+    vocabulary = {**tokenizer_json.spelled(gpt2), "<|endoftext|>": 50256}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     assert checkpoint.load(folder, KINDS, "")[1].name == "gpt2"
     (folder / "vocab.json").write_text(json.dumps({**vocabulary, "Ġthe": 4, "$": 262}))
@@ -377,7 +380,7 @@ def test_init_by_name_goes_through_the_cache(tmp_path, gpt2, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = saved(tmp_path / "x", theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1))
     files = {path.name: path.read_bytes() for path in other.iterdir()}
-    vocabulary = {**pretrained.spelled(gpt2), "<|endoftext|>": 50256}
+    vocabulary = {**tokenizer_json.spelled(gpt2), "<|endoftext|>": 50256}
     home_of(tmp_path, "openai-community/gpt2", files)
     for repo, words in (("someone/theirs", vocabulary), ("a/b", {**vocabulary, "Ġthe": 4})):
         home_of(tmp_path, repo, {**files, "vocab.json": json.dumps(words).encode()})
@@ -418,7 +421,8 @@ def test_a_model_of_theirs_is_fine_tuned_and_goes_out_again(tmp_path, words, mon
     expected = last_score(mine(batches.pad(rows)[0]), lengths)
     close(other(ids).logits[:, 0], expected.tolist(), 1e-5)
     settings = json.loads(Path("sft-hf/generation_config.json").read_text())
-    assert settings["eos_token_id"] == words.eos and settings["max_new_tokens"] == 32
+    assert settings["eos_token_id"] == words.eos and settings["max_length"] == 64
+    assert "max_new_tokens" not in settings  # it would win over a caller's max_length
 
 
 def run(folder, monkeypatch, module, *flags):
@@ -546,7 +550,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, words):
                 checkpoint.load(tmp_path / name, KINDS, "")
     saved(tmp_path / "rounded", theirs(vocab_size=384), words)
     checkpoint.load(tmp_path / "rounded", KINDS, "")
-    with pytest.raises(SystemExit, match="knows 131 tokens and GPT-2's tokenizer 50257"):
+    with pytest.raises(SystemExit, match="knows 131 tokens and has no tokenizer.json"):
         checkpoint.load(saved(tmp_path / "c", theirs()), KINDS, "")
 
 

@@ -475,3 +475,51 @@ def test_finite_differences_agree_with_a_known_derivative():
     for _ in range(3):
         x = torch.tensor([rng.uniform(-2, 2)], dtype=torch.float64)
         assert slope(lambda y: y**3, x, 0) == pytest.approx(3 * float(x) ** 2, rel=1e-6, abs=1e-8)
+
+
+# ------------------------------------------------------------------------- numbers out of the way
+
+@pytest.mark.parametrize("log_ratio", [19.0, 60.0, 89.0, 400.0, -400.0])
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_a_policy_that_moved_far_has_a_finite_gradient(log_ratio, advantage):
+    """e^89 is more than float32 holds. Clamped at e^20, where no step is worth taking."""
+    logprob = torch.tensor([[log_ratio, 0.1]], requires_grad=True)
+    loss = clipped_policy_loss(logprob, torch.zeros(1, 2), torch.full((1, 2), advantage),
+                               masked([[1, 1]]), 0.2, 2)
+    loss.backward()
+    ratios = [math.exp(min(log_ratio, 20.0)), math.exp(0.1)]
+    expected = -sum(min(r * advantage, min(max(r, 0.8), 1.2) * advantage) for r in ratios) / 2
+    assert abs(loss.item() - expected) < 1e-5 * abs(expected)
+    assert logprob.grad.isfinite().all()
+    moves = log_ratio < 20 and not (advantage > 0 and log_ratio > 0) and log_ratio > -80
+    assert bool(logprob.grad[0, 0]) == (moves and advantage < 0)
+    assert logprob.grad[0, 1] != 0  # the other token still learns
+
+
+def test_whole_numbers_are_not_truncated():
+    """Scores, values and rewards that somebody gives as integers mean the same as floats."""
+    mask, whole = masked([[1, 1, 1], [1, 1, 0]]), lambda *x: torch.tensor(x)
+    reward, value = whole([0, 0, 3], [1, 2, 7]), whole([1, 2, 3], [-1, 1, 9])
+    pairs = [(gae, (reward, value, mask, 0.9, 0.95)),
+             (shape_rewards, (reward, value, whole(1, 2), mask, 0.5)),
+             (whiten, (reward, mask)),
+             (clipped_policy_loss, (-value, -reward, reward, mask, 0.2, 5)),
+             (clipped_value_loss, (value, reward, -value, mask, 0.2, 5)),
+             (sft.sft_loss, (-value, mask, 5))]
+    for function, given in pairs:
+        floats = [x.float() if torch.is_tensor(x) and x.dtype == torch.int64 else x for x in given]
+        got, expected = function(*given), function(*floats)
+        for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (got, expected))):
+            assert a.is_floating_point(), function.__name__
+            close(a, b.tolist())
+
+
+@pytest.mark.parametrize("lam, expected", [(1.0, [-1.45118, -4.4557, 2.5396, 0.5249, -0.49]),
+                                           (0.7, [-0.676979, -5.248167, 2.4846, 0.6704, -0.49])])
+def test_gae_gives_the_numbers_of_rlaxs_own_test(lam, expected):
+    """Theirs adds the value after the last step; ours has none there: put it into the reward."""
+    reward, value = [0.0, 0.0, 1.0, 0.0, -0.5 + 0.99 * -1.0], [1.0, 4.0, -3.0, -2.0, -1.0]
+    advantage, returns = gae(torch.tensor([reward]), torch.tensor([value]), masked([[1] * 5]),
+                             0.99, lam)
+    close(advantage, [expected], 1e-4)
+    close(returns, [[a + v for a, v in zip(expected, value)]], 1e-4)

@@ -1,0 +1,179 @@
+"""Conversations: TRL's formats, ShareGPT's, and columns that are recognised by their names.
+
+A chat becomes one prompt, its turns as hh-rlhf writes them (data/records.py). A system message
+stands before the first turn, as text of its own. Turns keep their order.
+"""
+import os
+
+from data import records
+from data.formats.rankings import hh_rlhf
+from data.formats.records import (Bad, Reason, demonstration, prompted, ranking, ranks_of,
+                                  take)
+from data.records import ASSISTANT
+
+ROLES = {"human": ("user", "human", "prompter"), "system": ("system", "developer"),
+         "assistant": ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "bing", "bard")}
+SIDES = {name: side for side, names in ROLES.items() for name in names}
+
+
+def turns_of(messages):
+    """[{"role", "content"}] or ShareGPT's [{"from", "value"}] -> [(human, assistant or system,
+    text)], or the reason why they cannot be used."""
+    out = []
+    for message in messages:
+        if not isinstance(message, dict):
+            raise Bad(f"expected a message, an object, got {records.shorten(message)}")
+        role, text = (("from", "value") if "from" in message else ("role", "content"))
+        side, content = SIDES.get(str(take(message, role)).lower()), message.get(text)
+        if side is None:
+            return Reason(f"a turn of {message[role]!r}")
+        if not isinstance(content, str):
+            return Reason("a turn that is no text")
+        out.append((side, content))
+    return out
+
+
+def laid_out(turns):
+    """Turns up to a person's -> the prompt of the reply, or the reason why there is none."""
+    before, prompt, last = "", None, "assistant"
+    for side, text in turns:
+        if side == "system":
+            if prompt is not None:
+                return Reason("a system message after the first turn")
+            before += f"{text.strip()}\n\n" if text.strip() else ""
+            continue
+        if side == last:
+            return Reason("the assistant speaks first" if prompt is None else
+                          "two turns of one side in a row")
+        if side == "human":
+            prompt = records.asked(before, text)
+        else:
+            before = records.answered(prompt, text)
+        last = side
+    return prompt if prompt and last == "human" else Reason("the last turn is no person's")
+
+
+def conversation(messages):
+    """Each reply with the turns before it is a demonstration."""
+    turns = turns_of(messages)
+    if isinstance(turns, Reason):
+        yield turns
+        return
+    replies = [i for i, (side, _) in enumerate(turns) if side == "assistant"]
+    if not replies:
+        yield "no reply"
+    for i in replies:
+        prompt = laid_out(turns[:i]) if i else Reason("the assistant speaks first")
+        yield prompt if isinstance(prompt, Reason) else demonstration(prompt, turns[i][1])
+
+
+def sharegpt(row):
+    """{"conversations": [{"from": "human", "value": str}, {"from": "gpt", "value": str}, ...]}."""
+    yield from conversation(take(row, "conversations", list))
+
+
+def side_of(value):
+    """A completion, text or messages: (turns before its reply, the reply), or the reason."""
+    if isinstance(value, str):
+        return [], value
+    turns = turns_of(value)
+    if isinstance(turns, Reason):
+        return turns
+    if not turns or turns[-1][0] != "assistant":
+        return Reason("no reply")
+    return turns[:-1], turns[-1][1]
+
+
+def together(prompt, sides):
+    """A prompt (text, messages or None) and completions -> (prompt, texts), or the reason.
+
+    Where the prompt is implicit, or the completions repeat it, they begin alike.
+    """
+    sides = [side_of(side) for side in sides]
+    given = turns_of(prompt) if isinstance(prompt, list) else []
+    for problem in (*sides, given):
+        if isinstance(problem, Reason):
+            return problem
+    befores, texts = [before for before, _ in sides], [text for _, text in sides]
+    if any(before != befores[0] for before in befores):
+        return Reason("no shared prompt")
+    turns = befores[0] if befores[0][: len(given)] == given else given + befores[0]
+    if isinstance(prompt, str) and not turns:
+        return prompt, texts
+    prompt = laid_out(turns)
+    return prompt if isinstance(prompt, Reason) else (prompt, texts)
+
+
+def completions(row):
+    """The texts of a row's list of completions: strings, or objects with a text."""
+    out = []
+    for c in take(row, "completions", list):
+        name = next((n for n in ("text", "response", "content") if isinstance(c, dict) and n in c),
+                    "text")
+        out.append(c if isinstance(c, str) else take(c, name))
+    return out
+
+
+def trl(row):
+    """TRL's formats, texts or messages: {"prompt", "chosen", "rejected"}, {"chosen", "rejected"}
+    with an implicit prompt, {"prompt", "completion"} with or without {"label"}, {"messages"},
+    {"prompt"}, {"text"}; and K completions: {"prompt", "completions", "ranks" or "ratings"}."""
+    if not isinstance(row, dict):
+        raise Bad(f"expected a JSON object, got {records.shorten(row)}")
+    gone = {name for name, value in row.items() if value is None}  # a table's empty cells
+    row = {name: value for name, value in row.items() if value is not None}
+    other = {"chosen": "rejected", "rejected": "chosen", "completion": "prompt"}
+    without = [other[name] for name in other if name in row and other[name] in gone]
+    if without:
+        yield f"no value of {without[0]!r}"
+    elif "messages" in row:
+        yield from conversation(take(row, "messages", list))
+    elif "chosen" in row or "rejected" in row:
+        yield from chosen_rejected(row)
+    elif "completions" in row:
+        yield k_way(row)
+    elif "completion" in row:
+        both = together(take(row, "prompt", (str, list)), [take(row, "completion", (str, list))])
+        if row.get("label") is False:
+            both = Reason("a completion that was disliked")
+        yield both if isinstance(both, Reason) else demonstration(both[0], both[1][0])
+    elif "prompt" in row:
+        both = together(take(row, "prompt", (str, list)), ["x"])
+        yield both if isinstance(both, Reason) else prompted(both[0])
+    else:
+        yield {"text": take(row, "text")} if take(row, "text").strip() else "empty text"
+
+
+def chosen_rejected(row):
+    """A pair, its prompt a field of its own or what both begin with."""
+    sides = [take(row, name, (str, list)) for name in ("chosen", "rejected")]
+    prompt = row.get("prompt")
+    if prompt is not None:
+        take(row, "prompt", (str, list))
+    elif all(isinstance(side, str) for side in sides):
+        if all(ASSISTANT in side for side in sides):
+            yield from hh_rlhf(row)
+            return
+        same = os.path.commonprefix(sides)
+        end = max(same.rfind(" "), same.rfind("\n")) + 1  # no word is cut
+        prompt, sides = same[:end], [side[end:] for side in sides]
+        if not prompt.strip():
+            yield "no shared prompt"
+            return
+    both = together(prompt, sides)
+    yield both if isinstance(both, Reason) else ranking(both[0], both[1], [1, 2])
+
+
+def k_way(row):
+    """{"prompt", "completions", "ranks" (1 is best) or "ratings" (more is better)}."""
+    texts, both = completions(row), together(take(row, "prompt", (str, list)), ["x"])
+    if isinstance(both, Reason):
+        return both
+    name = next((n for n in ("ranks", "ratings", "scores") if n in row), "ranks")
+    values = take(row, name, list)
+    if len(values) != len(texts):
+        raise Bad(f"field {name!r}: expected one for each of the {len(texts)} completions, got "
+                  f"{records.shorten(values)}")
+    if len(texts) < 2:
+        return "a single completion"
+    return ranking(both[0], texts, ranks_of(values, name != "ranks"))

@@ -1,0 +1,56 @@
+"""Low-rank adapters, as the package peft saves them: merged into the weights of their base model.
+
+    W + scale B A      scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora
+"""
+import torch
+
+from settings import stop
+
+CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+# What an adapter may ask for beyond that; the first value is what we do.
+ONLY = {"peft_type": ("LORA",), "use_dora": (False, None), "bias": ("none", None),
+        "lora_bias": (False, None), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
+        "trainable_token_indices": (None,), "target_parameters": (None, []),
+        "megatron_config": (None,)}
+
+
+def check(config, path):
+    """Stop if an adapter_config.json asks for more than `merged` does."""
+    for name, allowed in ONLY.items():
+        if config.get(name, allowed[0]) not in allowed:
+            stop(f"{path} has {name} = {config[name]!r}: only {allowed[0]!r} can be used; merge it "
+                 "with peft (merge_and_unload, then save_pretrained), and give that folder")
+    if not isinstance(config.get("base_model_name_or_path"), str):
+        stop(f"{path} names no base_model_name_or_path: write there the folder of its base model")
+
+
+def merged(weights, adapter, config, path):
+    """The weights of a model, {our name: tensor}, with those of its adapter merged.
+
+    adapter: {peft's name: tensor}. Modules that were trained as a whole, such as a score, take the
+    place of the base model's.
+    """
+    out, r = dict(weights), config["r"]
+    scale = config["lora_alpha"] / (r**0.5 if config.get("use_rslora") else r)
+    for key, x in adapter.items():
+        name = key.removeprefix("base_model.model.").removeprefix("transformer.")
+        name = name.replace(".modules_to_save", "").replace(".default", "")
+        ours = name if name.startswith(("score.", "lm_head.")) else f"transformer.{name}"
+        if name.endswith(".lora_A.weight"):
+            ours, low = ours.replace(".lora_A", ""), adapter.get(key.replace("lora_A", "lora_B"))
+            if ours not in out or low is None or (low @ x).shape != out[ours].shape:
+                stop(f"{path} holds {key}, which does not fit its base model")
+            out[ours] = out[ours] + scale * (low.double() @ x.double()).to(out[ours].dtype)
+        elif name == "lm_head.weight" and torch.equal(
+                x, adapter.get("base_model.model.transformer.wte.weight", out[
+                    "transformer.wte.weight"])):
+            continue  # tied
+        elif "lora_" not in name and (ours in out or ours.startswith("score.")):
+            turned = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+            out[ours] = (x.T if turned else x).float().contiguous()
+        elif not name.endswith(".lora_B.weight"):
+            stop(f"{path} holds {key}, which cannot be merged: do so with peft (merge_and_unload, "
+                 "then save_pretrained), and give that folder")
+    if "score.weight" in out:
+        out.setdefault("score.bias", torch.zeros(1))
+    return out

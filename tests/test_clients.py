@@ -1,0 +1,167 @@
+"""The exports in the hands of TRL, lm-eval, CTranslate2 and peft, with their defaults.
+
+`make long` runs them where these are installed: pip install trl lm-eval[hf] ctranslate2 peft. The
+rest of what an export promises is in test_ecosystem.py.
+"""
+import pytest
+import torch
+
+from runtime import checkpoint
+from test_ecosystem import KINDS, PROMPT, REPLY, judge, policy, score  # noqa: F401 (fixtures)
+from test_ecosystem import transformers, words  # noqa: F401
+
+pytestmark = pytest.mark.long
+HOME = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    for name, value in HOME.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+
+def library(name):
+    return pytest.importorskip(name, reason=f"{name} is not installed: pip install {name}")
+
+
+def rows(data, n=8):
+    return library("datasets").Dataset.from_list([data(i) for i in range(n)])
+
+
+def settings(trl, kind, **more):
+    return getattr(trl, f"{kind}Config")(
+        output_dir=f"out-{kind}", max_steps=2, per_device_train_batch_size=4, report_to="none",
+        use_cpu=True, bf16=False, save_strategy="no", logging_steps=1, disable_tqdm=True, **more)
+
+
+def finite(trainer):
+    losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+    assert losses and all(torch.tensor(losses).isfinite())
+    return losses
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_sft_trains_eos(policy, messages):  # noqa: F811
+    trl = library("trl")
+    _, _, auto, folder = policy
+    say = lambda role, text: [{"role": role, "content": text}]
+    data = rows(lambda i: {"prompt": say("user", f"{PROMPT} {i}"), "completion": say(
+        "assistant", REPLY)} if messages else {"prompt": f"{PROMPT} {i}\n", "completion": REPLY})
+    trainer = trl.SFTTrainer(str(folder), settings(trl, "SFT"), train_dataset=data)
+    batch = next(iter(trainer.get_train_dataloader()))
+    for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist()):
+        kept = [i for i in labels if i != -100]
+        assert kept == auto(REPLY)["input_ids"] + [auto.eos_token_id]
+        assert [i for i in ids if i != auto.pad_token_id][-1] == auto.eos_token_id
+    trainer.train()
+    finite(trainer)
+    trainer.save_model("back")
+    assert checkpoint.load("back", KINDS, "")[1].eos == auto.eos_token_id
+
+
+def test_rewards_and_dpo_see_eos(policy, judge, words):  # noqa: F811
+    trl = library("trl")
+    data = rows(lambda i: {"prompt": f"{PROMPT} {i}\n", "chosen": REPLY, "rejected": "No."})
+    model, folder = judge
+    trainer = trl.RewardTrainer(str(folder), settings(trl, "Reward"), train_dataset=data)
+    batch = next(iter(trainer.get_train_dataloader()))
+    ends = [row[row != words.vocabulary[b"\xff"]][-1] for row in batch["input_ids"]]
+    assert {int(i) for i in ends} == {words.eos}
+    with torch.no_grad():
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+        got = trainer.model.eval()(**inputs).logits[:, 0].tolist()
+    texts = [words.decode(row.tolist()).split(words.rules.eos)[0] for row in batch["input_ids"]]
+    for value, text in zip(got, texts):
+        prompt, _, reply = text.partition("\n")
+        assert abs(value - score(model, words, prompt, reply)) < 1e-4
+    trainer.train()
+    finite(trainer)
+
+    _, _, auto, folder = policy
+    trainer = trl.DPOTrainer(str(folder), args=settings(trl, "DPO"), train_dataset=data)
+    batch = next(iter(trainer.get_train_dataloader()))
+    every = torch.cat([x.flatten() for k, x in batch.items() if "input_ids" in k])
+    assert int((every == auto.eos_token_id).sum()) >= 8  # of each chosen and rejected reply
+    trainer.train()
+    finite(trainer)
+
+
+def test_grpo_with_our_reward_model(policy, judge, words):  # noqa: F811
+    """With messages the text that is scored ends in EOS, as our own scores want it."""
+    trl = library("trl")
+    model, folder = judge
+    data = rows(lambda i: {"prompt": [{"role": "user", "content": f"{PROMPT} {i}"}]})
+    trainer = trl.GRPOTrainer(str(policy[3]), str(folder), settings(
+        trl, "GRPO", num_generations=4, max_completion_length=6, beta=0.1), train_dataset=data)
+    trainer.train()
+    finite(trainer)
+    auto = transformers.AutoTokenizer.from_pretrained(folder)
+    text = auto.apply_chat_template([{"role": "user", "content": PROMPT},
+                                     {"role": "assistant", "content": REPLY}], tokenize=False)
+    with torch.no_grad():
+        got = trainer.reward_funcs[0](**auto(text, return_tensors="pt")).logits[0, 0]
+    assert abs(float(got) - score(model, words, PROMPT, REPLY)) < 0.1  # it stayed as it was
+
+
+def test_lm_eval(policy, words):  # noqa: F811
+    """Log-likelihoods of continuations, and prompts that are cut to the context."""
+    library("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    mine, _, _, folder = policy
+    lm = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2)
+    ask = lambda kind, *args: Instance(request_type=kind, doc={}, arguments=args, idx=0)
+    pairs = [(f"{PROMPT}\n", REPLY), ("Who\n", "Bert bakes and bakes.")]
+    got = lm.loglikelihood([ask("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
+    for (prompt, reply), (value, _) in zip(pairs, got):
+        # it counts the white space at the end of a context with the continuation
+        before, ids = words.encode(prompt.rstrip()), words.encode(prompt) + words.encode(reply)
+        with torch.no_grad():
+            hidden = mine.transformer(torch.tensor([ids]))[0]
+            logp = torch.log_softmax(hidden @ mine.transformer.wte.weight.T, -1)
+        expected = sum(float(logp[t - 1, ids[t]]) for t in range(len(before), len(ids)))
+        assert abs(value - expected) < 1e-3
+    long = "Anna lives beside the mill. " * 60
+    said = lm.generate_until([ask("generate_until", long, {"until": ["\n"], "max_gen_toks": 8})],
+                             disable_tqdm=True)
+    assert len(said) == 1 and isinstance(said[0], str)
+
+
+def test_ctranslate2(policy, words, tmp_path):  # noqa: F811
+    library("ctranslate2")
+    from ctranslate2 import Generator
+    from ctranslate2.converters import TransformersConverter
+    from test_ecosystem import greedy
+    mine, _, auto, folder = policy
+    out = TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
+    prompt = words.encode(f"{PROMPT}\n")
+    result = Generator(out).generate_batch(
+        [auto.convert_ids_to_tokens(prompt)], max_length=9, sampling_topk=1,
+        include_prompt_in_result=False)[0]
+    expected = [i for i in greedy(mine, words, prompt, 9) if i != words.eos]
+    assert result.sequences_ids[0] == expected
+
+
+@pytest.mark.parametrize("kind", ["CAUSAL_LM", "SEQ_CLS"])
+def test_an_adapter_of_peft_is_what_peft_merges(policy, judge, tmp_path, kind):  # noqa: F811
+    peft = library("peft")
+    folder = policy[3] if kind == "CAUSAL_LM" else judge[1]
+    cls = {"CAUSAL_LM": transformers.AutoModelForCausalLM,
+           "SEQ_CLS": transformers.AutoModelForSequenceClassification}[kind]
+    model = peft.get_peft_model(cls.from_pretrained(folder), peft.LoraConfig(
+        task_type=kind, r=4, lora_alpha=8, target_modules=["c_attn", "c_fc", "c_proj"]))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name or "score" in name:
+                p.normal_()
+    model.save_pretrained(tmp_path / "lora")
+    model.merge_and_unload().save_pretrained(tmp_path / "whole")
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "whole")
+    mine, own, _ = checkpoint.load(tmp_path / "lora", KINDS, "")
+    whole = checkpoint.load(tmp_path / "whole", KINDS, "")[0].state_dict()
+    assert own.size == 300
+    for name, x in mine.state_dict().items():
+        assert torch.allclose(x, whole[name], atol=1e-5), name
+
+

@@ -1,0 +1,307 @@
+"""Today's formats of public datasets (data/formats): rows as they are published, with what is
+irregular in them. The classics are in test_public.py."""
+import csv
+import json
+
+import pytest
+
+from data import public, records
+from data.formats import DATASETS, recognised
+from test_public import build, convert, fails, lost, save, union
+
+Q, A, B = "Why is the sky blue?", "It scatters light.", "Dunno."
+
+
+def say(*turns):
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+def asked(text, before=""):
+    return records.asked(before, text)
+
+
+# ----------------------------------------------------------------------------------------- TRL
+
+PAIR = {"completions": [{"text": A}, {"text": B}], "ranks": [1, 2]}
+TURN = asked(Q)
+LATER = asked(Q, f"{asked('Hi', 'Be kind.' + chr(10) * 2)} Hello\n\n")
+CHAT = (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", Q))
+
+
+@pytest.mark.parametrize("row, expected", [
+    # standard
+    ({"prompt": Q, "chosen": A, "rejected": B}, {"prompt": Q, **PAIR}),
+    ({"chosen": f"{Q} {A}", "rejected": f"{Q} {B}"}, {"prompt": Q, **PAIR}),
+    ({"chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}",
+      "rejected": f"\n\nHuman: {Q}\n\nAssistant: {B}"}, {"prompt": TURN, **PAIR}),
+    ({"prompt": Q, "completion": A}, {"prompt": Q, "response": A}),
+    ({"prompt": Q, "completion": A, "label": True}, {"prompt": Q, "response": A}),
+    ({"prompt": Q, "messages": None, "label": None}, {"prompt": Q}), ({"text": "A story."}, {"text": "A story."}),
+    # conversational
+    ({"prompt": say(("user", Q)), "chosen": say(("assistant", A)),
+      "rejected": say(("assistant", B))}, {"prompt": TURN, **PAIR}),
+    ({"chosen": say(*CHAT, ("assistant", A)), "rejected": say(*CHAT, ("assistant", B))},
+     {"prompt": LATER, **PAIR}),
+    ({"prompt": Q, "chosen": say(("user", Q), ("assistant", A)),  # as in UltraFeedback, binarized
+      "rejected": say(("user", Q), ("assistant", B))}, {"prompt": TURN, **PAIR}),
+    ({"prompt": say(*CHAT), "completion": say(("assistant", A))},
+     {"prompt": LATER, "response": A}),
+    ({"prompt": say(*CHAT)}, {"prompt": LATER}),
+    # K ways
+    ({"prompt": Q, "completions": ["a", "b", "c"], "ratings": [3, 5, 3.0]},
+     {"prompt": Q, "completions": [{"text": t} for t in "abc"], "ranks": [2, 1, 2]}),
+    ({"prompt": Q, "completions": [{"text": "a"}, {"response": "b"}], "ranks": [2, 1]},
+     {"prompt": Q, "completions": [{"text": "a"}, {"text": "b"}], "ranks": [2, 1]}),
+])
+def test_trl_rows(row, expected):
+    assert convert("trl", row) == ([expected], [])
+    assert recognised(row) == "trl"
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"prompt": Q, "completion": B, "label": False}, "a completion that was disliked"),
+    ({"chosen": "Yes.", "rejected": "No."}, "no shared prompt"),
+    ({"chosen": say(("user", Q), ("assistant", A)), "rejected": say(("user", "?"),
+                                                                    ("assistant", B))},
+     "no shared prompt"),
+    ({"prompt": say(("user", Q)), "completion": say(("user", A))}, "no reply"),
+    ({"prompt": say(("assistant", Q)), "completion": say(("assistant", A))},
+     "the assistant speaks first"),
+    ({"prompt": say(("user", Q), ("user", Q)), "completion": say(("assistant", A))},
+     "two turns of one side in a row"),
+    ({"prompt": say(("user", Q), ("system", "Stop.")), "completion": say(("assistant", A))},
+     "a system message after the first turn"),
+    ({"prompt": say(("tool", "4")), "completion": say(("assistant", A))}, "a turn of 'tool'"),
+    ({"prompt": say(("user", None)), "completion": say(("assistant", A))},
+     "a turn that is no text"),
+    ({"prompt": say(("system", "Be kind.")), "completion": say(("assistant", A))},
+     "the last turn is no person's"),
+    ({"prompt": Q, "completions": ["a"], "ratings": [1]}, "a single completion"),
+    ({"prompt": Q, "chosen": A, "rejected": A}, "all completions are the same"),
+    ({"prompt": Q, "chosen": A, "rejected": None}, "no value of 'rejected'"),
+    ({"prompt": None, "completion": A}, "no value of 'prompt'"),
+    ({"messages": []}, "no reply"), ({"prompt": " "}, "empty prompt"),
+])
+def test_trl_rows_that_cannot_be_used_say_why(row, reason):
+    assert convert("trl", row) == ([], [reason])
+
+
+@pytest.mark.parametrize("row, complaint", [
+    ({"prompt": Q, "chosen": A}, "no field 'rejected'"),
+    ({"prompt": 3, "completion": A}, "field 'prompt': expected str or list, got 3"),
+    ({"messages": ["Hi"]}, 'expected a message, an object, got "Hi"'),
+    ({"prompt": Q, "completions": ["a", "b"], "ranks": [1]}, "expected one for each of the 2"),
+    ({"prompt": Q, "completions": ["a", "b"], "ranks": [1, None]}, "expected a number for each"),
+    ({"x": 1}, "no field 'text'; there are x"), (["Hi"], 'expected a JSON object, got ["Hi"]'),
+])
+def test_senseless_trl_rows_end_with_their_place(tmp_path, row, complaint):
+    error = fails(tmp_path, "trl", save(tmp_path / "in.jsonl", [row]))
+    assert "in.jsonl:1: " in error and complaint in error and "\n" not in error
+
+
+@pytest.mark.parametrize("name, row", [
+    ("trl", {"messages": say(*CHAT, ("assistant", A))}),
+    ("sharegpt", {"id": "x", "conversations": [
+        {"from": {"user": "human", "assistant": "gpt"}.get(role, role), "value": text}
+        for role, text in (*CHAT, ("assistant", A))]})])
+def test_each_reply_of_a_chat_is_a_demonstration(name, row):
+    """The system message stays before the first turn; the turns stay in order."""
+    made, reasons = convert(name, row)
+    assert made == [{"prompt": asked("Hi", "Be kind.\n\n"), "response": "Hello"},
+                    {"prompt": LATER, "response": A}] and not reasons
+    assert recognised(row) == name
+
+
+def test_a_sharegpt_chat_that_the_assistant_begins_is_counted():
+    turns = [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": Q},
+             {"from": "gpt", "value": A}]
+    assert convert("sharegpt", {"conversations": turns}) == (
+        [], ["the assistant speaks first"] * 2)
+
+
+def test_chats_that_share_a_system_message_are_no_near_copies(tmp_path):
+    system = "You are a helpful assistant who always answers at length. " * 6
+    rows = [{"messages": say(("system", system), ("user", f"Question {i}?"), ("assistant", A))}
+            for i in range(300)]
+    facts, files = build(tmp_path, "trl", save(tmp_path / "in.jsonl", rows))
+    assert len(union(files, "prompts")) == 300 and not facts["dropped"]
+    assert all(len(files["prompts"][split]) > 3 for split in ("train", "valid", "test"))
+
+
+# ------------------------------------------------------------------------------- K completions
+
+def rated(text, *ratings):
+    return {"response": text, "overall_score": 10.0, "annotations": {
+        f"aspect {i}": {"Rating": r, "Rationale": "..."} for i, r in enumerate(ratings)}}
+
+
+@pytest.mark.parametrize("name, row, expected", [
+    ("ultrafeedback", {"instruction": Q, "completions": [
+        rated("a", "4", "5"), rated("b", "1", "2"), rated("c", "5", "4"), rated("d", "5", "5")]},
+     (Q, "abcd", [2, 4, 2, 1])),
+    ("nectar", {"prompt": f"\n\nHuman: {Q}\n\nAssistant: ", "turns": 1, "answers": [
+        {"answer": t, "model": t, "rank": r} for t, r in zip("abcdefg", (1.0, 2, 2, 7, 5, 4, 6))]},
+     (TURN, "abcdefg", [1, 2, 2, 7, 5, 4, 6])),
+    ("helpsteer3", {"context": say(*CHAT[1:]), "response1": "a", "response2": "b",
+                    "overall_preference": -2}, (asked(Q, f"{asked('Hi')} Hello\n\n"), "ab",
+                                                [1, 2])),
+    ("helpsteer3", {"context": say(("user", Q)), "response1": "a", "response2": "b",
+                    "overall_preference": 0}, (TURN, "ab", [1, 1])),
+    ("shp", {"history": Q, "human_ref_A": "a", "human_ref_B": "b", "labels": 0, "score_A": 3},
+     (Q, "ab", [2, 1])),
+    ("shp", {"history": Q, "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
+     (Q, "ab", [1, 2])),
+    ("pku-saferlhf", {"prompt": Q, "response_0": "a", "response_1": "b", "better_response_id": 1,
+                      "safer_response_id": 0}, (Q, "ab", [2, 1])),
+    ("webgpt", {"question": {"full_text": Q}, "answer_0": "a", "score_0": -0.5, "answer_1": "b",
+                "score_1": 0.5}, (Q, "ab", [2, 1])),
+])
+def test_rated_rows(name, row, expected):
+    prompt, texts, ranks = expected
+    made, reasons = convert(name, row)
+    assert made == [{"prompt": prompt, "completions": [{"text": t} for t in texts],
+                     "ranks": ranks}] and not reasons
+    assert recognised(row) == name
+
+
+def test_what_is_not_rated_is_counted():
+    made, reasons = convert("ultrafeedback", {"instruction": Q, "completions": [
+        rated("a", "4"), rated("b", "N/A"), rated("c", "5")]},
+        {"instruction": Q, "completions": [rated("a", "N/A"), rated("b", "3")]})
+    assert [r["ranks"] for r in made] == [[2, 1]]
+    assert sorted(reasons) == ["a completion without ratings"] * 2 + [
+        "fewer than two rated completions"]
+
+
+def test_rows_of_one_prompt_come_together(tmp_path):
+    """HelpSteer2 has a response a row, OpenAI's axis files a rated summary a row; a file may hold
+    comparisons, too."""
+    row = lambda prompt, text, rating: {"prompt": prompt, "response": text, "helpfulness": rating,
+                                        "verbosity": 1}
+    made, reasons = convert("helpsteer2", row(Q, "a", 3), row(Q, "b", 4), row("Alone?", "c", 2),
+                            row("Tied?", "d", 1), row("Tied?", "e", 1))
+    assert [(r["prompt"], r["ranks"]) for r in made] == [(Q, [2, 1]), ("Tied?", [1, 1])]
+    assert reasons == ["a rating with nothing to compare it to"]
+
+    post = {"id": "t3", "post": "Long story", "title": "Help", "subreddit": "tifu"}
+    axis = lambda post, text, rating, worker="w": {
+        "info": post, "worker": worker, "summary": {"text": f" {text}", "policy": "p", "axes": {
+            "accuracy": 7, "overall": rating}}}
+    rows = [axis(post, "a", 2), {"info": post, "choice": 0, "worker": "v", "summaries": [
+        {"text": " x"}, {"text": " y"}]}, axis(post, "other", 7, "v"),
+        axis(post, "b", 6), axis(post, "c", None), axis({**post, "id": "t4"}, "d", 5)]
+    made, reasons = convert("summarize", *rows)
+    assert [[c["text"] for c in r["completions"]] for r in made] == [["x", "y"], ["a", "b"]]
+    assert [r["ranks"] for r in made] == [[1, 2], [2, 1]] and made[1]["labeler"] == "w"
+    assert sorted(reasons) == ["a rating with nothing to compare it to"] * 2 + [
+        "a summary without a rating"]
+    facts, files = build(tmp_path, "summarize", save(tmp_path / "in.json", rows))
+    assert facts["rows"] == 6 and len(union(files, "rankings")) == 2 and lost(
+        facts, "rankings") == 3
+
+
+def test_red_team_attempts_are_prompts_with_their_turns(tmp_path):
+    """Published as a list in one line of a .jsonl file, or over many lines."""
+    attempts = [{"transcript": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+                 "red_team_member_id": 7, "rating": 1.0},
+                {"transcript": "\n\nHuman: nobody answers", "red_team_member_id": 8}]
+    first = "Human: a\n\nAssistant:"
+    expected = [{"prompt": first, "author": "7"},
+                {"prompt": f"{first} b\n\nHuman: c\n\nAssistant:", "author": "7"}]
+    assert convert("red-team", attempts) == (expected, ["no reply"])
+    for indent in (None, 1):
+        file = tmp_path / "in.jsonl"
+        file.write_text(json.dumps(attempts, indent=indent))
+        facts, files = build(tmp_path / str(indent), "red-team", file)
+        assert union(files, "prompts") == expected and facts["dropped"] == {
+            "prompts": {"no reply": 1}}
+
+
+@pytest.mark.parametrize("name", ["hh-online", "hh-sampled"])
+def test_further_parts_of_hh_have_its_format(name):
+    assert DATASETS[name][1] is DATASETS["hh-rlhf"][1]
+    assert DATASETS[name][3][0].startswith("helpful")
+
+
+# ---------------------------------------------------------------------------- columns and files
+
+def test_columns_are_named_by_flags(tmp_path):
+    rows = [{"question": f"{Q} {i}", "good": A, "bad": B, "prompt": 3} for i in range(5)]
+    file = save(tmp_path / "in.jsonl", rows)
+    facts, files = build(tmp_path, "trl", file, prompt="question", chosen="good", rejected="bad")
+    assert {r["prompt"] for r in union(files, "rankings")} == {f"{Q} {i}" for i in range(5)}
+    facts, files = build(tmp_path / "b", "trl", file, prompt="question", response="bad", most=3)
+    assert facts["rows"] == 3 and {r["response"] for r in union(files, "demonstrations")} == {B}
+    assert "no field 'answer'; there are question, good" in fails(
+        tmp_path / "c", "trl", file, prompt="answer", response="bad")
+    assert "--prompt: only --name=trl and hub:" in public.Settings("alpaca", prompt="x").problem()
+
+
+def test_a_format_that_is_not_known_says_what_to_name():
+    with pytest.raises(public.Bad, match="name its columns by --prompt=.*there are a, b$"):
+        recognised({"a": 1, "b": 2})
+    with pytest.raises(public.Bad, match="--name=openassistant reads the trees"):
+        recognised({"message_id": "x", "parent_id": None, "text": "Hi", "role": "prompter"})
+
+
+def written(path, rows):
+    """The same rows as a file of the kind that its name says."""
+    if path.suffix == ".csv":
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            out = csv.DictWriter(file, rows[0])
+            out.writeheader()
+            out.writerows(rows)
+        return path
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install datasets")
+    table = arrow.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with arrow.OSFile(str(path), "wb") as file, arrow.ipc.new_stream(file, table.schema) as out:
+            out.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".arrow"])
+def test_tables_are_read_row_by_row(tmp_path, suffix, monkeypatch):
+    pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    rows = [{"prompt": f"{Q} {i}\nSecond line, \"quoted\"", "chosen": A, "rejected": f"{B} {i}"}
+            for i in range(20)]
+    facts, files = build(tmp_path, "trl", written(tmp_path / f"in{suffix}", rows), most=15)
+    assert facts["rows"] == 15
+    assert {r["prompt"] for r in union(files, "rankings")} == {r["prompt"] for r in rows[:15]}
+    (tmp_path / f"bad{suffix}").write_bytes(b"PAR1 no table")
+    error = fails(tmp_path / "b", "trl", tmp_path / f"bad{suffix}")
+    assert "error: " in error and "\n" not in error
+
+
+def test_a_dataset_of_the_hub_is_streamed(tmp_path, monkeypatch):
+    """Which the library does; here it is told what it is asked for, and what it answers."""
+    library = pytest.importorskip("datasets", reason="datasets is not installed: pip install "
+                                  "datasets")
+    asked_for, taken = [], []
+
+    def load_dataset(path, **how):
+        asked_for.append((path, how))
+        for i in range(10**9):  # more than any memory
+            taken.append(i)
+            yield {"prompt": f"{Q} {i // 2}", "response": f"{A} {i}", "helpfulness": i % 5}
+
+    monkeypatch.setattr(library, "load_dataset", load_dataset)
+    facts, files = build(tmp_path, "hub:someone/theirs", "", subset="en", part="test", most=8,
+                         prompt="prompt", response="response")
+    assert asked_for == [("someone/theirs", {"split": "test", "name": "en", "streaming": True})]
+    assert facts["rows"] == 8 == len(union(files, "demonstrations")) == len(taken)
+    facts, files = build(tmp_path / "b", "hub:nvidia/HelpSteer2", "", most=7)  # by its fields
+    assert [r["ranks"] for r in sorted(union(files, "rankings"), key=lambda r: r["prompt"])] == [
+        [2, 1], [2, 1], [1, 2]]
+    assert facts["dropped"]["rankings"] == {"a rating with nothing to compare it to": 1}
+
+
+def test_without_the_library_it_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    error = fails(tmp_path, "hub:someone/theirs", "")
+    assert "needs datasets: pip install datasets==" in error
