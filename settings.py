@@ -27,7 +27,7 @@ def stop(message):
 
 
 # Packages that only some commands need, as in pyproject.toml: {extra: what pip is to install}.
-EXTRAS = {"figures": ["matplotlib==3.10.8"],
+EXTRAS = {"classroom": ["nbformat==5.11.1"], "figures": ["matplotlib==3.10.8"],
           "hf": ["huggingface_hub==2.4.0", "safetensors==0.8.0"]}
 
 

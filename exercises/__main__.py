@@ -26,11 +26,11 @@ def arguments(words, flags):
         if not word.startswith("--"):
             names.append(word)
             continue
-        flag, _, value = word[2:].partition("=")
+        flag, _, value = word.partition("=")
         if flag not in flags:
             stop(f"unknown flag {word!r}"
-                 + (f": this command has {', '.join('--' + f for f in flags)}" if flags else ""))
-        given[flag] = value
+                 + (f": this command has {', '.join(flags)}" if flags else ""))
+        given[flag[2:]] = value
     return names, given
 
 
@@ -70,7 +70,7 @@ def do_list(words):
 
 
 def do_start(words):
-    names, flags = arguments(words, ("into",))
+    names, flags = arguments(words, ("--into",))
     for name in names:
         student.exercise_of(name)
     if "into" in flags:
@@ -140,7 +140,7 @@ def do_check(words):
 
 
 def do_watch(words):
-    names, flags = arguments(words, ("times",))
+    names, flags = arguments(words, ("--times",))
     exercises, times = last(names, True), int(flags.get("times") or 0)
     seen, done = None, 0
     print("watching " + ", ".join(e.file for e in exercises) + " (Ctrl-C ends it)", flush=True)
@@ -166,7 +166,7 @@ def do_hint(words):
 
 
 def do_diff(words):
-    names, flags = arguments(words, ("reference",))
+    names, flags = arguments(words, ("--reference",))
     exercise, = last(names)
     if "reference" in flags and student.state(exercise, student.progress()) != "done":
         stop(f"first `python -m exercises check {exercise.name}`: the project's own function is "
@@ -186,7 +186,7 @@ def do_reset(words):
 
 def do_bug(words):
     from exercises import hunt
-    names, flags = arguments(words, ("seed", "symptom"))
+    names, flags = arguments(words, ("--seed",))
     student.here()
     if names == ["check"]:
         raise SystemExit(0 if hunt.check() else 1)
@@ -197,14 +197,14 @@ def do_bug(words):
 
 def do_grade(words):
     from exercises import grading
-    folders, flags = arguments(words, ("json", "csv", "junit", "workers", "exercises", "seconds",
-                                       "megabytes"))
+    folders, flags = arguments(words, ("--json", "--csv", "--junit", "--workers",
+                                       "--exercises", "--seconds", "--megabytes"))
     raise SystemExit(grading.main(folders, flags))
 
 
 def do_export(words):
     from exercises import exporting
-    names, flags = arguments(words, ("into", "notebooks"))
+    names, flags = arguments(words, ("--into", "--notebooks"))
     exporting.main(names, flags)
 
 
