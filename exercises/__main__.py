@@ -64,7 +64,7 @@ def do_list(words):
             print(f"\n{course.LESSONS[lesson]}")
         mark = student.state(exercise, known) if cut else ""
         print(f"  {mark:<6} {exercise.name:<15} {exercise.file + ': ' + exercise.function:<42} "
-              f"about {exercise.lines:>2} lines")
+              f"{exercise.size}")
     print("\n" + ("python -m exercises check NAME" if cut else
                   "python -m exercises start --into=mine makes a copy to work in"))
 
@@ -89,13 +89,13 @@ def do_start(words):
         if known == "whole":
             student.put(exercise, student.as_it_began(exercise))
         print(f"{exercise.name}: {known if known != 'whole' else 'cut'}. Write "
-              f"`{exercise.function}` in {exercise.file}, about {exercise.lines} lines.")
+              f"`{exercise.function}` in {exercise.file}, {exercise.size}.")
     print(page(exercise))
 
 
 def page(exercise):
     path = student.HERE / f"{exercise.name}.md"
-    return "\n" + path.read_text("utf-8") if path.exists() else ""
+    return "\n\n" + path.read_text("utf-8").rstrip() if path.exists() else ""
 
 
 def checked(exercise, root=ROOT):
@@ -113,7 +113,7 @@ def told(exercise):
     """Check an exercise and print what there is to say. Returns whether it holds."""
     text = student.text(exercise)
     verdict, printed = checked(exercise)
-    print("\n".join(judge.explained(exercise, verdict)))
+    print("\n".join(judge.explained(exercise, verdict)) + page(exercise) * verdict.blank)
     if printed.strip():
         lines = printed.strip().splitlines()
         print("\nIt printed:\n" + "\n".join("  " + line for line in lines[-20:]))

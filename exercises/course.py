@@ -37,6 +37,11 @@ class Exercise:
     tolerance: float = 1e-5
     lesson: str = ""
 
+    @property
+    def size(self):
+        """How long a usual answer is, in words."""
+        return "about 1 line" if self.lines == 1 else f"about {self.lines} lines"
+
     def cases(self):
         """[(sentence, case)] of all properties."""
         return [(sentence, case) for sentence, own in self.properties.items() for case in own]

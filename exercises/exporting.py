@@ -3,7 +3,8 @@
     python -m exercises export --into=exercises.zip         a copy as `start` makes it
     python -m exercises export --notebooks=notebooks        one .ipynb an exercise
 
-A notebook needs no other file and no network but for the packages: its first cell holds the archive.
+A notebook needs no other file, and no network but for the packages: its first cell holds the
+archive.
 """
 import base64
 import io
@@ -15,8 +16,8 @@ from exercises import course, cutting, student
 from settings import extra, stop
 
 SETUP = '''\
-# Unpacks the project beside this notebook; run it first. PyTorch, tiktoken, numpy and tqdm are there
-# on most hosts; else: pip install torch tiktoken numpy tqdm
+# Unpacks the project beside this notebook; run it first. Most hosts have PyTorch, tiktoken, numpy
+# and tqdm; else: pip install torch tiktoken numpy tqdm
 import base64, io, os, sys, zipfile
 
 ARCHIVE = """

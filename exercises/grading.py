@@ -146,7 +146,8 @@ def as_junit(rows):
     for name in totals(rows):
         own = [row for row in rows if row["student"] == name]
         suite = xml.SubElement(root, "testsuite", name=printable(name))
-        cases = [(row, sentence, good) for row in own for sentence, good in row["properties"].items()]
+        cases = [(row, sentence, good) for row in own
+                 for sentence, good in row["properties"].items()]
         suite.set("tests", str(len(cases)))
         suite.set("failures", str(sum(not good for _, _, good in cases)))
         for row, sentence, good in cases:

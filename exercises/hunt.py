@@ -50,7 +50,8 @@ def plant(seed=""):
     print("One defect is in your copy, in one file, in one place. It has shipped in public code.")
     print(f"In a log one would see: {defect.symptom}." if defect.symptom else
           "No number of the log gives it away: read the code, and the tests.")
-    print("When you have repaired it: python -m exercises bug check")
+    print("git would tell you: do not ask it. When you have repaired it: python -m exercises bug "
+          "check")
 
 
 def check():

@@ -17,7 +17,7 @@ COLUMNS = 10  # of a row in a picture
 @dataclass
 class Verdict:
     held: dict  # {property: bool}
-    failing: list = field(default_factory=list)  # [(case's size, index of the case)], smallest first
+    failing: list = field(default_factory=list)  # [(size, index) of a case], smallest first
     outcomes: list = field(default_factory=list)
     blank: bool = False
 
@@ -230,10 +230,9 @@ def explained(exercise, verdict):
     """What a student reads about a check, as lines."""
     held, n = sum(verdict.held.values()), len(verdict.held)
     if verdict.blank:
-        return [f"{exercise.name}: not written yet. Write `{exercise.function}` in {exercise.file}, "
-                f"about {exercise.lines} lines.",
-                f"  the page: exercises/{exercise.name}.md    a hint: python -m exercises hint "
-                f"{exercise.name}"]
+        return [f"{exercise.name}: not written yet. Write `{exercise.function}` in "
+                f"{exercise.file}, {exercise.size}; the place says NotImplementedError.",
+                f"A hint: python -m exercises hint {exercise.name}"]
     lines = [f"{exercise.name}: {held} of {n} properties hold"]
     lines += [f"  {'ok  ' if good else 'FAIL'}  {sentence}"
               for sentence, good in verdict.held.items()]

@@ -44,7 +44,8 @@ def limit(seconds, megabytes, largest_file=MEGABYTE):
     Returns the names of the limits that this system has."""
     if resource is None:
         return []
-    named = {"time": (resource.RLIMIT_CPU, seconds), "output": (resource.RLIMIT_FSIZE, largest_file),
+    named = {"time": (resource.RLIMIT_CPU, seconds),
+             "output": (resource.RLIMIT_FSIZE, largest_file),
              "files": (resource.RLIMIT_NOFILE, 64), "core": (resource.RLIMIT_CORE, 0)}
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm") as file:

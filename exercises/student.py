@@ -79,7 +79,7 @@ def make(folder, names):
     for file, content in texts(files, names).items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content)
-    with zipfile.ZipFile(folder / "exercises" / "answers.zip", "w", zipfile.ZIP_DEFLATED) as answers:
+    with zipfile.ZipFile(folder / "exercises/answers.zip", "w", zipfile.ZIP_DEFLATED) as answers:
         for file in sources(files):
             answers.writestr(zipfile.ZipInfo(file, (2020, 1, 1, 0, 0, 0)),
                              (ROOT / file).read_bytes())
@@ -192,7 +192,10 @@ def progress():
 
 
 def remember(**changes):
-    """Update progress.json; a folder that cannot be written to only loses the progress."""
+    """Update progress.json of a student's copy; a folder that cannot be written to only loses the
+    progress."""
+    if not ANSWERS.exists():
+        return
     state = progress()
     for key, value in changes.items():
         state[key] = {**state.get(key, {}), **value} if isinstance(value, dict) else value

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -224,6 +225,8 @@ def run(exercise, path, bounds=Limits()):
         theirs.close()
         lines, reason = received(ours, process, n, 4 * bounds.seconds)
         process.kill()
+        with contextlib.suppress(OSError, AttributeError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it has forked, where nothing forbids that
         process.join()
         ours.close()
         printed = output.read_text("utf-8", "replace") if output.exists() else ""

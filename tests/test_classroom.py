@@ -1,5 +1,5 @@
-"""The exercises: a hole is red, the project's own function is green, a known mistake is red with its
-hint, and two right solutions written differently are green. And the commands around them."""
+"""The exercises: a hole is red, the project's own function is green, a known mistake is red with
+its hint, two right solutions written differently are green. And the commands around them."""
 import ast
 import json
 import os
@@ -16,6 +16,7 @@ from exercises import course, cutting, defects, judge, student, worker
 
 ROOT = Path(settings.__file__).parent
 COURSE = course.load()
+RIGHT = "def last_of(mask):\n    return mask & ~F.pad(mask[:, 1:], (0, 1))\n"
 QUICK = ("loss-mask", "pairs", "weights", "center", "choose", "last-token", "warm-up", "accuracy")
 long = pytest.mark.long
 each = pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=long)
@@ -33,13 +34,15 @@ def solutions(exercise):
     """The sources with the right solutions of tests/solutions in place."""
     text = (ROOT / "tests" / "solutions" / f"{exercise.name}.py").read_text()
     whole = cutting.reference(exercise.file)
-    if exercise.part:
+    lines, nodes = text.splitlines(), ast.parse(text).body
+    if exercise.part:  # these are functions around the statements that were cut
         cut = cutting.cut(whole, exercise.function, exercise.name, exercise.part).splitlines()
         at = next(i for i, line in enumerate(cut) if cutting.hole(exercise.name) in line)
-        return ["\n".join([*cut[:at], piece.rstrip("\n"), *cut[at + 1 :]]) + "\n"
-                for piece in text.split("#-----\n")]
-    lines = text.splitlines()
-    spans = [cutting.lines_of(node) for node in ast.parse(text).body]
+        indent = cut[at][: len(cut[at]) - len(cut[at].lstrip()) - 4]
+        return ["\n".join([*cut[:at], *(indent + line for line in
+                                        lines[node.body[0].lineno - 1 : node.end_lineno]),
+                           *cut[at + 1 :]]) + "\n" for node in nodes]
+    spans = [cutting.lines_of(node) for node in nodes]
     return [cutting.replaced(whole, exercise.function, "\n".join(lines[a:b])) for a, b in spans]
 
 
@@ -173,7 +176,8 @@ def test_the_picture_shows_the_smallest_case_with_yours_beside_expected(tmp_path
     size, _ = verdict.failing[0]
     assert size == min(size for size, _ in verdict.failing) == 11  # three columns
     text = "\n".join(lines)
-    assert re.search(r"mask +0 +1 +0\n +reward .*\n +value .*\n +yours .*\n +expected .*\n +\^", text)
+    assert re.search(r"mask +0 +1 +0\n +reward .*\n +value .*\n +yours .*\n +expected .*\n +\^",
+                     text)
     assert lines[-1] == f"Hint: {bug.hint}"
 
 
@@ -229,9 +233,21 @@ def write(folder, name, body):
     path.write_text(cutting.replaced(path.read_text(), exercise.function, body))
 
 
+def test_a_copy_is_made_and_checked(tmp_path):
+    """The shortest way: a copy, a hole that is filled, a check."""
+    folder = tmp_path / "mine"
+    python(ROOT, "start", "last-token", f"--into={folder}")
+    assert cutting.hole("last-token") in (folder / "ppo.py").read_text()
+    write(folder, "last-token", RIGHT)
+    said = python(folder, "check", "last-token")
+    assert "3 of 3 properties hold" in said and "All of them are done." in said
+
+
+@long
 def test_from_the_hole_to_done(copy):
     assert len(re.findall(r"^  blank ", python(copy, "list"), re.M)) == 3
-    assert "last-token: not written yet" in python(copy, "check", "last-token", status=1)
+    said = python(copy, "check", "last-token", status=1)
+    assert "last-token: not written yet" in said and "# The last token" in said
     hints = [python(copy, "hint") for _ in range(4)]
     assert [h[h.index("hint ") :][:11] for h in hints] == ["hint 1 of 3", "hint 2 of 3",
                                                            "hint 3 of 3", "hint 3 of 3"]
@@ -241,7 +257,7 @@ def test_from_the_hole_to_done(copy):
     assert "Hint: This is the first token of each response." in said and "  hello" in said
     assert "-    raise NotImplementedError" in python(copy, "diff")
     assert "first `python -m exercises check" in python(copy, "diff", "--reference", status=1)
-    write(copy, "last-token", "def last_of(mask):\n    return mask & ~F.pad(mask[:, 1:], (0, 1))\n")
+    write(copy, "last-token", RIGHT)
     said = python(copy, "check")
     assert "3 of 3 properties hold" in said and "The question of" in said
     assert "Next: python -m exercises check pairs" in said
@@ -249,6 +265,7 @@ def test_from_the_hole_to_done(copy):
     assert "+    return mask & ~F.pad" in python(copy, "diff", "last-token", "--reference")
 
 
+@long
 def test_reset_keeps_what_the_student_wrote(copy):
     write(copy, "pairs", "def untied_pairs(ranks):\n    return 'my own text'\n")
     file = (copy / "data/records.py").read_text()
@@ -262,6 +279,7 @@ def test_reset_keeps_what_the_student_wrote(copy):
     assert "pairs: not written yet" in python(copy, "check", "pairs", status=1)
 
 
+@long
 def test_a_copy_has_a_git_repository_and_the_whole_project(copy):
     files = {f for f in student.files_of(ROOT)}
     assert {f for f in files if not (copy / f).exists()} == set()
@@ -286,6 +304,7 @@ def test_a_wrong_command_is_one_line(words, complaint, monkeypatch, capsys):
     assert complaint in str(end.value) and "\n" not in str(end.value)
 
 
+@long
 def test_a_loop_without_end_is_ended(copy):
     """By its CPU time, so that a busy machine does not matter."""
     exercise = COURSE["last-token"]
@@ -296,6 +315,7 @@ def test_a_loop_without_end_is_ended(copy):
     assert all("CPU time" in x["message"] for x in outcomes)
 
 
+@long
 def test_watch_checks_on_every_save(copy):
     """Two saves, two checks."""
     started = subprocess.Popen([sys.executable, "-m", "exercises", "watch", "kl-reward",

@@ -1,6 +1,7 @@
-"""Planted defects turn the tests red: each is planted in a copy of the project, and the tests that it
-names are run there, in a process of its own. Without it they pass."""
+"""Planted defects turn the tests red: each is planted in a copy of the project, and the tests that
+it names are run there, in a process of its own. Without it they pass."""
 import ast
+import functools
 import json
 import multiprocessing
 import os
@@ -17,6 +18,12 @@ ROOT = Path(settings.__file__).parent
 DEFECTS = defects.with_tests()
 
 
+@functools.cache
+def functions_of(file):
+    return {n.name for n in ast.parse((ROOT / file).read_text()).body
+            if isinstance(n, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("defect", defects.DEFECTS, ids=lambda d: d.name)
 def test_a_defect_has_its_place_and_its_tests(defect):
     """One place in its file, which can still be read, and is other code; tests that are there."""
@@ -25,9 +32,7 @@ def test_a_defect_has_its_place_and_its_tests(defect):
     assert not cutting.same_code(planted, source)
     for test in defect.tests:
         file, _, name = test.partition("::")
-        functions = {n.name for n in ast.parse((ROOT / file).read_text()).body
-                     if isinstance(n, ast.FunctionDef)}
-        assert name in functions, f"{defect.name}: {file} has no test {name} any more"
+        assert name in functions_of(file), f"{defect.name}: {file} has no test {name} any more"
     assert defect.hint.endswith(".") and (defect.tests or defect.exercise)
 
 

@@ -1,4 +1,4 @@
-"""Grading: partial credit, reports, the same result with any workers; and submissions that mean ill.
+"""Grading: partial credit, reports, the same result with any workers; submissions that mean ill.
 
 What a hostile file is to harm stands in `harmless`: a folder that it knows and may not change.
 """
@@ -75,7 +75,8 @@ def test_what_cannot_be_read_gets_nothing_and_a_reason(tmp_path):
 HOSTILE = {  # name: (the function, what comes before the file, the most credit that it deserves)
     "loops": ("def last_of(mask):\n    while True:\n        pass\n", "", 0),
     "sleeps": ("import time\ndef last_of(mask):\n    time.sleep(10000)\n", "", 0),
-    "prints a gigabyte": ("def last_of(mask):\n    while True:\n        print('x' * 10**6)\n", "", 0),
+    "prints a gigabyte": ("def last_of(mask):\n    while True:\n        print('x' * 10**6)\n", "",
+                          0),
     "takes all memory": ("def last_of(mask):\n    return torch.ones(2**34)\n", "", 0),
     "forks": ("def last_of(mask):\n    import os\n    while True:\n        os.fork()\n", "", 0),
     "calls sys.exit": ("def last_of(mask):\n    raise SystemExit(0)\n", "", 0),
@@ -90,12 +91,13 @@ HOSTILE = {  # name: (the function, what comes before the file, the most credit 
     "patches the judge": ("def last_of(mask):\n    return mask\n", "from exercises import judge\n"
                           "judge.equal = judge.near = lambda *a: True\n"
                           "judge.differences = lambda *a: []\n", 1 / 3),
-    "answers with code": ("class Evil:\n    def __reduce__(self):\n        return print, ('x',)\n\n\n"
+    "answers with code": ("class Evil:\n    def __reduce__(self):\n        return print, ()\n\n\n"
                           "def last_of(mask):\n    return Evil()\n", "", 0),
     "sends nonsense": ("def last_of(mask):\n    import os\n    for n in range(3, 100):\n"
                        "        try:\n            os.write(n, b'{{{\\n' * 999)\n"
                        "        except OSError:\n            pass\n    return mask\n", "", 0),
-    "asks the project": ("def last_of(mask):\n    import ppo\n    return ppo.last_of(mask)\n", "", 0),
+    "asks the project": ("def last_of(mask):\n    import ppo\n    return ppo.last_of(mask)\n", "",
+                         0),
     "recurses": ("def last_of(mask):\n    return last_of(mask)\n", "", 0),
 }
 
@@ -118,7 +120,8 @@ ATTACKS = {
     "overwrites": "open(there + '/file', 'w').write('mine')",
     "appends": "os.open(there + '/file', os.O_WRONLY | os.O_APPEND)",
     "makes a folder": "os.mkdir(there + '/new')", "changes rights": "os.chmod(there + '/file', 0)",
-    "truncates": "os.truncate(there + '/file', 0)", "links": "os.link(there + '/file', there + '/l')",
+    "truncates": "os.truncate(there + '/file', 0)",
+    "links": "os.link(there + '/file', there + '/l')",
     "runs a program": "subprocess.run(['touch', there + '/new'])", "forks": "os.fork()",
     "kills": "os.kill(os.getppid(), 9)", "goes out": "socket.socket().connect(('127.0.0.1', 9))",
     "raises limits": "resource.setrlimit(resource.RLIMIT_CPU, (9999, 9999))",
@@ -152,8 +155,10 @@ def test_the_seal_refuses(name, tmp_path):
 
 def test_the_process_has_limits(tmp_path):
     """Those that any Unix has: each is in force where the function runs."""
-    text = ("def last_of(mask):\n    import resource\n    names = ('CPU', 'FSIZE', 'NOFILE', 'CORE')\n"
-            "    limits = [resource.getrlimit(getattr(resource, 'RLIMIT_' + n))[1] for n in names]\n"
+    text = ("def last_of(mask):\n    import resource\n"
+            "    kind = ('CPU', 'FSIZE', 'NOFILE', 'CORE')\n"
+            "    limits = [resource.getrlimit(getattr(resource, 'RLIMIT_' + n))[1] for n in "
+            "kind]\n"
             "    assert limits == [6, 2**20, 64, 0], limits\n"
             "    return mask & ~F.pad(mask[:, 1:], (0, 1))\n")
     assert row_of(submission(tmp_path, "curious", text))["credit"] == 1.0
@@ -192,8 +197,8 @@ def test_reports_by_hand():
 
 
 def test_the_command(tmp_path, capsys):
-    folders = [submission(tmp_path, "ann", RIGHT), submission(tmp_path, "bea", "def last_of(mask):\n"
-                                                              "    return mask\n")]
+    folders = [submission(tmp_path, "ann", RIGHT),
+               submission(tmp_path, "bea", "def last_of(mask):\n    return mask\n")]
     out = [f"--{kind}={tmp_path}/grades.{kind}" for kind in ("json", "csv", "junit")]
     with pytest.raises(SystemExit) as end:
         __main__.main(["grade", *map(str, folders), "--exercises=last-token", "--seconds=10", *out])

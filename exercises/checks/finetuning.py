@@ -38,7 +38,8 @@ MASK = Exercise(
     ("Two things tell what a token is: the row's length, and its prompt's length. Its id tells "
      "nothing.",
      "`pad` gives the ids and the lengths, `response_mask` the tokens between two lengths.",
-     "A text row has prompt length 0 or 1; either way its first token has nothing before it, so the "
+     "A text row has prompt length 0 or 1; either way its first token has nothing before it, "
+     "so the "
      "mask begins at max(1, prompt length). Move both results to the device."), 3, ("rows",))
 
 
@@ -115,7 +116,8 @@ MIX = Exercise(
      "prompts carry no loss, so they do not count": [mix_of(0.3, [(100, 93)] * 20)],
      "the first token of a text row carries none either": [mix_of(0.2, [(20, 5)] * 40, 10, 30)],
      "at least one row": [mix_of(0.1, [(4, 2)])]},
-    ("Loss tokens, not rows and not tokens: a demonstration has len(ids) - prompt length of them, a "
+    ("Loss tokens, not rows and not tokens: a demonstration has len(ids) - prompt length of "
+     "them, a "
      "text row on average text.tokens / len(text) - 1.",
      "If t text tokens are to be a share m of everything, t = m (t + d), with d the loss tokens of "
      "the demonstrations. Solve for t.",

@@ -32,7 +32,8 @@ ACCURACY = Exercise(
          scored([[1.0, 0.0], [3.0, 2.0, 5.0]], [[[1, 0]], [[0, 1], [0, 2], [2, 1]]])],
      "no pair: not measured": [scored([[1.0, 2.0]], [[]])]},
     ("A pair is right if its better completion has the higher score.",
-     "Equal scores: the model does not know, so half a point. The divisor is the number of pairs of "
+     "Equal scores: the model does not know, so half a point. The divisor is the number of "
+     "pairs of "
      "all prompts.",
      "0.5 * (a >= b) + 0.5 * (a > b) is 1, 0.5 or 0. Without a pair return None, not 0."), 3,
     ("scores", "pairs"))
@@ -110,7 +111,8 @@ WINS = Exercise(
      "every prompt counts once": [votes([(1, 2), (2, 1)], [(1, 2), (1, 2)], [(1, 1), (2, 1)])]},
     ("For each prompt some labelers rank the two answers. A vote is 1, 0.5 or 0.",
      "The value of a prompt is the mean of its votes; `interval` makes the mean over prompts.",
-     "Draw `votes` labelers with rng.choice, without replacement if there are enough. rank(labeler, "
+     "Draw `votes` labelers with rng.choice, without replacement if there are enough. "
+     "rank(labeler, "
      "impressions(labeler, x, (a[0], b[0]), \"evaluate\", sharpness, rng)) gives both ranks."), 11,
     ("ranks",))
 

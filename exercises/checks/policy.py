@@ -82,7 +82,8 @@ REWARDS = Exercise(
      "rows of several lengths": [rewarded(ROWS, seed=11)],
      "what is outside the mask may be NaN": [rewarded(THREE, seed=13, spoil=True)]},
     ("Two parts: a penalty at every response token, and the score at one of them.",
-     "The penalty of a token is -beta (log pi - log ref); do not take its mean, and do not clamp it. "
+     "The penalty of a token is -beta (log pi - log ref); do not take its mean, and do not "
+     "clamp it. "
      "`last_of` finds the last token.",
      "(-beta * (logprob - ref_logprob)).masked_fill(~mask, 0.0) + score[:, None] * last_of(mask)"),
     2, ("mask", "logprob", "ref_logprob", "score", "beta"))
@@ -223,7 +224,8 @@ POLICY = Exercise(
      "what is outside the mask may be NaN": [
          moved(THREE, [[0, 0.1, -0.1, 0.3]], [[0, 1.0, -1.0, 2.0]], spoil=True)]},
     ("ratio = exp(log pi - log old). Two candidates: ratio A, and clipped ratio times A.",
-     "The smaller of the two counts: it never promises more than the clipped one. The loss is minus "
+     "The smaller of the two counts: it never promises more than the clipped one. The loss "
+     "is minus "
      "its sum over the mask, divided by `tokens`.",
      "Set logprob - old_logprob and the advantage to 0 outside the mask before exp: NaN has no way "
      "back. torch.minimum, ratio.clamp(1 - clip, 1 + clip)."), 4,
@@ -269,8 +271,8 @@ VALUE = Exercise(
          predicted(THREE, [[0, 0.1, 0.5, -0.4]], [[0, 1.0, 1.0, 0.3]], 0.3, 11)],
      "what is outside the mask may be NaN": [
          predicted(THREE, [[0, 0.1, 0.5, -0.4]], [[0, 1.0, 1.0, 0.3]], spoil=True)]},
-    ("Two squared errors: of the value, and of the value when it may move only `clip` from the old "
-     "one.",
+    ("Two squared errors: of the value, and of the value when it may move only `clip` from the "
+     "old one.",
      "The larger of the two counts, token by token: the loss never looks better than it is.",
      "clipped = old_value + (value - old_value).clamp(-clip, clip); 0.5 * torch.maximum(...), 0 "
      "outside the mask, summed, divided by tokens. Zero the three inputs outside the mask first."),
@@ -383,11 +385,13 @@ PTX = Exercise(
                                       {"gamma": 0.5, "micro_batch": 2}]},
     ("Two loops that only add up gradients, over groups of episodes and over groups of text rows, "
      "and one `take_step` behind both.",
-     "accumulate(policy, groups, more=...) gives each group in turn. policy(ids, mask, temperature, "
-     "entropy, objective) returns (loss, logprob, entropy); world.backward(loss) adds the gradient.",
+     "accumulate(policy, groups, more=...) gives each group in turn. policy(ids, mask, "
+     "temperature, "
+     "entropy, objective) returns (loss, logprob, entropy); world.backward(loss) adds the "
+     "gradient.",
      "Every loss is a sum divided by `tokens` or `words`, which are of the whole minibatch: so the "
-     "groups need no weights. The text's is s.ptx * loss; its sum in the log is divided by s.ptx "
-     "again."), 22, ("gamma", "micro_batch"), tolerance=2e-4)
+     "groups need no weights. The text's is s.ptx * loss; its sum in the log is divided by "
+     "s.ptx again."), 22, ("gamma", "micro_batch"), tolerance=2e-4)
 
 
 def run_ema(m, c):
@@ -467,7 +471,8 @@ WARMUP = Exercise(
      "the cosine spans what is left": [schedule(6, 1.0, 0.0, 4)]},
     ("Two parts: before `warmup` steps a line, after them a cosine.",
      "With warmup = 3 the first rates are 1/4, 2/4 and 3/4 of the peak, then the peak.",
-     "progress = (step - warmup) / max(1, steps - warmup); 0.5 * (1 + cos(pi * progress)) goes from "
+     "progress = (step - warmup) / max(1, steps - warmup); 0.5 * (1 + cos(pi * progress)) "
+     "goes from "
      "1 to 0. Stretch it to go from 1 to floor."), 4, ("steps", "peak", "floor", "warmup"))
 
 EXERCISES = (REWARDS, LAST, GAE, WHITEN, POLICY, VALUE, PTX, EMA, WARMUP)

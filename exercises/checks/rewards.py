@@ -29,7 +29,8 @@ PAIRS = Exercise(
 
 def run_ranking(m, c):
     scores = c["scores"].clone().requires_grad_()
-    loss = m.ranking_loss(scores, torch.tensor(c["pairs"], dtype=torch.long).view(-1, 2), c["weights"])
+    pairs = torch.tensor(c["pairs"], dtype=torch.long).view(-1, 2)
+    loss = m.ranking_loss(scores, pairs, c["weights"])
     return {"loss": loss, "gradient": torch.autograd.grad(loss, scores)[0]}
 
 

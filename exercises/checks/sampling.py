@@ -52,7 +52,8 @@ CHOOSE = Exercise(
      "is the sample.",
      "Subtract the largest logit before exp. The sums need not be divided by their total: multiply "
      "the noise by it instead.",
-     "torch.searchsorted(cumulative, noise[:, None] * total, right=True), with the cumulative sum in "
+     "torch.searchsorted(cumulative, noise[:, None] * total, right=True), with the cumulative "
+     "sum in "
      "float64; the log-prob is (z - top) / temperature - log(total)."), 11,
     ("logits", "noise", "temperature"))
 
@@ -103,7 +104,8 @@ NOISE = Exercise(
      "seeds of 63 bits": one(2**63 - 2, [5, 6], 3)},
     ("No generator with a state: a function of three integers that looks random. `mix`, above it, "
      "turns an integer into one that has nothing to do with it.",
-     "To add the three and mix once will not do: seed 1, owner 2 is then seed 2, owner 1. Mix after "
+     "To add the three and mix once will not do: seed 1, owner 2 is then seed 2, owner 1. "
+     "Mix after "
      "each of the three.",
      "mix(mix(mix(seed + constant) ^ owners) + step); torch.full_like(owners, seed) makes the seed "
      "a tensor that wraps around. Its upper 53 bits, divided by 2^53, are the number."), 2,

@@ -57,7 +57,8 @@ RANKS = Exercise(
      "a rank that is one row short": [split(3, 2), split(5, 2, 2), split(4, 3, 1)]},
     ("Every rank has the same rows and takes its share. The loss of the whole is the sum over all "
      "tokens of all ranks, divided by their number: that number is known before the split.",
-     "world.share(rows, spare=...) deals the rows; a spare row without loss tokens keeps the number "
+     "world.share(rows, spare=...) deals the rows; a spare row without loss tokens keeps "
+     "the number "
      "of backward passes equal. accumulate(model, groups) and world.backward(loss) do the rest.",
      "loss_of divides by the tokens of the whole batch. Sum what world.backward returns, then "
      "world.sum it over the ranks; one take_step at the end."), 14,

@@ -31,6 +31,8 @@ def tiled_attention(q, k, v):
                     new = max(top, float(s.max()))
                     old = math.exp(top - new)
                     e = torch.exp(s - new)
-                    total, sums, top = total * old + float(e.sum()), sums * old + e @ v[b, h, j:stop], new
-                out[b, h, t], lse[b, h, t] = sums / total, (top + math.log(total)) / math.log(2)
+                    total = total * old + float(e.sum())
+                    sums, top = sums * old + e @ v[b, h, j:stop], new
+                out[b, h, t] = sums / total
+                lse[b, h, t] = (top + math.log(total)) / math.log(2)
     return out, lse
