@@ -39,15 +39,18 @@ def exercise_of(name):
 # ------------------------------------------------------------------------------- a new copy
 
 def files_of(root=ROOT):
-    """The project's files, as paths from its root: no results, no environments."""
+    """The project's files, as paths from its root: its packages, docs and tests, and what is text
+    beside them. No results, no environments, no students' copies."""
     def walk(folder):
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name in LEFT_OUT or path.is_symlink():
                 continue
             if path.is_dir():
-                if not (path / "pyvenv.cfg").exists() and path.suffix != ".egg-info":
+                if folder != root or (path / "__init__.py").exists() or path.name in (
+                        "docs", "tests"):
                     yield from walk(path)
-            elif path.suffix not in (".pyc", ".pt"):
+            elif path.suffix != ".pyc" and (folder != root or path.suffix in (
+                    "", ".py", ".md", ".toml", ".txt")):
                 yield path.relative_to(root).as_posix()
 
     return list(walk(root))

@@ -291,6 +291,23 @@ def test_a_copy_has_a_git_repository_and_the_whole_project(copy):
     assert run.returncode == 0
 
 
+def test_a_copy_holds_what_git_holds_and_no_other_copy(tmp_path):
+    """Also beside results, archives and the copies of others."""
+    for file in ("ppo.py", "README.md", "Makefile", "kernels/__init__.py", "docs/a.svg",
+                 "tests/test_x.py", "out/x.md", "mine/README.md", "mine/kernels/__init__.py",
+                 "students.zip", "grades.json", ".venv/x.py", "notebooks/gae.ipynb",
+                 "kernels/__pycache__/x.pyc", "exercises/__init__.py", "exercises/kept/gae-1.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert student.files_of(tmp_path) == [
+        "Makefile", "README.md", "docs/a.svg", "exercises/__init__.py", "kernels/__init__.py",
+        "ppo.py", "tests/test_x.py"]
+    held = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if held.returncode == 0:
+        ours = {f for f in held.stdout.splitlines() if not f.startswith(".")}
+        assert ours - set(student.files_of(ROOT)) == set()
+
+
 @pytest.mark.parametrize("words, complaint", [
     (["chek"], "no command 'chek'"), (["check", "gea"], "did you mean gae?"),
     (["start", "gae"], "this is the project itself"), (["reset", "gae"], "this is the project"),

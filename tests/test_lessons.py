@@ -71,6 +71,17 @@ def test_a_bug_is_planted_found_and_told(copy, capsys):
     assert (copy / "planted.json").read_text() == first, "a seed gives the same bug again"
 
 
+def test_what_else_was_changed_in_the_file_does_not_hide_a_repair(copy):
+    for name in ("unfinished-is-scored", "returns-from-whitened", "one-large-minibatch"):
+        defect = next(d for d in defects.DEFECTS if d.name == name)
+        before = cutting.reference(defect.file)
+        more = "\n\ndef of_my_own():\n    return 1\n"
+        (copy / defect.file).write_text(defects.planted(before, defect) + more)
+        assert not hunt.repaired(defect, before)
+        (copy / defect.file).write_text(before + more)
+        assert hunt.repaired(defect, before)
+
+
 def test_without_a_bug_there_is_none_to_find(copy):
     with pytest.raises(SystemExit, match="no bug is planted"):
         hunt.check()
