@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ("sft", "reward", "ppo", "evaluate", "chat", "data.public", "data.shards",
            "data.toy.world", "evals.report", "evals.samples", "labels.sample", "labels.simulated",
            "labels.page", "labels.mine")
-SHELL = {"source", "cat", "trap", "wait"}  # what else a command may begin with
+SHELL = {"source", "cat", "trap", "wait", "cd", "cp"}  # what else a command may begin with
 RUNNERS = ("python", "make", "torchrun")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -65,7 +65,9 @@ def slugs(text):
 def script_of(words):
     """(path of the script, name of its module, the rest) of what follows `python`."""
     name = words[1] if words[0] == "-m" else words[0].removesuffix(".py").replace("/", ".")
-    return ROOT / (name.replace(".", "/") + ".py"), name, words[1 + (words[0] == "-m"):]
+    path = ROOT / (name.replace(".", "/") + ".py")
+    main = path.with_suffix("") / "__main__.py"
+    return main if main.exists() else path, name, words[1 + (words[0] == "-m"):]
 
 
 def is_typed(value, default):
@@ -187,6 +189,7 @@ def test_flags_named_in_the_text_are_settings(page):
     named = {flag.replace("-", "_") for c in code(page.read_text(encoding="utf-8"))
              for flag in re.findall(r"^--([\w-]+)", c)}
     known = torchruns_flags() | {"help", "preset", "plan", "shutdown_timeout"}
+    known |= set(re.findall(r'"--(\w+)"', (ROOT / "exercises/__main__.py").read_text()))
     for script in SCRIPTS if named - known else ():
         known |= {f.name for f in dataclasses.fields(importlib.import_module(script).Settings)}
     assert not named - known

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # lowest first: a file imports from its own folder and from lower floors
     ("settings",), ("kernels",), ("data",), ("model",), ("sampler",), ("runtime",), ("labels",),
-    ("evals",), ("sft", "reward", "ppo", "evaluate", "chat")]
+    ("evals",), ("sft", "reward", "ppo", "evaluate", "chat"), ("exercises",)]
 UPSTAIRS = "data.toy"  # a folder within a floor: the records know nothing of the town
 LONGEST, WIDEST = 60, 100  # lines of a function, characters of a line
 SIZES = {"model.py": 230, "sft.py": 235, "reward.py": 220, "ppo.py": 360}  # lines
@@ -18,7 +18,7 @@ def sources(folder=ROOT, tests=False):
     """{path from the root: source} of our Python files; those of the tests, or all the others."""
     paths = folder.glob("tests/**/*.py") if tests else [
         p for p in [*folder.glob("*.py"), *folder.glob("*/**/*.py")]
-        if p.relative_to(folder).parts[0] not in ("tests", "out", "runs", "exercises")
+        if p.relative_to(folder).parts[0] not in ("tests", "out", "runs")
         and not p.relative_to(folder).parts[0].startswith(".")]
     return {p.relative_to(folder).as_posix(): p.read_text() for p in sorted(paths)}
 

@@ -1,0 +1,1 @@
+"""Property checks, one file for each lesson. Their oracles are loops over lists."""

@@ -1,0 +1,114 @@
+"""Choosing a token, and noise that belongs to an episode."""
+import math
+
+import torch
+
+from exercises.checks.kernels import CACHE, softmax
+from exercises.checks.tools import noise, tensor
+from exercises.course import Exercise
+
+
+def run_choose(m, c):
+    token, logprob = m.choose(c["logits"].clone(), c["temperature"], c["noise"])
+    return {"token": token, "logprob": logprob}
+
+
+def choose_oracle(c):
+    tokens, logprobs = [], []
+    for z, u in zip(c["logits"].double().tolist(), c["noise"].tolist()):
+        p = softmax([x / (c["temperature"] or 1.0) for x in z])
+        if c["temperature"] == 0:
+            token = z.index(max(z))
+        else:
+            passed, token = 0.0, 0
+            for token, share in enumerate(p):
+                passed += share
+                if passed > u:
+                    break
+        tokens.append(token)
+        logprobs.append(math.log(p[token]))
+    return {"token": tensor(tokens, torch.long), "logprob": tensor(logprobs)}
+
+
+def draw(logits, noises, temperature=1.0):
+    return {"logits": tensor(logits, torch.float32), "noise": tensor(noises),
+            "temperature": temperature}
+
+
+FOUR = [[0.0, 1.0, -1.0, 0.5]]
+SPREAD = [0.02, 0.3, 0.55, 0.7, 0.97]
+CHOOSE = Exercise(
+    "choose", "sampler.py", "choose", run_choose, choose_oracle,
+    {"the noise picks a token by the probabilities": [draw(FOUR, [0.5]), draw(FOUR * 5, SPREAD)],
+     "a token without probability is never picked": [draw([[-math.inf, 0.0]], [0.0]),
+                                                     draw([[0.0, -math.inf, 0.0]], [0.5])],
+     "the temperature divides the logits, in the log-prob too": [
+         draw(FOUR, [0.5], 0.5), draw(FOUR * 5, SPREAD, 2.0)],
+     "temperature 0 takes the most likely token, with its log-prob at 1": [
+         draw([[0.0, 1.0]], [0.1], 0), draw(FOUR * 5, SPREAD, 0)],
+     "large logits are no trouble": [draw([[1000.0, 999.0]], [0.5]),
+                                     draw([[-2000.0, -2001.0, -2000.5]], [0.9])]},
+    ("Add up the probabilities token by token. The first token at which the sum exceeds the noise "
+     "is the sample.",
+     "Subtract the largest logit before exp. The sums need not be divided by their total: multiply "
+     "the noise by it instead.",
+     "torch.searchsorted(cumulative, noise[:, None] * total, right=True), with the cumulative "
+     "sum in "
+     "float64; the log-prob is (z - top) / temperature - log(total)."), 11,
+    ("logits", "noise", "temperature"))
+
+
+def run_noise(m, c):
+    """What is true of the numbers, as 1 and 0; the numbers themselves only tell mistakes apart."""
+    seed, owners, step = c["seed"], torch.tensor(c["owners"]), c["step"]
+    before = torch.get_rng_state()
+    x = m.uniform(seed, owners, step)
+    own = m.uniform(seed, owners[:1], step)
+    many = m.uniform(seed, torch.arange(4000), step)
+    pair = torch.stack([many - 0.5, m.uniform(seed, torch.arange(4000), step + 1) - 0.5])
+    cells = (many * 4).long().bincount(minlength=4)
+    next_step, next_owner = m.uniform(seed, owners + 3, step), m.uniform(seed, owners, step + 3)
+    steps = m.uniform(seed, owners, torch.tensor([[step], [step + 1]]))
+    return {"float64 in [0, 1)": x.dtype == torch.float64 and bool(((x >= 0) & (x < 1)).all()),
+            "the same again": torch.equal(x, m.uniform(seed, owners, step)),
+            "the same alone": torch.equal(own, x[:1]),
+            "the same in another order": torch.equal(m.uniform(seed, owners.flip(0), step),
+                                                     x.flip(0)),
+            "other steps, other numbers": not (x == m.uniform(seed, owners, step + 1)).any(),
+            "other seeds, other numbers": not (x == m.uniform(seed ^ 1, owners, step)).any(),
+            "owner + 3 is not step + 3": not (next_step == next_owner).any(),
+            "no generator of torch's is used": torch.equal(before, torch.get_rng_state()),
+            "a quarter in each quarter": bool(((cells - 1000).abs() < 150).all()),
+            "steps are independent": bool(pair.prod(0).mean().abs() < 0.01),
+            "4000 different numbers": len(set(many.tolist())) == 4000,
+            "steps as a column": steps.shape == (2, len(owners)) and torch.equal(steps[0], x),
+            "_numbers": x}
+
+
+NOISE_FACTS = ("float64 in [0, 1)", "the same again", "the same alone",
+               "the same in another order", "other steps, other numbers",
+               "other seeds, other numbers", "owner + 3 is not step + 3",
+               "no generator of torch's is used", "a quarter in each quarter",
+               "steps are independent", "4000 different numbers", "steps as a column")
+
+
+def one(seed, owners, step):
+    return [{"seed": seed, "owners": owners, "step": step}]
+
+
+NOISE = Exercise(
+    "noise", "kernels/noise.py", "uniform", run_noise,
+    lambda c: {**dict.fromkeys(NOISE_FACTS, True), "_numbers": None},
+    {"a number belongs to (seed, episode, step), not to the batch": one(1, [7, 2, 40], 0),
+     "later steps": one(1, [0, 1, 2], 11),
+     "seeds of 63 bits": one(2**63 - 2, [5, 6], 3)},
+    ("No generator with a state: a function of three integers that looks random. `mix`, above it, "
+     "turns an integer into one that has nothing to do with it.",
+     "To add the three and mix once will not do: seed 1, owner 2 is then seed 2, owner 1. "
+     "Mix after "
+     "each of the three.",
+     "mix(mix(mix(seed + constant) ^ owners) + step); torch.full_like(owners, seed) makes the seed "
+     "a tensor that wraps around. Its upper 53 bits, divided by 2^53, are the number."), 2,
+    ("seed", "owners", "step"))
+
+EXERCISES = (CACHE, CHOOSE, NOISE)

@@ -1,0 +1,194 @@
+"""Grades any number of students' copies.
+
+    python -m exercises grade students/* --json=grades.json --csv=grades.csv --junit=grades.xml
+
+Run it from the project itself, not from a student's copy. Each exercise of each student runs in a
+process of its own, with limits (limits.py). It runs on this folder's checks and on this folder's
+sources; of the student's copy one file is read for each exercise, and nothing is imported from the
+copy or written to it. The process only returns what the function returned; whether that is right is
+decided here, where no student's code runs.
+
+The credit of an exercise is the share of its properties that hold.
+"""
+import concurrent.futures
+import csv
+import io
+import json
+import tempfile
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+from exercises import ANSWERS, course, cutting, judge, student, worker
+from settings import stop
+
+LARGEST = 2**20  # bytes of a student's file
+
+
+def source_of(folder, exercise):
+    """(the text of a student's file, what is wrong with it)."""
+    path = Path(folder) / exercise.file
+    try:
+        if path.is_symlink() or not path.resolve().is_relative_to(Path(folder).resolve()):
+            return "", f"{exercise.file} is a link"
+        if not path.is_file():
+            return "", f"{exercise.file} is missing"
+        if path.stat().st_size > LARGEST:
+            return "", f"{exercise.file} is larger than {LARGEST} bytes"
+        text = path.read_text("utf-8")
+        cutting.text_of(text, exercise.function)
+    except cutting.Gone as error:
+        return "", f"{exercise.file}: {error}"
+    except SyntaxError as error:
+        return "", f"{exercise.file}, line {error.lineno}: {error.msg}"
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        return "", f"{exercise.file} cannot be read: {type(error).__name__}"
+    return text, ""
+
+
+def same_as_ours(text, exercise):
+    """Whether the function is the project's own, but for comments and layout."""
+    own = cutting.text_of(cutting.reference(exercise.file), exercise.function)
+    try:
+        return cutting.same_code(cutting.text_of(text, exercise.function), own)
+    except RecursionError:
+        return False
+
+
+def graded(folder, exercise, bounds):
+    """One exercise of one student, as a dict that JSON takes."""
+    text, wrong = source_of(folder, exercise)
+    row = {"student": Path(folder).name, "exercise": exercise.name, "credit": 0.0,
+           "properties": dict.fromkeys(exercise.properties, False), "note": wrong}
+    if wrong:
+        return row
+    if cutting.hole(exercise.name) in cutting.text_of(text, exercise.function):
+        return {**row, "note": "not written"}
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / Path(exercise.file).name
+        path.write_text(text, "utf-8")
+        outcomes, _, sealed = worker.run(exercise, path, bounds)
+    verdict = judge.judge(exercise, outcomes)
+    known = judge.recognised(exercise, verdict)
+    return {**row, "credit": round(verdict.credit, 4), "properties": verdict.held,
+            "note": note_of(exercise, verdict, known, same_as_ours(text, exercise)),
+            "sealed": sealed}
+
+
+def note_of(exercise, verdict, known, copied):
+    """What a teacher should know beside the number."""
+    if verdict.blank:
+        return "not written"
+    if copied:
+        return "the same code as the project's own"
+    if known:
+        return known[0].hint
+    if verdict.failing:
+        result = verdict.outcomes[verdict.failing[0][1]]
+        if "error" in result:
+            return f"{result['error']}: {result.get('message')}"[:200].splitlines()[0]
+    return ""
+
+
+def grade(folders, exercises, bounds, workers=1):
+    """All rows, in the order of the folders and of the course, whatever the number of workers."""
+    jobs = [(folder, exercise, bounds) for folder in folders for exercise in exercises]
+    for exercise in exercises:
+        judge.expected(exercise)  # once, before the threads ask for it
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda job: graded(*job), jobs))
+
+
+# ------------------------------------------------------------------------------- reports
+
+def totals(rows):
+    """{student: sum of credits}, in order."""
+    out = {}
+    for row in rows:
+        out[row["student"]] = out.get(row["student"], 0.0) + row["credit"]
+    return out
+
+
+def as_json(rows):
+    students = [{"student": name, "credit": round(total, 4),
+                 "exercises": [{k: v for k, v in row.items() if k != "student"}
+                               for row in rows if row["student"] == name]}
+                for name, total in totals(rows).items()]
+    return json.dumps({"students": students}, indent=1, ensure_ascii=False) + "\n"
+
+
+def safe(cell):
+    """A cell that no spreadsheet takes for a formula."""
+    text = str(cell)
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def as_csv(rows):
+    """A line for each student: the total, and the credit of each exercise."""
+    names = list(dict.fromkeys(row["exercise"] for row in rows))
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["student", "total", *names])
+    for name, total in totals(rows).items():
+        own = {row["exercise"]: row["credit"] for row in rows if row["student"] == name}
+        table.writerow([safe(name), round(total, 4), *(own[e] for e in names)])
+    return out.getvalue()
+
+
+def printable(text):
+    """Text that XML can hold."""
+    return "".join(c if c in "\t\n" or " " <= c and not "\ud800" <= c <= "\udfff"
+                   and c not in "\ufffe\uffff" else "?" for c in text)
+
+
+def as_junit(rows):
+    """A suite for each student, a test for each property."""
+    root = xml.Element("testsuites")
+    for name in totals(rows):
+        own = [row for row in rows if row["student"] == name]
+        suite = xml.SubElement(root, "testsuite", name=printable(name))
+        cases = [(row, sentence, good) for row in own
+                 for sentence, good in row["properties"].items()]
+        suite.set("tests", str(len(cases)))
+        suite.set("failures", str(sum(not good for _, _, good in cases)))
+        for row, sentence, good in cases:
+            case = xml.SubElement(suite, "testcase", classname=row["exercise"], name=sentence)
+            if not good:
+                xml.SubElement(case, "failure", message=printable(row["note"] or "does not hold"))
+    xml.indent(root)
+    return xml.tostring(root, "unicode") + "\n"
+
+
+def main(folders, flags):
+    """The command. Returns its exit code."""
+    if ANSWERS.exists():
+        stop("this is a student's copy: grade with the project itself, whose checks nobody changed")
+    if not folders:
+        stop("grade which folders? Each is a student's copy of the project")
+    missing = [f for f in folders if not Path(f).is_dir()]
+    if missing:
+        stop(f"{missing[0]} is no folder")
+    names = [Path(f).name for f in folders]
+    if twice := [n for n in names if names.count(n) > 1]:
+        stop(f"two folders have the name {twice[0]}: the name of a folder is the student's")
+    numbers = {}
+    for flag, default in (("workers", 1), ("seconds", 20), ("megabytes", 1024)):
+        text = flags.get(flag, str(default))
+        if not text.isdigit() or int(text) < 1:
+            stop(f"--{flag}={text}: expected a whole number from 1")
+        numbers[flag] = int(text)
+    chosen = [student.exercise_of(n) for n in flags["exercises"].split(",")] if flags.get(
+        "exercises") else list(course.load().values())
+    bounds = worker.Limits(numbers["seconds"], numbers["megabytes"], sealed=True)
+    rows = grade(folders, chosen, bounds, numbers["workers"])
+    for flag, form in (("json", as_json), ("csv", as_csv), ("junit", as_junit)):
+        if flags.get(flag):
+            Path(flags[flag]).write_text(form(rows), "utf-8")
+    for name, total in totals(rows).items():
+        print(f"{name}: {total:.2f} of {len(chosen)}")
+        for row in rows:
+            if row["student"] == name and row["note"]:
+                print(f"  {row['credit']:4.2f} {row['exercise']:<15} {row['note']}")
+    if not all(row["sealed"] for row in rows if "sealed" in row):
+        print("this system has no filter of system calls: files and the network were within reach "
+              "(see docs/classroom.md)")
+    return 0

@@ -1,0 +1,369 @@
+"""The exercises: a hole is red, the project's own function is green, a known mistake is red with
+its hint, two right solutions written differently are green. And the commands around them."""
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import settings
+from exercises import course, cutting, defects, judge, student, worker
+
+ROOT = Path(settings.__file__).parent
+COURSE = course.load()
+RIGHT = "def last_of(mask):\n    return mask & ~F.pad(mask[:, 1:], (0, 1))\n"
+QUICK = ("loss-mask", "pairs", "weights", "center", "choose", "last-token", "warm-up", "accuracy")
+long = pytest.mark.long
+each = pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=long)
+                                        for n in COURSE])
+
+
+def verdict_of(exercise, source, folder):
+    """The Verdict on a source, in this process."""
+    path = folder / Path(exercise.file).name
+    path.write_text(source)
+    return judge.judge(exercise, worker.outcomes_here(exercise, path))
+
+
+def solutions(exercise):
+    """The sources with the right solutions of tests/solutions in place."""
+    text = (ROOT / "tests" / "solutions" / f"{exercise.name}.py").read_text()
+    whole = cutting.reference(exercise.file)
+    lines, nodes = text.splitlines(), ast.parse(text).body
+    if exercise.part:  # these are functions around the statements that were cut
+        cut = cutting.cut(whole, exercise.function, exercise.name, exercise.part).splitlines()
+        at = next(i for i, line in enumerate(cut) if cutting.hole(exercise.name) in line)
+        indent = cut[at][: len(cut[at]) - len(cut[at].lstrip()) - 4]
+        return ["\n".join([*cut[:at], *(indent + line for line in
+                                        lines[node.body[0].lineno - 1 : node.end_lineno]),
+                           *cut[at + 1 :]]) + "\n" for node in nodes]
+    spans = [cutting.lines_of(node) for node in nodes]
+    return [cutting.replaced(whole, exercise.function, "\n".join(lines[a:b])) for a, b in spans]
+
+
+def needed(exercise):
+    if exercise.needs:
+        pytest.importorskip(exercise.needs)
+    return exercise
+
+
+# ----------------------------------------------------------------------- what every exercise keeps
+
+@pytest.mark.parametrize("name", COURSE)
+def test_a_hole_is_red_and_says_which_exercise_it_is(name, tmp_path):
+    exercise = needed(COURSE[name])
+    try:
+        source = cutting.cut(cutting.reference(exercise.file), exercise.function, name,
+                             exercise.part)
+    except cutting.Gone as gone:
+        pytest.fail(f"exercise {name}: {exercise.file}: {gone}. Name the new function in "
+                    "exercises/checks, or take the exercise out")
+    verdict = verdict_of(exercise, source, tmp_path)
+    assert verdict.blank and not any(verdict.held.values())
+    assert "not written yet" in judge.explained(exercise, verdict)[0]
+
+
+@each
+def test_the_projects_own_function_is_green(name, tmp_path):
+    exercise = needed(COURSE[name])
+    verdict = verdict_of(exercise, cutting.reference(exercise.file), tmp_path)
+    assert verdict.good, "\n".join(judge.explained(exercise, verdict))
+
+
+@each
+def test_two_right_solutions_written_differently_are_green(name, tmp_path):
+    exercise = needed(COURSE[name])
+    own = solutions(exercise)
+    assert len(own) == 2
+    for source in own:
+        assert not cutting.same_code(cutting.text_of(source, exercise.function), cutting.text_of(
+            cutting.reference(exercise.file), exercise.function))
+        verdict = verdict_of(exercise, source, tmp_path)
+        assert verdict.good, "\n".join(judge.explained(exercise, verdict))
+
+
+@each
+def test_each_known_mistake_is_red_and_gets_its_own_hint(name, tmp_path):
+    exercise = needed(COURSE[name])
+    known = defects.of_exercise(name)
+    assert len(known) >= 2
+    for defect in known:
+        source = defects.planted(cutting.reference(exercise.file), defect)
+        verdict = verdict_of(exercise, source, tmp_path)
+        assert not verdict.good and not verdict.blank, defect.name
+        assert judge.recognised(exercise, verdict) == [defect]
+        assert judge.explained(exercise, verdict)[-1] == f"Hint: {defect.hint}"
+
+
+@pytest.mark.parametrize("name", COURSE)
+def test_a_hole_keeps_signature_and_docstring_and_the_rest_of_the_file(name):
+    exercise = COURSE[name]
+    before = cutting.reference(exercise.file)
+    after = cutting.cut(before, exercise.function, name, exercise.part)
+    node, old = (cutting.node_of(s, exercise.function) for s in (after, before))
+    assert ast.dump(node.args) == ast.dump(old.args)
+    assert ast.get_docstring(node) == ast.get_docstring(old)
+    assert list(map(ast.dump, node.decorator_list)) == list(map(ast.dump, old.decorator_list))
+    assert after.count(cutting.hole(name)) == 1
+    if not exercise.part:
+        assert len(node.body) == 1 + (ast.get_docstring(node) is not None)
+    back = cutting.replaced(after, exercise.function, cutting.text_of(before, exercise.function))
+    assert back == before
+
+
+@pytest.mark.parametrize("name", COURSE)
+def test_every_exercise_has_a_page_and_three_hints(name):
+    exercise, page = COURSE[name], (ROOT / "exercises" / f"{name}.md").read_text()
+    assert len(exercise.hints) == 3 and len(set(exercise.hints)) == 3
+    assert f"`{exercise.file}: {exercise.function}`" in page and "Source: " in page
+    assert re.findall(r"^## (.+)$", page, re.M) == ["The formula", "What to write", "A question"]
+    assert page.count("```text\n") == 2 and f"python -m exercises check {name}\n" in page
+    assert f"About {exercise.lines} line" in page
+    assert page.partition("## A question")[2].strip().endswith("?")
+    assert max(map(len, page.splitlines())) <= 110
+
+
+def test_pages_and_solutions_are_those_of_the_exercises():
+    assert {p.stem for p in (ROOT / "exercises").glob("*.md")} == set(COURSE)
+    assert {p.stem for p in (ROOT / "tests" / "solutions").glob("*.py")} == set(COURSE)
+    assert {e.lesson for e in COURSE.values()} == set(course.LESSONS) and len(COURSE) >= 24
+
+
+def test_the_code_has_no_marks():
+    """An exercise is known by the name of its function; the real sources say nothing of it."""
+    for file in {e.file for e in COURSE.values()}:
+        assert "exercise" not in (ROOT / file).read_text().lower()
+
+
+def test_names_that_are_gone_are_told():
+    with pytest.raises(cutting.Gone, match="no function gae any more"):
+        cutting.cut("def other():\n    pass\n", "gae", "gae")
+    with pytest.raises(cutting.Gone, match="no statement 'for x' any more"):
+        cutting.cut("def gae():\n    pass\n", "gae", "gae", "for x")
+
+
+def test_moved_lines_do_not_matter():
+    source = "import os\n\n\n@os.fspath\ndef f(a,\n      b):\n    x = 1\n    return x\n\n\ny = 2\n"
+    hole = f"    {cutting.hole('f')}\n"
+    assert cutting.cut(source, "f", "f") == source.replace("    x = 1\n    return x\n", hole)
+    moved = "# new\n" * 9 + source
+    assert cutting.cut(moved, "f", "f") == "# new\n" * 9 + cutting.cut(source, "f", "f")
+
+
+# ----------------------------------------------------------------------- the judge and its pictures
+
+def test_equal_or_not():
+    same = lambda a, b: judge.equal(worker.packed(a), worker.packed(b), 1e-5)
+    t = torch.tensor
+    assert same(t([1.0, float("nan")]), t([1.0, float("nan")]).double())
+    assert same(t(2.0), 2.0) and same([1, 2], (1, 2)) and same(None, None)
+    assert not same(t([1.0]), t(1.0)) and not same(t([True]), t([1.0]))
+    assert not same(t([1.0, 2.0]), t([1.0, 2.001])) and not same(None, 0.0)
+    assert not same(float("inf"), 1e300) and not same([1], [1, 1]) and not same("a", 1)
+    assert not same(object(), 1.0)
+
+
+def test_the_picture_shows_the_smallest_case_with_yours_beside_expected(tmp_path):
+    exercise = COURSE["gae"]
+    bug = next(d for d in defects.of_exercise("gae") if d.name == "bootstrapped-past-the-end")
+    verdict = verdict_of(exercise, defects.planted(cutting.reference("ppo.py"), bug), tmp_path)
+    lines = judge.explained(exercise, verdict)
+    size, _ = verdict.failing[0]
+    assert size == min(size for size, _ in verdict.failing) == 11  # three columns
+    text = "\n".join(lines)
+    assert re.search(r"mask +0 +1 +0\n +reward .*\n +value .*\n +yours .*\n +expected .*\n +\^",
+                     text)
+    assert lines[-1] == f"Hint: {bug.hint}"
+
+
+def test_a_mistake_that_nobody_knows_gets_no_wrong_hint(tmp_path):
+    exercise, source = COURSE["gae"], cutting.reference("ppo.py")
+    wrong = cutting.replaced(source, "gae", "def gae(reward, value, mask, discount, lam):\n"
+                                            "    return 3 * reward, value\n")
+    verdict = verdict_of(exercise, wrong, tmp_path)
+    assert not verdict.good and judge.recognised(exercise, verdict) == []
+    assert judge.explained(exercise, verdict)[-1].startswith("No mistake that we know")
+
+
+def test_a_traceback_points_into_the_students_own_file(tmp_path):
+    source = cutting.replaced(cutting.reference("ppo.py"), "last_of",
+                              "def last_of(mask):\n    return mask.nothing\n")
+    verdict = verdict_of(COURSE["last-token"], source, tmp_path)
+    line = source.splitlines().index("    return mask.nothing") + 1
+    assert f"ppo.py:{line}: return mask.nothing" in "\n".join(
+        judge.explained(COURSE["last-token"], verdict))
+
+
+def test_other_holes_of_the_same_file_do_not_matter(tmp_path):
+    source = cutting.reference("ppo.py")
+    for name in ("last-token", "gae", "whiten"):
+        source = cutting.cut(source, COURSE[name].function, name)
+    assert verdict_of(COURSE["kl-reward"], source, tmp_path).good  # it calls last_of
+
+
+# ----------------------------------------------------------------------- a student's copy
+
+def python(folder, *words, status=0, seconds=300):
+    """Run the classroom in a folder. Returns what it prints."""
+    run = subprocess.run([sys.executable, "-m", "exercises", *words], cwd=folder, text=True,
+                         capture_output=True, timeout=seconds,
+                         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""})
+    assert run.returncode == status, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A student's copy with three holes."""
+    folder = tmp_path_factory.mktemp("classroom") / "mine"
+    names = ["last-token", "kl-reward", "pairs"]
+    assert "3 holes" in python(ROOT, "start", *names, f"--into={folder}")
+    return folder
+
+
+def write(folder, name, body):
+    """Put a student's text where the hole (or an earlier text) is."""
+    exercise = COURSE[name]
+    path = folder / exercise.file
+    path.write_text(cutting.replaced(path.read_text(), exercise.function, body))
+
+
+def test_a_copy_is_made_and_checked(tmp_path):
+    """The shortest way: a copy, a hole that is filled, a check."""
+    folder = tmp_path / "mine"
+    python(ROOT, "start", "last-token", f"--into={folder}")
+    assert cutting.hole("last-token") in (folder / "ppo.py").read_text()
+    write(folder, "last-token", RIGHT)
+    said = python(folder, "check", "last-token")
+    assert "3 of 3 properties hold" in said and "All of them are done." in said
+
+
+@long
+def test_from_the_hole_to_done(copy):
+    assert len(re.findall(r"^  blank ", python(copy, "list"), re.M)) == 3
+    said = python(copy, "check", "last-token", status=1)
+    assert "last-token: not written yet" in said and "# The last token" in said
+    hints = [python(copy, "hint") for _ in range(4)]
+    assert [h[h.index("hint ") :][:11] for h in hints] == ["hint 1 of 3", "hint 2 of 3",
+                                                           "hint 3 of 3", "hint 3 of 3"]
+    write(copy, "last-token", "def last_of(mask):\n    print('hello')\n    return mask & ~F.pad("
+                              "mask[:, :-1], (1, 0))\n")
+    said = python(copy, "check", status=1)
+    assert "Hint: This is the first token of each response." in said and "  hello" in said
+    assert "-    raise NotImplementedError" in python(copy, "diff")
+    assert "first `python -m exercises check" in python(copy, "diff", "--reference", status=1)
+    write(copy, "last-token", RIGHT)
+    said = python(copy, "check")
+    assert "3 of 3 properties hold" in said and "The question of" in said
+    assert "Next: python -m exercises check pairs" in said
+    assert re.search(r"^  done +last-token", python(copy, "list"), re.M)
+    assert "+    return mask & ~F.pad" in python(copy, "diff", "last-token", "--reference")
+
+
+@long
+def test_reset_keeps_what_the_student_wrote(copy):
+    write(copy, "pairs", "def untied_pairs(ranks):\n    return 'my own text'\n")
+    file = (copy / "data/records.py").read_text()
+    assert "exercises/kept/pairs-1.py" in python(copy, "reset", "pairs")
+    assert (copy / "exercises/kept/pairs-1.py").read_text() == file
+    broken = (copy / "data/records.py").read_text() + "\ndef half(:\n"
+    (copy / "data/records.py").write_text(broken)
+    assert "Python cannot read the file" in python(copy, "check", "pairs", status=1)
+    python(copy, "reset", "pairs")
+    assert (copy / "exercises/kept/pairs-2.py").read_text() == broken
+    assert "pairs: not written yet" in python(copy, "check", "pairs", status=1)
+
+
+@long
+def test_a_copy_has_a_git_repository_and_the_whole_project(copy):
+    files = {f for f in student.files_of(ROOT)}
+    assert {f for f in files if not (copy / f).exists()} == set()
+    if (copy / ".git").exists():
+        log = subprocess.run(["git", "log", "--oneline"], cwd=copy, capture_output=True, text=True)
+        assert log.returncode == 0 and len(log.stdout.splitlines()) == 1
+    run = subprocess.run([sys.executable, "sft.py", "--help"], cwd=copy, capture_output=True,
+                         env={**os.environ, "PYTHONPATH": str(copy)})
+    assert run.returncode == 0
+
+
+def test_a_copy_holds_what_git_holds_and_no_other_copy(tmp_path):
+    """Also beside results, archives and the copies of others."""
+    for file in ("ppo.py", "README.md", "Makefile", "kernels/__init__.py", "docs/a.svg",
+                 "tests/test_x.py", "out/x.md", "mine/README.md", "mine/kernels/__init__.py",
+                 "students.zip", "grades.json", ".venv/x.py", "notebooks/gae.ipynb",
+                 "kernels/__pycache__/x.pyc", "exercises/__init__.py", "exercises/kept/gae-1.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert student.files_of(tmp_path) == [
+        "Makefile", "README.md", "docs/a.svg", "exercises/__init__.py", "kernels/__init__.py",
+        "ppo.py", "tests/test_x.py"]
+    held = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if held.returncode == 0:
+        ours = {f for f in held.stdout.splitlines() if not f.startswith(".")}
+        assert ours - set(student.files_of(ROOT)) == set()
+
+
+@pytest.mark.parametrize("words, complaint", [
+    (["chek"], "no command 'chek'"), (["check", "gea"], "did you mean gae?"),
+    (["start", "gae"], "this is the project itself"), (["reset", "gae"], "this is the project"),
+    (["check", "--fast"], "unknown flag '--fast'"), (["start", "--into="], "which folder?"),
+    (["start", "nothing", "--into=x"], "no exercise 'nothing'")])
+def test_a_wrong_command_is_one_line(words, complaint, monkeypatch, capsys):
+    from exercises import __main__
+    monkeypatch.setattr(student, "PROGRESS", Path("/nowhere/progress.json"))
+    with pytest.raises(SystemExit) as end:
+        __main__.main(words)
+    assert complaint in str(end.value) and "\n" not in str(end.value)
+
+
+@long
+def test_a_loop_without_end_is_ended(copy):
+    """By its CPU time, so that a busy machine does not matter."""
+    exercise = COURSE["last-token"]
+    path = copy / "endless.py"
+    path.write_text(cutting.replaced(cutting.reference("ppo.py"), "last_of",
+                                     "def last_of(mask):\n    while True:\n        pass\n"))
+    outcomes, _, _ = worker.run(exercise, path, worker.Limits(seconds=4))
+    assert all("CPU time" in x["message"] for x in outcomes)
+
+
+@long
+def test_watch_checks_on_every_save(copy):
+    """Two saves, two checks."""
+    started = subprocess.Popen([sys.executable, "-m", "exercises", "watch", "kl-reward",
+                                "--times=2"], cwd=copy, stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"})
+    try:
+        for line in started.stdout:
+            if "not written yet" in line:
+                break
+        write(copy, "kl-reward", "def shape_rewards(logprob, ref_logprob, score, mask, beta):\n"
+              "    kl = torch.where(mask, logprob - ref_logprob, 0.0)\n"
+              "    return torch.where(last_of(mask), score[:, None] - beta * kl, -beta * kl)\n")
+        rest, _ = started.communicate(timeout=200)
+        assert "5 of 5 properties hold" in rest
+    finally:
+        started.kill()
+
+
+@long
+def test_a_right_function_makes_the_students_own_ppo_train(tmp_path, demo):
+    """A copy with one hole: its ppo.py stops at the hole, and trains when it is filled."""
+    folder = tmp_path / "mine"
+    python(ROOT, "start", "gae", f"--into={folder}")
+    flags = ["--iterations=1", "--batch=8", "--minibatch=8", "--max_new_tokens=8", "--ptx=0",
+             f"--out={tmp_path}/ppo"]
+    train = lambda: subprocess.run(
+        [sys.executable, str(folder / "ppo.py"), *flags], cwd=demo.folder, text=True,
+        capture_output=True, env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
+    assert "exercise gae" in train().stderr
+    lines = (ROOT / "tests/solutions/gae.py").read_text().partition("\n\n\n")[0]
+    write(folder, "gae", lines)
+    done = train()
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "ppo/log.jsonl").read_text().splitlines()[0])["iteration"] == 1

@@ -1,0 +1,218 @@
+"""Grading: partial credit, reports, the same result with any workers; submissions that mean ill.
+
+What a hostile file is to harm stands in `harmless`: a folder that it knows and may not change.
+"""
+import csv
+import io
+import json
+import os
+import platform
+import re
+import sys
+import time
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+import pytest
+
+import settings
+from exercises import __main__, course, cutting, defects, exporting, grading, judge, student, worker
+
+ROOT = Path(settings.__file__).parent
+COURSE = course.load()
+LAST = COURSE["last-token"]
+BOUNDS = worker.Limits(seconds=6, megabytes=512, sealed=True)
+RIGHT = "def last_of(mask):\n    return mask & ~F.pad(mask[:, 1:], (0, 1))\n"
+SEALS = platform.system() == "Linux" and platform.machine() == "x86_64"
+
+
+def submission(folder, name, text, before=""):
+    """A student's copy, as far as a grader looks at it: the file of last-token."""
+    path = folder / name / "ppo.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(before + cutting.replaced(cutting.reference("ppo.py"), "last_of", text))
+    return path.parent
+
+
+def row_of(folder, bounds=BOUNDS):
+    return grading.graded(folder, LAST, bounds)
+
+
+def test_credit_is_the_share_of_the_properties(tmp_path):
+    """Right; wrong where pads follow; nothing; and the project's own, which is told."""
+    bug = next(d for d in defects.of_exercise("last-token") if d.name == "pads-after-the-end")
+    source = defects.planted(cutting.reference("ppo.py"), bug)
+    rows = [row_of(submission(tmp_path, name, text)) for name, text in (
+        ("right", RIGHT), ("partly", cutting.text_of(source, "last_of")),
+        ("blank", "def last_of(mask):\n    " + cutting.hole("last-token") + "\n"),
+        ("copied", cutting.text_of(cutting.reference("ppo.py"), "last_of")))]
+    assert [r["credit"] for r in rows] == [1.0, pytest.approx(1 / 3, abs=1e-4), 0.0, 1.0]
+    assert list(rows[1]["properties"].values()) == [False, False, True]
+    assert [r["note"] for r in rows] == ["", bug.hint, "not written",
+                                         "the same code as the project's own"]
+
+
+def test_what_cannot_be_read_gets_nothing_and_a_reason(tmp_path):
+    broken = submission(tmp_path, "broken", RIGHT)
+    (broken / "ppo.py").write_text("def last_of(:\n")
+    gone = submission(tmp_path, "gone", RIGHT)
+    (gone / "ppo.py").write_text("x = 1\n")
+    (tmp_path / "empty").mkdir()
+    link = tmp_path / "link"
+    link.mkdir()
+    (link / "ppo.py").symlink_to(ROOT / "ppo.py")
+    large = submission(tmp_path, "large", RIGHT, "#" * 2**20 + "\n")
+    binary = submission(tmp_path, "binary", RIGHT)
+    (binary / "ppo.py").write_bytes(b"\xff\xfe\x00")
+    for folder, reason in ((broken, "line 1: invalid syntax"), (gone, "no function last_of"),
+                           (tmp_path / "empty", "ppo.py is missing"), (link, "ppo.py is a link"),
+                           (large, "larger than"), (binary, "cannot be read")):
+        row = row_of(folder)
+        assert row["credit"] == 0 and reason in row["note"] and not any(
+            row["properties"].values()), row
+
+
+HOSTILE = {  # name: (the function, what comes before the file, the most credit that it deserves)
+    "loops": ("def last_of(mask):\n    while True:\n        pass\n", "", 0),
+    "sleeps": ("import time\ndef last_of(mask):\n    time.sleep(10000)\n", "", 0),
+    "prints a gigabyte": ("def last_of(mask):\n    while True:\n        print('x' * 10**6)\n", "",
+                          0),
+    "takes all memory": ("def last_of(mask):\n    return torch.ones(2**34)\n", "", 0),
+    "forks": ("def last_of(mask):\n    import os\n    while True:\n        os.fork()\n", "", 0),
+    "calls sys.exit": ("def last_of(mask):\n    raise SystemExit(0)\n", "", 0),
+    "leaves at once": ("def last_of(mask):\n    return mask\n", "import os\nos._exit(0)\n", 0),
+    "says all passed": ("def last_of(mask):\n    print('all passed')\n    return 'all passed'\n",
+                        "print('all passed')\n", 0),
+    "patches pytest": ("def last_of(mask):\n    return mask\n",
+                       "import pytest\npytest.main = lambda *a: 0\n", 1 / 3),
+    "patches torch": ("def last_of(mask):\n    return mask\n", "import torch\n"
+                      "torch.equal = torch.allclose = lambda *a, **k: True\n"
+                      "torch.Tensor.__eq__ = lambda *a: True\n", 1 / 3),
+    "patches the judge": ("def last_of(mask):\n    return mask\n", "from exercises import judge\n"
+                          "judge.equal = judge.near = lambda *a: True\n"
+                          "judge.differences = lambda *a: []\n", 1 / 3),
+    "answers with code": ("class Evil:\n    def __reduce__(self):\n        return print, ()\n\n\n"
+                          "def last_of(mask):\n    return Evil()\n", "", 0),
+    "sends nonsense": ("def last_of(mask):\n    import os\n    for n in range(3, 100):\n"
+                       "        try:\n            os.write(n, b'{{{\\n' * 999)\n"
+                       "        except OSError:\n            pass\n    return mask\n", "", 0),
+    "asks the project": ("def last_of(mask):\n    import ppo\n    return ppo.last_of(mask)\n", "",
+                         0),
+    "recurses": ("def last_of(mask):\n    return last_of(mask)\n", "", 0),
+}
+
+
+@pytest.mark.parametrize("name", [n if n in ("calls sys.exit", "says all passed") else
+                                  pytest.param(n, marks=pytest.mark.long) for n in HOSTILE])
+def test_a_hostile_file_gets_what_it_deserves(name, tmp_path):
+    text, before, most = HOSTILE[name]
+    head, _, _ = text.partition("def last_of")
+    folder = submission(tmp_path, "evil", text[len(head):], before + head)
+    started = time.monotonic()
+    row = row_of(folder, worker.Limits(seconds=4, megabytes=512, sealed=True))
+    assert row["credit"] <= most + 1e-9, row
+    assert time.monotonic() - started < 120
+    assert row_of(submission(tmp_path, "honest", RIGHT))["credit"] == 1.0  # nobody is harmed
+
+
+ATTACKS = {
+    "deletes": "os.unlink(there + '/file')", "renames": "os.rename(there + '/file', there + '/x')",
+    "overwrites": "open(there + '/file', 'w').write('mine')",
+    "appends": "os.open(there + '/file', os.O_WRONLY | os.O_APPEND)",
+    "makes a folder": "os.mkdir(there + '/new')", "changes rights": "os.chmod(there + '/file', 0)",
+    "truncates": "os.truncate(there + '/file', 0)",
+    "links": "os.link(there + '/file', there + '/l')",
+    "runs a program": "subprocess.run(['touch', there + '/new'])", "forks": "os.fork()",
+    "kills": "os.kill(os.getppid(), 9)", "goes out": "socket.socket().connect(('127.0.0.1', 9))",
+    "raises limits": "resource.setrlimit(resource.RLIMIT_CPU, (9999, 9999))",
+}
+ATTACK = """import os, subprocess, socket, resource
+there = {there!r}
+def last_of(mask):
+    try:
+        {attack}
+    except (PermissionError, BlockingIOError, ValueError):
+        return mask & ~F.pad(mask[:, 1:], (0, 1))
+    return mask * 0
+"""
+
+
+@pytest.mark.skipif(not SEALS, reason="the filter is for Linux on x86-64")
+@pytest.mark.parametrize("name", [n if n in ("deletes", "goes out", "forks") else pytest.param(
+    n, marks=pytest.mark.long) for n in ATTACKS])
+def test_the_seal_refuses(name, tmp_path):
+    """A function that answers rightly if it was refused: full credit is the proof."""
+    there = tmp_path / "harmless"
+    there.mkdir()
+    (there / "file").write_text("theirs")
+    text = ATTACK.format(there=str(there), attack=ATTACKS[name])
+    head, _, body = text.partition("def last_of")
+    row = row_of(submission(tmp_path, "evil", "def last_of" + body, head))
+    assert row["credit"] == 1.0 and row["sealed"], row
+    assert [p.name for p in there.iterdir()] == ["file"]
+    assert (there / "file").read_text() == "theirs"
+
+
+def test_the_process_has_limits(tmp_path):
+    """Those that any Unix has: each is in force where the function runs."""
+    text = ("def last_of(mask):\n    import resource\n"
+            "    kind = ('CPU', 'FSIZE', 'NOFILE', 'CORE')\n"
+            "    limits = [resource.getrlimit(getattr(resource, 'RLIMIT_' + n))[1] for n in "
+            "kind]\n"
+            "    assert limits == [6, 2**20, 64, 0], limits\n"
+            "    return mask & ~F.pad(mask[:, 1:], (0, 1))\n")
+    assert row_of(submission(tmp_path, "curious", text))["credit"] == 1.0
+
+
+@pytest.mark.long
+def test_the_result_does_not_depend_on_the_workers(tmp_path):
+    texts = [RIGHT, HOSTILE["calls sys.exit"][0], "def last_of(mask):\n    return mask\n",
+             HOSTILE["loops"][0], RIGHT.replace("~", "")]
+    folders = [submission(tmp_path, f"s{i}", text) for i, text in enumerate(texts)]
+    exercises = [LAST, COURSE["kl-reward"]]
+    one, three = (grading.grade(folders, exercises, BOUNDS, n) for n in (1, 3))
+    assert one == three
+    assert [(r["student"], r["exercise"]) for r in one] == [
+        (f"s{i}", e.name) for i in range(5) for e in exercises]
+
+
+ROWS = [{"student": name, "exercise": e, "credit": c, "properties": {"a": c > 0, "b": c == 1},
+         "note": note} for name, e, c, note in (
+    ("=1+1", "gae", 1.0, ""), ("=1+1", "ema", 0.5, "a <b> & \x07c"), ("bea", "gae", 0.0, ""),
+    ("bea", "ema", 1.0, ""))]
+
+
+def test_reports_by_hand():
+    """CSV without formulas; XML that can be read; JSON with every property."""
+    table = list(csv.reader(io.StringIO(grading.as_csv(ROWS))))
+    assert table == [["student", "total", "gae", "ema"], ["'=1+1", "1.5", "1.0", "0.5"],
+                     ["bea", "1.0", "0.0", "1.0"]]
+    suites = xml.fromstring(grading.as_junit(ROWS))
+    assert [(s.get("name"), s.get("tests"), s.get("failures")) for s in suites] == [
+        ("=1+1", "4", "1"), ("bea", "4", "2")]
+    assert [f.get("message") for f in suites[0].iter("failure")] == ["a <b> & ?c"]
+    report = json.loads(grading.as_json(ROWS))["students"]
+    assert [(s["student"], s["credit"]) for s in report] == [("=1+1", 1.5), ("bea", 1.0)]
+    assert report[0]["exercises"][1]["properties"] == {"a": True, "b": False}
+
+
+def test_the_command(tmp_path, capsys):
+    folders = [submission(tmp_path, "ann", RIGHT),
+               submission(tmp_path, "bea", "def last_of(mask):\n    return mask\n")]
+    out = [f"--{kind}={tmp_path}/grades.{kind}" for kind in ("json", "csv", "junit")]
+    with pytest.raises(SystemExit) as end:
+        __main__.main(["grade", *map(str, folders), "--exercises=last-token", "--seconds=10", *out])
+    assert end.value.code == 0
+    assert re.match(r"ann: 1.00 of 1\nbea: 0.33 of 1\n", capsys.readouterr().out)
+    assert all((tmp_path / f"grades.{kind}").stat().st_size for kind in ("json", "csv", "junit"))
+
+
+@pytest.mark.parametrize("words, complaint", [
+    ([], "grade which folders?"), (["/nowhere/x"], "/nowhere/x is no folder"),
+    (["{tmp}", "--workers=0"], "--workers=0: expected a whole number from 1"),
+    (["{tmp}", "{tmp}"], "two folders have the name"),
+    (["{tmp}", "--exercises=gea"], "did you mean gae?")])
+def test_a_wrong_grading_is_one_line(words, complaint, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        __main__.main(["grade", *(w.replace("{tmp}", str(tmp_path)) for w in words)])
+    assert complaint in str(end.value) and "\n" not in str(end.value)
