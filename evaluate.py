@@ -35,6 +35,14 @@ class Settings(Computing):
     temperature: float = 1.0  # of the answers; the paper does not state its own
     seed: int = 5  # of the sampling noise and of the labelers'
 
+    def problem(self):
+        """The default comparisons that --models lacks are left out; one that was typed is not."""
+        names = {model.partition("=")[0] for model in self.models.split(",")}
+        for pair in self.versus.split(",") if not self.versus.startswith(VERSUS) else ():
+            if missing := set(filter(None, pair.split("/", 1))) - names:
+                return (f"--versus={self.versus}: there is no model {min(missing)} in --models="
+                        f"{self.models}")
+
 
 PRESETS = {  # with a base model of nine times the parameters (make figures)
     "figures": dict(models=f"{MODELS},big=out/big,big-prompted=out/big", out="out/figures",

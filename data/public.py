@@ -154,7 +154,8 @@ def take(row, field, kind=str):
         raise Bad(f"expected a JSON object, got {records.shorten(row)}")
     if field not in row:
         raise Bad(f"no field {field!r}; there are {', '.join(row) or 'none'}")
-    if not isinstance(row[field], kind):
+    value = row[field]
+    if not isinstance(value, kind) or isinstance(value, bool) or value != value:  # NaN
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise Bad(f"field {field!r}: expected {names}, got {records.shorten(row[field])}")
     return row[field]
@@ -337,7 +338,9 @@ def webgpt(row):
     """
     if not isinstance(row, list) or len(row) != 2:
         raise Bad(f"expected a list of two answers, got {records.shorten(row)}")
-    question = take(take(row[0], "question", dict), "full_text")
+    question, other = (take(take(answer, "question", dict), "full_text") for answer in row)
+    if question != other:
+        raise Bad("two answers to different questions")
     a, b = (take(answer, "score", (int, float)) for answer in row)
     yield ranking(question, [take(answer, "answer") for answer in row], [1 + (b > a), 1 + (a > b)])
 
@@ -572,9 +575,16 @@ def build(settings):
         stop("give one of these names, and --file=PATH where no file is named or you have it\n"
               + "\n".join(map(listed, DATASETS)))
 
+    written = {Path(s.out, f"{kind}_{split}.jsonl").resolve()
+               for kind in FIELDS for split in SPLITS}
+    paths = find_files(s.file) if s.file else download(s.name)
+    for path in paths:
+        if path.resolve() in written:
+            stop(f"{path} would be read, and replaced by what is written: choose another --out")
+
     def read():
         nonlocal rows
-        for path in find_files(s.file) if s.file else download(s.name):
+        for path in paths:
             for row in read_rows(path, s.max_bytes, s.max_line):
                 rows += 1
                 yield row

@@ -87,6 +87,9 @@ GPT2_FILES = ("put vocab.bpe and encoder.json of https://openaipublic.blob.core.
               "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
 
 
+BYTES = {bytes([b]) for b in range(256)}
+
+
 def load_tokenizer(name, folder="."):
     """`gpt2` (tiktoken fetches it once), or a file in tiktoken's own format."""
     if name == "gpt2":
@@ -105,6 +108,10 @@ def load_tokenizer(name, folder="."):
                  for token, rank in (line.split() for line in source.splitlines() if line)}
     except ValueError:
         stop(f"{path} is damaged: each line is a token in base64, and its rank")
+    # EOS takes the next rank, and tiktoken panics at a byte that it does not know.
+    if sorted(ranks.values()) != [*range(len(ranks))] or not ranks.keys() >= BYTES:
+        stop(f"{path} cannot be used: its ranks are not 0, 1, 2 ... without a gap, or one of the "
+             "256 single bytes is no token")
     encoding = tiktoken.Encoding(str(path), pat_str=PATTERN, mergeable_ranks=ranks,
                                  special_tokens={EOS: len(ranks)})
     return Tokenizer(str(path), encoding, source)

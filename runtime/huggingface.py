@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from settings import stop  # before torch
+from settings import one_process, stop  # before torch
 
 import torch
 
@@ -27,7 +27,8 @@ def export(model, tokenizer, folder, max_new_tokens=None):
 
     max_new_tokens: the default length limit of responses.
     """
-    folder, temporary = Path(folder), Path(f"{folder}.writing")
+    folder = Path(folder)
+    temporary = Path(f"{folder}.writing")  # of the path: without a slash at its end
     if folder.is_file() or any(folder.glob("*")):
         refuse(folder, "is there already: choose another folder")
     save_file, scalar = safetensors_torch("export").save_file, hasattr(model, "score")
@@ -145,6 +146,7 @@ def tokenizer_json(tokenizer, special):
 
 def main(argv=None):
     """python -m runtime.huggingface export CHECKPOINT FOLDER"""
+    one_process()
     words = sys.argv[1:] if argv is None else argv
     if len(words) != 3 or words[0] != "export":
         stop("expected: python -m runtime.huggingface export CHECKPOINT FOLDER")
