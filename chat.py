@@ -167,6 +167,8 @@ def main(argv=None):
         words[1:] = [os.fsencode(word).decode() for word in words[1:]]
     except (UnicodeDecodeError, UnicodeEncodeError):
         stop("the prompt is no UTF-8 text")
+    if len(words) == 1 and sys.stdin is None:
+        stop("there is no terminal and no stdin: give the prompt in quotes")
     if len(words) == 1 and not sys.stdin.isatty():
         try:
             words.append(sys.stdin.buffer.read().decode())

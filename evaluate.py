@@ -54,6 +54,14 @@ class Settings(Computing):
     CHOICES = {"suite": "toy public", "form": "text template", "judge": "reward town"}
     BOUNDS = {"limit": "[0, inf)", "batch_tokens": "[1, inf)"}
 
+    def problem(self):
+        """The default comparisons that --models lacks are left out; one that was typed is not."""
+        names = {model.partition("=")[0] for model in self.models.split(",")}
+        for pair in self.versus.split(",") if not self.versus.startswith(VERSUS) else ():
+            if missing := set(filter(None, pair.split("/", 1))) - names:
+                return (f"--versus={self.versus}: there is no model {min(missing)} in --models="
+                        f"{self.models}")
+
 
 PRESETS = {  # with a base model of 8 times the parameters, and a T0 (make figures)
     "figures": dict(models=f"{MODELS},big=out/big,big-prompted=out/big,t0=out/t0",

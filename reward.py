@@ -96,7 +96,8 @@ def train_step(model, optimizer, rankings, lr, s, world):
         tree, pairs, weights = collate([mine[j] for j in group], len(rankings), world.device)
         scores = model(tree.ids, tree.positions, tree.over(causal))[tree.ends]
         sums["loss"] += world.backward(ranking_loss(scores, pairs, weights))
-        sums["right"] += int((scores[pairs[:, 0]] > scores[pairs[:, 1]]).sum())
+        margin = (scores[pairs[:, 0]] - scores[pairs[:, 1]]).detach()
+        sums["right"] += (0.5 + 0.5 * margin.sign()).sum()  # as in `accuracy`
         sums["pairs"] += len(pairs)
     sums = world.totals(sums)
     norm = take_step(model, optimizer, lr, s.clip, s.explode)
@@ -132,7 +133,8 @@ def read_heldout(s, tokenizer, block_size, world):
     Read before the first step: a bad line must not cost a finished training.
 
     A ceiling is the accuracy of the labelers' mean utility, which simulated rankings contain: no
-    model of the average labeler can be expected to predict one labeler's noisy choice better.
+    model of the average labeler can be expected to predict one labeler's noisy choice better. There
+    is none where completions do not fit the context: it would be that of other pairs.
     """
     rankings, ceilings = {}, {}
     for name, suffix in (("train_labelers", ""), ("heldout_labelers", "_heldout")):
@@ -141,8 +143,9 @@ def read_heldout(s, tokenizer, block_size, world):
             continue
         rankings[name] = read_rankings(path, tokenizer, block_size, s.too_long, world.print, False)
         raw = records.read(path, "ranking", needed=False)
-        if all(records.has_utilities(r) for r in raw):
-            own = [(None, records.untied_pairs(r["ranks"])) for r in raw]
+        own = [(None, records.untied_pairs(r["ranks"])) for r in raw]
+        every, read = (sum(len(pairs) for _, pairs in some) for some in (own, rankings[name]))
+        if every == read and all(map(records.has_utilities, raw)):
             ceilings["ceiling" + suffix] = accuracy([r["expected"] for r in raw], own)
     return rankings, ceilings
 

@@ -73,6 +73,8 @@ class Run(Computing):
     activation_checkpointing: bool = False  # less memory: backward recomputes each block
     shard: bool = False  # each process keeps a part of the weights (FSDP2), not a copy (DDP)
 
+    RANKS = True  # the ranks that torchrun starts share the work
+
 
 # The allowed values, for all scripts: a name means the same in each. A script with a narrower bound
 # has its own BOUNDS.
@@ -139,6 +141,8 @@ def parse(settings, presets=None, argv=None, plan=None):
     (runtime/plan.py).
     """
     argv, presets = sys.argv[1:] if argv is None else argv, presets or {}
+    if not getattr(settings, "RANKS", False):
+        one_process()
     if {"-h", "--help"} & set(argv):
         print(usage(settings, presets, plan is not None))
         raise SystemExit(0)
@@ -151,6 +155,8 @@ def parse(settings, presets=None, argv=None, plan=None):
             close = difflib.get_close_matches(name, flags, 1, 0.4)
             stop(f"unknown argument {arg!r}" + (f": did you mean --{close[0]}?" if close else "")
                  + "; --help lists them all")
+        if not equals and not is_switch(fields.get(name), name):
+            stop(f"{arg} needs a value: {arg}=..., without a space")
         given[name] = value if equals else "true"
     preset, machine = given.pop("preset", None), given.pop("plan", None)
     if preset is not None and preset not in presets:
@@ -163,6 +169,18 @@ def parse(settings, presets=None, argv=None, plan=None):
         plan(preset, s, machine)
         raise SystemExit(0)
     return s
+
+
+def is_switch(field, name):
+    """Whether a flag may stand without a value."""
+    return name == "plan" if field is None else isinstance(field.default, bool)
+
+
+def one_process():
+    """Stop if torchrun has started several of a program that does not divide its work: each would
+    do all of it, and write the same files."""
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        stop("this program is a single process: start it without torchrun")
 
 
 def convert(name, text, default):

@@ -298,10 +298,12 @@ def build(settings):
         stop("give one of these names, and --file=PATH where no file is named or you have it\n"
               + "\n".join(map(listed, DATASETS)))
 
+    paths = [] if on_hub else download(s.name) if not s.file else find_files(
+        s.file, SUFFIXES + TABLES)
+    refuse_own(paths, s.out)
+
     def read():
         nonlocal rows
-        paths = [] if on_hub else download(s.name) if not s.file else find_files(
-            s.file, SUFFIXES + TABLES)
         every = stream(s.name[4:], s.subset, s.part) if on_hub else (
             row for path in paths for row in read_rows(path, s.max_bytes, s.max_line))
         for row in itertools.islice(every, s.most or None):
@@ -325,6 +327,14 @@ def build(settings):
         for split, out in splits.items():
             records.write(Path(s.out) / f"{kind}_{split}.jsonl", out)
     return facts
+
+
+def refuse_own(paths, out):
+    """Stop if a file that is read would be replaced by what is written."""
+    written = {Path(out, f"{kind}_{split}.jsonl").resolve() for kind in FIELDS for split in SPLITS}
+    for path in paths:
+        if path.resolve() in written:
+            stop(f"{path} would be read, and replaced by what is written: choose another --out")
 
 
 def report(facts, out):

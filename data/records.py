@@ -22,6 +22,11 @@ from pathlib import Path
 
 from settings import stop
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 READ = {}  # file -> CRC-32 of its bytes, of the data that this run has read
 HUMAN, ASSISTANT = "Human:", "\n\nAssistant:"  # the turns of a chat, as hh-rlhf writes them
 
@@ -148,7 +153,8 @@ def read(path, kind, hint="python -m data.toy.world", needed=True):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8"))
+                # Windows puts a byte order mark before the first line
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 if b"\\u" in line:
                     UNICODE.encode(record).encode()
             except UnicodeDecodeError as e:
@@ -220,6 +226,34 @@ def make_folder(folder):
         stop(f"{folder} cannot be made ({error.strerror}): choose another --out")
     if not os.access(folder, os.W_OK):
         stop(f"{folder} cannot be written to: choose another --out")
+
+
+CLAIMED = {}  # path -> descriptor, of what `claim` has locked
+
+
+def claim(path):
+    """Stop if another program writes to this file or folder, else lock it for this one: two that
+    write to the same place would mix their logs and delete each other's states. A lock ends with
+    its program, however that ends. Without effect where a system has no locks."""
+    key = str(Path(path).resolve())
+    if fcntl is None or key in CLAIMED:
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        stop(f"another program is writing to {path}: wait until it has ended, or choose another "
+             "--out")
+    except OSError:  # some networks' folders
+        pass
+    CLAIMED[key] = number
+
+
+def release(path):
+    """Give back what `claim` has locked."""
+    if (number := CLAIMED.pop(str(Path(path).resolve()), None)) is not None:
+        os.close(number)
 
 
 @contextlib.contextmanager

@@ -259,12 +259,13 @@ def build(settings):
         stop("give --file=PATH: .txt files, JSON lines {\"text\"}, or a folder of them")
     tokenizer, out = load_tokenizer(s.tokenizer), Path(s.out)
     files = [path for path in find_files(s.file) if path.name != INDEX]
-    index = begin(s, tokenizer, files)
-    before, started = total(index, "tokens"), time.time()
     out.mkdir(parents=True, exist_ok=True)
+    records.claim(out)
     # Spawned, not forked: workers start the same way on every system.
     spawn = multiprocessing.get_context("spawn")
     try:
+        index = begin(s, tokenizer, files)
+        before, started = total(index, "tokens"), time.time()
         with (ctrl_c_noted() as noted,
               ProcessPoolExecutor(s.workers, spawn, start_worker, (s.tokenizer,)) as pool,
               tqdm(desc=s.out, initial=before, unit="tok", unit_scale=True) as bar):
@@ -279,6 +280,7 @@ def build(settings):
                     stop(f"{s.file}: no document, or none that is not empty")
                 records.write_json(out / INDEX, index)  # now the shard counts
     finally:
+        records.release(out)
         if not any(out.iterdir()):
             out.rmdir()
     return index, (total(index, "tokens") - before) / (time.time() - started)

@@ -126,6 +126,9 @@ GPT2_FILES = ("put vocab.bpe and encoder.json of https://openaipublic.blob.core.
               "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
 
 
+BYTES = {bytes([b]) for b in range(256)}
+
+
 def load_tokenizer(name, folder="."):
     """`gpt2` (tiktoken fetches it once), or a file: .tiktoken in tiktoken's own format, or .bpe as
     `packed` writes it."""
@@ -151,6 +154,10 @@ def of_tiktoken(source, name):
     """The tokenizer of a vocabulary file that was trained here. Raises ValueError."""
     ranks = {base64.b64decode(token): int(rank)
              for token, rank in (line.split() for line in source.splitlines() if line)}
+    # EOS takes the next rank, and tiktoken panics at a byte that it does not know.
+    if sorted(ranks.values()) != [*range(len(ranks))] or not ranks.keys() >= BYTES:
+        stop(f"{name} cannot be used: its ranks are not 0, 1, 2 ... without a gap, or one of the "
+             "256 single bytes is no token")
     encoding = tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks,
                                  special_tokens={EOS: len(ranks)})
     return Tokenizer(name, encoding, source)

@@ -44,6 +44,8 @@ class Settings(Computing):
     batch: int = 256  # rows sampled at once
     seed: int = 1  # of the sampling noise and of each prompt's K
 
+    RANKS = True
+
     def problem(self):
         if self.k_min > self.k_max:
             return f"--k_min={self.k_min} is more than --k_max={self.k_max}"
@@ -81,6 +83,7 @@ class Partial:
             world.print(f"{self.beside}*: of other settings, models or prompts, and not used")
         own.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(own, "a+b")
+        records.claim(own)
         self.file.truncate(length)  # removes half a line
         if not length:
             self.file.write(json.dumps(made_from).encode() + b"\n")
@@ -116,17 +119,20 @@ class Partial:
         self.world.barrier()
         for path in self.paths():
             path.unlink(missing_ok=True)  # another rank may have removed it
+        records.release(f"{self.beside}{self.world.rank}")
 
 
 def made_from(s, models, prompts):
-    """What samples depend on, as JSON: settings, weights, tokenizers and prompts."""
+    """What samples depend on, as JSON: settings, weights, tokenizers and prompts. Neither the batch
+    nor the device matters: after a lack of memory a run may go on with others."""
     weights = []
     for model, tokenizer in models:
         crc = 0
         for x in model.state_dict().values():
             crc = zlib.crc32(x.cpu().contiguous().numpy(), crc)
         weights.append([crc, tokenizer.fingerprint, tokenizer.template])
-    settings = {k: v for k, v in dataclasses.asdict(s).items() if k != "out"}
+    settings = {k: v for k, v in dataclasses.asdict(s).items()
+                if k not in ("out", "batch", "device")}
     return {"settings": settings, "models": weights,
             "prompts": zlib.crc32(json.dumps([p["prompt"] for p in prompts]).encode())}
 
@@ -172,13 +178,16 @@ def fitting_all(prompts, models, max_new_tokens, world):
 def main():
     s = parse(Settings)
     world = World(s.seed, s.device)
-    prompts = records.read(f"{s.data}/prompts_{s.split}.jsonl", "prompt")
+    source = f"{s.data}/prompts_{s.split}.jsonl"
+    out = s.out or f"{s.data}/completions_{s.split}.jsonl"
+    if Path(out).is_dir() or Path(out).resolve() == Path(source).resolve():
+        stop(f"--out={out}: expected a file to write, not a folder, and not the prompts themselves")
+    prompts = records.read(source, "prompt")
     prompts = prompts[: s.prompts or None]
     paths, weights = s.models.split(","), [float(w) for w in s.weights.split(",")]
     models = [load(path, {"GPT": GPT}, "python sft.py")[:2] for path in paths]
     precision(s.dtype, world, max(model.config.n_embd for model, _ in models))
     prompts = fitting_all(prompts, models, s.max_new_tokens, world)
-    out = s.out or f"{s.data}/completions_{s.split}.jsonl"
     records.make_folder(Path(out).parent)
     rng = random.Random(f"sample {s.seed}")
     todo = [[] for _ in paths]  # for each model: (prompt number, episode number, prompt text)

@@ -146,7 +146,7 @@ def load(path, classes, hint):
     pretrained.fill(model, pretrained.read_weights(path / meta["weights"]),
                      path / meta["weights"])
     tokenizer = load_tokenizer(meta["tokenizer"], path)
-    pretrained.match(tokenizer, model.config, path)
+    pretrained.match(tokenizer, model, path)
     if meta.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
         stop(f"{path}/{meta['tokenizer']} is not the tokenizer that the model was trained with: "
              f"run `{hint}` again")
@@ -155,10 +155,13 @@ def load(path, classes, hint):
 
 
 def load_for(tokenizer, path, classes, hint):
-    """The model of `load`, when it has to read another model's ids: stops if its tokenizer is not
-    this one."""
+    """The model of `load`, when it has to read another model's ids: stops if its tokenizer or its
+    prompt format is not this one."""
     model, own, _ = load(path, classes, hint)
     if own.fingerprint != tokenizer.fingerprint:
         stop(f"{path} has another tokenizer, {own.name}, than the model whose text it is to read, "
              f"{tokenizer.name}: both must begin with the same --init")
+    if own.template != tokenizer.template:
+        stop(f"{path} was trained on prompts in the format {own.template!r}, the model whose text "
+             f"it is to read on {tokenizer.template!r}: train one of them again")
     return model

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from settings import stop  # before torch
+from settings import one_process, stop  # before torch
 
 from data.tokenizer_json import pad_of, written
 from model import GPT, ScalarGPT
@@ -43,7 +43,8 @@ def export(model, tokenizer, folder, facts=None, chat=False):
 
     facts: the checkpoint.json of the model, for the model card.
     """
-    folder, temporary = Path(folder), Path(f"{folder}.writing")
+    folder = Path(folder)
+    temporary = Path(f"{folder}.writing")  # of the path: without a slash at its end
     if folder.is_file() or any(folder.glob("*")):
         refuse(folder, "is there already: choose another folder")
     save_file, scalar = safetensors_torch("export").save_file, hasattr(model, "score")
@@ -163,6 +164,7 @@ def card(model, tokenizer, name, facts, chat):
 
 def main(argv=None):
     """python -m runtime.huggingface export CHECKPOINT FOLDER [--chat]"""
+    one_process()
     words = sys.argv[1:] if argv is None else argv
     chat, words = "--chat" in words, [word for word in words if word != "--chat"]
     if len(words) != 3 or words[0] != "export":

@@ -134,7 +134,7 @@ def load(name, classes):
         model = classes[kind](classes[kind].config_class(**sizes))
     fill(model, weights, file, assign=True)
     tokenizer = find_tokenizer(folder, sizes["vocab_size"])
-    match(tokenizer, model.config, folder)
+    match(tokenizer, model, folder)
     return model, tokenizer, {"kind": kind, "settings": {}, "files": files}
 
 
@@ -250,12 +250,17 @@ def fill(model, weights, path, assign=False):
     model.load_state_dict(weights, assign=assign)
 
 
-def match(tokenizer, config, path):
+def match(tokenizer, model, path):
     """Stop if a tokenizer is not the model's. Some models round their vocabulary up to a multiple
-    of 128, or add a token for pads: ids that never occur in text."""
-    if not tokenizer.size <= config.vocab_size < tokenizer.size + 128:
-        refuse(path, f"knows {config.vocab_size} tokens, its tokenizer {tokenizer.size}: they do "
-                     "not belong together")
+    of 128, or add a token for pads. No text has these ids, and a sample must not have them either:
+    their rows are removed, so that the model gives all probability to real tokens."""
+    known, config, wte = tokenizer.size, model.config, model.transformer.wte
+    if not known <= config.vocab_size < known + 128:
+        refuse(path, f"knows {config.vocab_size} tokens, its tokenizer {known}: they do not belong "
+                     "together")
+    if known < config.vocab_size:
+        wte.weight = torch.nn.Parameter(wte.weight.detach()[:known].clone())
+        config.vocab_size = wte.num_embeddings = known
 
 
 def has_tokenizer(folder):

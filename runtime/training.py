@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from data import records
 from runtime import plan
-from runtime.checkpoint import forget, is_intact, made_from, refuse_others, remove, tidy, write
+from runtime.checkpoint import (LOADED, forget, is_intact, made_from, refuse_others, remove, tidy,
+                                write)
 from runtime.machine import keep_freed_memory
 from runtime.sharding import bare, load_into, placed_as_weights
 from runtime.states import leaves, read_shards, stand_ins, write_shards
@@ -76,15 +77,22 @@ class Training:
         self.hook, sys.excepthook = sys.excepthook, self.report
         self.handler = signal.signal(signal.SIGTERM, self.terminate)
         refuse_others(s.out)
+        if self.folder.resolve() in {Path(name).resolve() for name in LOADED}:
+            stop(f"--out={s.out} holds a model that this run reads, and would replace: choose "
+                 "another --out")
         resume = s.resume or float(world.sum(restarts())) > 0
         found = self.find(resume)
         if found == "checkpoint.json":
-            self.compare(json.loads((self.folder / found).read_text("utf-8")))
+            facts = json.loads((self.folder / found).read_text("utf-8"))
+            self.compare(facts)
+            self.compare_length(facts["settings"])
             world.print(f"{s.out} is finished: there is nothing to resume")
             self.close()
             raise SystemExit(0)
         if found:
             self.restore(found)
+            if self.step > steps:
+                stop(f"{s.out} has done {self.step} steps, and only {steps} are asked for")
             world.print(f"{s.out}: resumed at step {self.step} of {steps}")
         else:
             if resume:
@@ -161,6 +169,8 @@ class Training:
         or "" if there is neither; all ranks agree. Removes damaged states."""
         main, checkpoint = self.world.main, self.folder / "checkpoint.json"
         self.folder.mkdir(parents=True, exist_ok=True)
+        if main:
+            records.claim(self.folder)
         names = self.world.gather([[file.name for file in self.states()]])[0]
         if not resume:
             if names and main:
@@ -266,6 +276,13 @@ class Training:
                 stop(f"{name} has changed since {self.s.out} was started from it: put it back, or "
                      "leave --resume out to start again")
 
+    def compare_length(self, settings):
+        """Stop if a finished run is to go on: its states are gone. settings: the finished run's."""
+        done = settings.get("iterations")
+        if done is not None and done != self.s.iterations:
+            stop(f"{self.s.out} is finished, with --iterations={done}: only an interrupted run can "
+                 "be made longer; leave --resume out to start again")
+
     # ------------------------------------------------------------------------------------ faults
 
     def explain(self, error):
@@ -317,6 +334,7 @@ class Training:
     def close(self):
         """The end of the program: gives errors and signals back."""
         self.close_log()
+        records.release(self.folder)
         signal.signal(signal.SIGTERM, self.handler or signal.SIG_DFL)
         sys.excepthook = self.hook
         self.world.close()

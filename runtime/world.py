@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from kernels.noise import narrow
 from runtime.machine import keep_freed_memory
-from settings import THREADS
+from settings import THREADS, stop
 
 
 class World:
@@ -30,6 +30,9 @@ class World:
         local = int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and local >= (seen := torch.cuda.device_count()):
+            stop(f"rank {self.rank} needs GPU {local}, and PyTorch sees {seen}: --device=cpu, or "
+                 "with torchrun at most as many processes on a machine as it has GPUs")
         if device == "cuda":
             device = f"cuda:{local}"  # set_device needs the index
         self.device = torch.device(device)

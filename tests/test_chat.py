@@ -99,6 +99,8 @@ def test_a_checkpoint_keeps_its_template(made, policy, words, tmp_path, monkeypa
     out = run(tmp_path, monkeypatch, capsys, "m", "Who?", NEW)
     assert out == expected(policy, own, "Who?")[0][0] + "\n"
     assert out != expected(policy, words, "Who?")[0][0] + "\n"
+    with pytest.raises(SystemExit, match=r"rm was trained on prompts in the format '{prompt}\\n'"):
+        run(tmp_path, monkeypatch, capsys, "m", "Who?", f"--reward={made}/rm")
 
 
 def test_several_completions_with_their_scores(made, policy, words, monkeypatch, capsys):
@@ -178,6 +180,14 @@ def test_a_bad_prompt_is_one_line(made, monkeypatch, capsys, content, complaint)
         run(made, monkeypatch, capsys, "m", NEW)
     assert stop.value.code.startswith("error: ") and complaint in stop.value.code
     assert "\n" not in stop.value.code and capsys.readouterr().out == ""
+
+
+def test_without_any_stdin_a_prompt_is_asked_for(made, monkeypatch):
+    """`<&-`, or a service: Python has no sys.stdin then."""
+    monkeypatch.chdir(made)
+    monkeypatch.setattr(chat.sys, "stdin", None)
+    with pytest.raises(SystemExit, match="no terminal and no stdin: give the prompt in quotes"):
+        chat.main(["m"])
 
 
 def test_a_bad_prompt_is_a_failure_of_the_program(made):

@@ -3,6 +3,8 @@ import base64
 import itertools
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from data import records, tokenizer
 from data.batches import (Cut, TextRows, demonstration_rows, encode_prompt, encode_response,
                           fitting, response_mask, template)
+from demo import ROOT
 from helpers import masked
 
 TWO = [{"text": "a"}, {"text": "b", "ended": False}]
@@ -104,6 +107,29 @@ def test_damaged_facts_name_the_command_to_run_again(tmp_path, body):
     message = str(error.value)
     assert message.startswith(f"error: {tmp_path}/x.json is damaged (") and "\n" not in message
     assert message.endswith("delete it, and run `python do_this.py` again")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path):
+    """Windows' editors write one."""
+    marked = b"\xef\xbb\xbf" + json.dumps(VALID["prompt"]).encode()
+    assert read_lines(tmp_path, "prompt", marked, VALID["prompt"]) == [VALID["prompt"]] * 2
+
+
+@pytest.mark.skipif(records.fcntl is None, reason="a system without such locks")
+def test_a_place_is_written_to_by_one_program_at_a_time(tmp_path):
+    """The lock ends with its program, however that ends."""
+    program = "import sys; from data import records; records.claim(sys.argv[1]); print(1); input()"
+    other = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    assert other.stdout.readline() == "1\n"
+    with pytest.raises(SystemExit, match="another program is writing to .*choose another --out"):
+        records.claim(tmp_path)
+    other.kill()
+    other.wait()
+    records.claim(tmp_path)
+    records.claim(tmp_path)  # it is ours already
+    records.release(tmp_path)
+    assert str(tmp_path) not in records.CLAIMED
 
 
 # --------------------------------------------------------------------------------------- tokenizer
@@ -209,6 +235,29 @@ def test_a_saved_tokenizer_is_the_same(small, tmp_path):
     assert (again.eos, again.size) == (small.eos, small.size)
     with pytest.raises(SystemExit, match="no tokenizer .*: run `python -m data.toy.world` first"):
         tokenizer.load_tokenizer("tokenizer.tiktoken", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("change", [
+    {b"Z": None}, {b" at": None}, {b"again": 7}, {b"again": -1}, {b"again": 10**11}, None,
+], ids=["no byte Z", "a gap", "a rank twice", "negative", "huge", "empty"])
+def test_a_vocabulary_with_gaps_is_refused(tmp_path, small, change):
+    """EOS would get the id of a word: p50k_base, for one, has a gap."""
+    ranks = {base64.b64decode(t): int(n) for t, n in map(bytes.split, small.source.splitlines())}
+    assert {b"Z", b" at"} <= ranks.keys() and max(ranks.values()) > ranks[b" at"]
+    ranks = {**ranks, **change} if change else {}
+    (tmp_path / "v").write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(token), rank)
+                                          for token, rank in ranks.items() if rank is not None))
+    with pytest.raises(SystemExit, match="v cannot be used: its ranks are not 0, 1, 2 "):
+        tokenizer.load_tokenizer("v", tmp_path)
+
+
+def test_a_vocabulary_without_a_byte_is_refused(tmp_path, small):
+    """Even where the ranks have no gap: tiktoken panics at a text with it."""
+    lines = [line.split()[0] for line in small.source.splitlines()]
+    lines.remove(base64.b64encode(b"Z"))
+    (tmp_path / "v").write_bytes(b"".join(b"%s %d\n" % (t, i) for i, t in enumerate(lines)))
+    with pytest.raises(SystemExit, match="or one of the 256 single bytes is no token"):
+        tokenizer.load_tokenizer("v", tmp_path)
 
 
 # -------------------------------------------------------------------------------------------- rows

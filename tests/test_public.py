@@ -475,6 +475,21 @@ def test_what_is_replaced_is_told(tmp_path):
     assert [r["response"] for r in union(files, "demonstrations")] == ["yes"]
 
 
+def test_what_is_written_is_never_read(tmp_path):
+    """A second run on a folder that holds the first one's records would read each text twice, and
+    one on a file of records would replace it."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("One.")
+    run = lambda file: public.build(public.Settings(name="text", file=str(file), split_test=0.0,
+                                                    split_valid=0.0, out=str(tmp_path / "in")))
+    run(tmp_path / "in")
+    before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    for file in ("in", "in/text_train.jsonl"):
+        with pytest.raises(SystemExit, match="_t.*.jsonl would be read, and replaced"):
+            run(tmp_path / file)
+    assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+
+
 # -------------------------------------------------------------------------------------- errors
 
 @pytest.mark.parametrize("body, message", [
@@ -537,6 +552,14 @@ def test_a_bomb_takes_little_memory_with_the_settings_as_they_are(tmp_path):
     ("summarize", {"info": {"article": "a"}, "summaries": [{"text": "a"}], "choice": 0},
      "at least 2 completions, got 1"),
     ("webgpt", [], "expected a list of two answers, got []"),
+    ("webgpt", [dict(x, score=float("nan")) for x in answers("a", "b")],
+     "field 'score': expected int or float, got NaN"),
+    ("webgpt", [dict(x, score=True) for x in answers("a", "b")],
+     "field 'score': expected int or float, got true"),
+    ("webgpt", [answers("a", "b")[0], answers("a", "b", "How?")[1]],
+     "two answers to different questions"),
+    ("summarize", {"info": {}, "summaries": [], "choice": True},
+     "field 'choice': expected int, got true"),
     ("finegrained-qa", {"preference": [1, 2]}, "expected six of 0, 1, 2, got [1, 2]"),
     ("openassistant", {"prompt": {"text": "Q"}}, "no field 'replies'"),
     ("openassistant", {"prompt": message("Q", message("a", rank=-1), message("b", rank=0))},

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import harm
+from data import records
 from runtime import checkpoint
 from runtime import training
 from demo import ROOT, python
@@ -374,6 +375,30 @@ def test_a_longer_ppo_run_may_be_resumed(demo, whole_runs):
     assert_same(run, whole_runs["ppo"])
 
 
+def test_a_finished_ppo_run_is_not_made_longer(demo):
+    """Its states are gone; and no run has fewer iterations than it has done."""
+    run = interrupted(demo, "ppo", "done", 3, "--iterations=4")
+    code, output = run.ends("--resume", "--iterations=1")
+    assert code == 1 and "steps, and only 1 are asked for" in output, output
+    assert run.ends("--resume", "--iterations=4")[0] == 0
+    code, output = run.ends("--resume", "--iterations=5")
+    assert code == 1 and "is finished, with --iterations=4: only an interrupted run" in output
+
+
+def test_two_runs_do_not_write_to_one_folder(demo, whole_runs):
+    """The second one stops and touches nothing, whatever the first one has done so far."""
+    run = interrupted(demo, "sft", "shared", 3)
+    records.claim(run.folder)
+    before = {path: path.read_bytes() for path in run.folder.iterdir()}
+    for flags in [], ["--resume"]:
+        code, output = run.ends(*flags)
+        assert code == 1 and "another program is writing to " in output, output
+        assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+    records.release(run.folder)
+    assert run.ends("--resume")[0] == 0
+    assert_same(run, whole_runs["sft"])
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 def test_an_interrupted_demo_goes_on(tmp_path):
     """`make demo` passes --resume to the stage that has a state, and to no other; here python is
@@ -493,6 +518,15 @@ def test_samples_of_other_settings_or_prompts_are_not_taken(demo, prompts):
     assert (folder / "printed").read_text().count("not used") == 2
     assert (folder / "completions_train.jsonl").read_bytes() != expected
     assert not list(folder.glob("*partial*"))
+
+
+def test_samples_go_on_with_another_batch(demo, prompts):
+    """As after a lack of memory."""
+    folder, expected = prompts
+    assert ended(sampling(demo, folder, harms=[("kill_at_operation", 7)])) != 0
+    assert ended(sampling(demo, folder, "--batch=10")) == 0
+    assert "not used" not in (folder / "printed").read_text()
+    assert (folder / "completions_train.jsonl").read_bytes() == expected
 
 
 def test_two_ranks_are_killed_and_one_goes_on(demo, prompts):

@@ -262,6 +262,7 @@ def test_a_model_of_the_hub_is_evaluated(demo, tmp_path):
     ("--models=sft=out/sft,sft=out/ppo", "two models have the name sft"),
     ("--models=sft=out/sft,ppo=out/none", "out/none has no checkpoint"),
     ("--versus=sft", "--versus=sft: expected pairs with '/'"),
+    ("--versus=ppo/sft,ppoptx/sft", "there is no model ppoptx in --models="),
     ("--rm=out/sft", "out/sft is no reward model of ours: run `python reward.py`"),
 ])
 def test_what_cannot_be_evaluated_is_told_at_once(demo, monkeypatch, flag, complaint):
@@ -278,6 +279,27 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_sampled(
     monkeypatch.setattr(importlib.import_module("labels.sample"), "sample_rows", None)
     message = stops(monkeypatch, demo.folder, module, *flags, f"--out={tmp_path}/file/in/out")
     assert f"{tmp_path}/file/in" in message and "choose another --out" in message
+
+
+@pytest.mark.parametrize("out", ["out", "out/toy/../toy/prompts_train.jsonl"])
+def test_samples_never_replace_a_folder_or_the_prompts(demo, monkeypatch, out):
+    monkeypatch.setattr(importlib.import_module("labels.sample"), "sample_rows", None)
+    message = stops(monkeypatch, demo.folder, "labels.sample", "--max_new_tokens=4", f"--out={out}")
+    assert f"--out={out}: expected a file to write, not a folder, and not the prompts" in message
+
+
+@pytest.mark.parametrize("module, flags", [
+    ("sft", ["--out=out/base"]), ("reward", ["--out=out/init"]), ("ppo", ["--out=./out/rm/"]),
+    ("ppo", ["--out=out/toy/../init", "--ptx=0"])])
+def test_a_run_never_replaces_a_model_that_it_reads(demo, monkeypatch, module, flags):
+    message = stops(monkeypatch, demo.folder, module, *flags)
+    assert f"{flags[0]} holds a model that this run reads, and would replace" in message
+
+
+def test_a_gpu_that_is_not_there_is_told(demo, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert "rank 0 needs GPU 0, and PyTorch sees 0" in stops(monkeypatch, demo.folder, "sft",
+                                                             "--device=cuda")
 
 
 def test_the_exported_models_say_and_score_the_same_in_transformers(demo, tmp_path):

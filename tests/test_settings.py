@@ -68,12 +68,25 @@ def test_settings_from_the_command_line():
 @pytest.mark.parametrize("flag, complaint", [
     ("--steps=many", "--steps=many: expected int, like 3"), ("--steps=1.5", "expected int"),
     ("--on=perhaps", "expected bool"), ("--preset=small", "no preset 'small'; there are big"),
+    ("--name", "--name needs a value: --name=..., without a space"),
+    ("--steps", "--steps needs a value"), ("--preset", "--preset needs a value"),
     ("--zzzzzzzz=1", "unknown argument '--zzzzzzzz=1'; --help lists them all"),
 ])
 def test_a_wrong_value_says_what_was_expected(flag, complaint):
     with pytest.raises(SystemExit) as stop:
         parse(Example, {"big": {}}, [flag])
     assert complaint in str(stop.value.code)
+
+
+@pytest.mark.parametrize("script", ["sft", "reward", "ppo", "labels.sample", "labels.simulated",
+                                    "evaluate", "chat", "data.public", "data.shards"])
+def test_torchrun_starts_only_programs_that_share_their_work(script, monkeypatch):
+    """Of the others each rank would do all of it, and write the same files."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares = script in ("sft", "reward", "ppo", "labels.sample")
+    message = refused(script, "--no_such_flag=1")
+    assert ("unknown argument" if shares else "start it without torchrun") in message
 
 
 @pytest.mark.parametrize("script, flag, closest", [

@@ -430,6 +430,14 @@ def test_an_error_later_leaves_whole_shards_only(tmp_path, inline, vocabulary):
         ShardRows(tmp_path / "out", "train", load_tokenizer(vocabulary), 8)
 
 
+def test_only_one_program_writes_to_a_folder(tmp_path, inline, vocabulary, monkeypatch):
+    write_files(tmp_path / "in")
+    monkeypatch.setattr(shards, "begin", lambda *_: [shards.records.CLAIMED.clear(),
+                                                     shards.build(settings(tmp_path, vocabulary))])
+    with pytest.raises(SystemExit, match="another program is writing to .*out: wait until"):
+        shards.build(settings(tmp_path, vocabulary))
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(file=""), "give --file=PATH"), (dict(file="nowhere"), "no file nowhere"),
     (dict(tokenizer="nowhere"), "no tokenizer nowhere"),

@@ -609,6 +609,14 @@ def test_groups_hold_all_rows_and_no_more_tokens_than_said():
     assert [[lengths[i] for i in g] for g in groups] == [[40], [12], [9, 7], [7, 3], [2, 1, 1]]
 
 
+def test_equal_completions_count_half_in_training_too():
+    """Whichever a labeler prefers: the bar shows chance, not 0 %, as the held-out accuracy does."""
+    model = tiny_scalar()
+    _, right, _ = reward.train_step(model, Recorder(model), [([[1, 2, 3], [1, 2, 3]], [(0, 1)])],
+                                    0.1, rm_settings(), one_process())
+    assert right == 0.5
+
+
 def test_accuracy_by_hand():
     """Of all pairs, not of all prompts; an equal score is half right."""
     two, four = ([None] * 2, [(0, 1)]), ([None] * 3, [(0, 1), (0, 2), (1, 2)])

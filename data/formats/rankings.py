@@ -101,7 +101,9 @@ def webgpt(row):
                 "score": take(row, f"score_{i}", (int, float))} for i in (0, 1)]
     if not isinstance(row, list) or len(row) != 2:
         raise Bad(f"expected a list of two answers, got {records.shorten(row)}")
-    question = take(take(row[0], "question", dict), "full_text")
+    question, other = (take(take(answer, "question", dict), "full_text") for answer in row)
+    if question != other:
+        raise Bad("two answers to different questions")
     scores = [take(answer, "score", (int, float)) for answer in row]
     yield ranking(question, [take(answer, "answer") for answer in row], ranks_of(scores))
 

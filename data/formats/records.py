@@ -22,10 +22,12 @@ def take(row, field, kind=str):
         raise Bad(f"expected a JSON object, got {records.shorten(row)}")
     if field not in row:
         raise Bad(f"no field {field!r}; there are {', '.join(row) or 'none'}")
-    if not isinstance(row[field], kind):
-        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise Bad(f"field {field!r}: expected {names}, got {records.shorten(row[field])}")
-    return row[field]
+    value, kinds = row[field], kind if isinstance(kind, tuple) else (kind,)
+    odd = isinstance(value, bool) and bool not in kinds or value != value  # True is an int; NaN
+    if odd or not isinstance(value, kinds):
+        names = " or ".join(k.__name__ for k in kinds)
+        raise Bad(f"field {field!r}: expected {names}, got {records.shorten(value)}")
+    return value
 
 
 def trimmed(text):
