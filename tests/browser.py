@@ -62,7 +62,7 @@ class Page:
         self.port, self.process = port, None
         self.start()
 
-    def start(self, seconds=60):
+    def start(self, seconds=180):
         """Start it, and wait for its address. A restart takes the same port."""
         self.log = self.folder / "page.log"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -436,7 +436,7 @@ def kept(page):
 
 
 def killed_under_load(tmp_path, kills, labelers=6):
-    rows = write_rows(tmp_path / "rows.jsonl", some(40 * (kills + 5), 4))
+    rows = write_rows(tmp_path / "rows.jsonl", some(25 * (kills + 5), 4))
     rng = random.Random(0)
     with Page(tmp_path, f"--completions={rows}", "--prompts=0", "--twice=0.2") as page:
         store = Store(page.out / "labels.db")
