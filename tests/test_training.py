@@ -101,6 +101,7 @@ def test_a_rank_takes_the_gpu_of_its_number(monkeypatch):
     from torch.cuda._utils import _get_device_index
     taken = []
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda d: taken.append(_get_device_index(d)))
     assert str(World(0, "cuda").device) == str(World(0, "cuda:3").device) == "cuda:3"
     assert str(World(0, "cuda:1").device) == "cuda:1" and str(World(0, "cpu").device) == "cpu"
