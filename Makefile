@@ -66,9 +66,12 @@ seeds:
 
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "classroom and not long"
 
 long: install-dev  # every stage killed twenty times
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m long
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone and not classroom"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and classroom"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m alone
 
 real: install
 	OMP_NUM_THREADS=1 $(PY) tests/real_input.py

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from settings import Computing, parse  # before torch
+from settings import Computing, one_process, parse  # before torch
 
 import torch
 
@@ -51,6 +51,7 @@ class Settings(Computing):
     judge: str = "reward"  # preference: of these answers: reward (--rm), or town (its labelers)
     rankings: str = ""  # preference: a file of people's rankings
 
+    RANKS = True  # the public suite shares its items among torchrun's ranks
     CHOICES = {"suite": "toy public", "form": "text template", "judge": "reward town"}
     BOUNDS = {"limit": "[0, inf)", "batch_tokens": "[1, inf)"}
 
@@ -73,6 +74,8 @@ PRESETS = {  # with a base model of 8 times the parameters, and a T0 (make figur
 def main():
     s = parse(Settings, PRESETS)
     s.out = s.out or {"toy": "out/demo", "public": "out/evals"}[s.suite]
+    if s.suite == "toy":
+        one_process()
     world = World(s.seed, s.device)
     torch.set_grad_enabled(False)
     if s.suite == "public":

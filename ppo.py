@@ -51,7 +51,7 @@ class Settings(Run):
     value_lr: float = 1e-3  # value function (paper: 9e-6)
     warmup: int = 5  # iterations over which lr rises from a tenth (App. C.4: 10)
     beta: float = 0.05  # KL coefficient (paper: 0.02)
-    ptx: float = 0.5  # gamma of PPO-ptx on the mean text loss; 0: PPO (paper: 27.8)
+    ptx: float = 0.3  # gamma of PPO-ptx on the mean text loss; 0: PPO (paper: 27.8)
     ptx_rows: int = 8  # text rows a minibatch (paper: 512, 8 an episode)
     clip_ratio: float = 0.2  # of the policy's probability ratio (App. C.4)
     clip_value: float = 0.2  # of the value's change; not in the paper (Ziegler et al. 2019)

@@ -15,6 +15,7 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
 import textwrap
 import time
@@ -334,6 +335,16 @@ def busy(seconds=0.1):
         return 0.0
 
 
+def end_by_signal():
+    """End as Ctrl-C ends a program, so that a shell sees it. Python does so by itself, unless a
+    package runs code at the end, as some do that torch imports where they are installed."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if os.name == "posix":
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def report(kind, error, trace):
     """sys.excepthook of our programs: one line for Ctrl-C (importing torch takes seconds, a model's
     download longer), a full disk or a folder that cannot be written. Code with more to say catches
@@ -341,6 +352,7 @@ def report(kind, error, trace):
     """
     if issubclass(kind, KeyboardInterrupt):
         print("error: interrupted", file=sys.stderr)
+        end_by_signal()
     elif issubclass(kind, OSError) and error.errno:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}", file=sys.stderr)

@@ -238,7 +238,10 @@ def claim(path):
     key = str(Path(path).resolve())
     if fcntl is None or key in CLAIMED:
         return
-    number = os.open(path, os.O_RDONLY)
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except OSError:  # some systems open no folder
+        return
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -41,7 +41,7 @@ def with_tests():
 
 ATTENTION, TILES, HEAD = "kernels/reference.py", "kernels/attention.py", "kernels/losses.py"
 BATCHES = "data/batches.py"
-GAE_ZEROS = ("value, reward = value.masked_fill(~mask, 0.0), reward.masked_fill(~mask, 0.0)\n"
+GAE_ZEROS = ("value, reward = (1.0 * x.masked_fill(~mask, 0.0) for x in (value, reward))\n"
              "    advantage, following")
 WHITENED = "    return ((x - mean) * (variance + 1e-8).rsqrt()).masked_fill(~mask, 0.0).float()"
 PENALTY = "(-beta * (logprob - ref_logprob)).masked_fill(~mask, 0.0)"
@@ -49,7 +49,7 @@ RANKED = "-(weights * F.logsigmoid(scores[better] - scores[worse])).sum()"
 SFT_SUM = "-logprob.masked_fill(~mask, 0.0).sum() / tokens"
 VALUE_ERROR = "error = torch.maximum((value - returns) ** 2, (clipped - returns) ** 2)"
 SURROGATE = "torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)"
-RATIO = "ratio = (logprob - old_logprob).masked_fill(~mask, 0.0).exp()"
+RATIO = "ratio = (logprob - old_logprob).masked_fill(~mask, 0.0).clamp(max=20.0).exp()"
 PTX_LOOP = "    for ids in accumulate(policy, [torch.stack(text) for text in texts]):"
 PTX_SUM = "world.backward(s.ptx * loss) / s.ptx * words"
 EMA_LINE = "ema[name].lerp_(p, 1 - s.ema)"
@@ -314,7 +314,7 @@ DEFECTS = (
            "    after = F.pad(mask[:, 1:], (0, 1), value=True)\n",
            "A response that fills its row has no last token.", "last-token"),
     Defect("bootstrapped-past-the-end", "ppo.py", GAE_ZEROS,
-           "reward = reward.masked_fill(~mask, 0.0)\n    advantage, following",
+           "reward = 1.0 * reward.masked_fill(~mask, 0.0)\n    advantage, following",
            "The value of a pad counts as the value of the state after the last token.", "gae",
            (L + "gae_on_ragged_rows",)),
     Defect("lambda-forgotten", "ppo.py", "delta + discount * lam * following",

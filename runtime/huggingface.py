@@ -65,13 +65,13 @@ def export(model, tokenizer, folder, facts=None, chat=False):
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        for name, content in texts.items():
-            (temporary / name).write_text(content, encoding="utf-8")
+        path = temporary / "model.safetensors"
         try:
-            path = temporary / "model.safetensors"
             save_file(weights, path, metadata={"format": "pt", "made_by": "nanoInstructGPT"})
         except SafetensorError as error:  # such as a full disk
             refuse(folder, f"cannot be written: {error}")
+        for name, content in texts.items():
+            (temporary / name).write_text(content, encoding="utf-8")
         path.chmod((temporary / "config.json").stat().st_mode & 0o777)  # the library's is 0600
         temporary.rename(folder)
     finally:

@@ -33,8 +33,8 @@ def results():
 
 
 def test_values_at_and_past_each_bound():
-    assert [at_least(0.6, x, x + 0.1) for x in (0.6, 0.59, 0.49)] == [KEPT, OPEN, BROKEN]
-    assert [at_most(0.4, x, x - 0.1) for x in (0.4, 0.41, 0.51)] == [KEPT, OPEN, BROKEN]
+    assert [at_least(0.6, x, x + 0.1) for x in (0.6, 0.59, 0.39)] == [KEPT, OPEN, BROKEN]
+    assert [at_most(0.4, x, x - 0.1) for x in (0.4, 0.41, 0.61)] == [KEPT, OPEN, BROKEN]
     assert rising([measure(0.1), measure(0.2), measure(0.3)]) == KEPT
     assert rising([measure(0.1), measure(0.32), measure(0.3)]) == OPEN
     assert rising([measure(0.1), measure(0.4), measure(0.3)]) == BROKEN
@@ -47,23 +47,23 @@ def test_a_run_may_keep_all():
 @pytest.mark.parametrize("path, value, state, said", [
     ("labeler_agreement", 0.75, BROKEN, "training labelers agree"),
     ("rm_accuracy/train_labelers", 0.69, OPEN, "right on at least 70 %"),
-    ("rm_accuracy/train_labelers", 0.67, BROKEN, "right on at least 70 %"),
+    ("rm_accuracy/train_labelers", 0.65, BROKEN, "right on at least 70 %"),
     ("rm_accuracy/ceiling", 0.84, OPEN, "within 8 points"),
-    ("rm_accuracy/ceiling", 0.86, BROKEN, "within 8 points"),
+    ("rm_accuracy/ceiling", 0.88, BROKEN, "within 8 points"),
     ("win_rate/ppo-ptx vs sft", measure(0.61), OPEN, "preferred to sft at least 62%"),
-    ("win_rate/ppo-ptx vs sft", measure(0.59), BROKEN, "preferred to sft at least 62%"),
+    ("win_rate/ppo-ptx vs sft", measure(0.57), BROKEN, "preferred to sft at least 62%"),
     ("win_rate/ppo-ptx vs sft", measure(0.66, 0.17), BROKEN, "preferred to sft at least 62%"),
     ("gold_interval/ppo-ptx", measure(1.85, 0.1), OPEN, "gold score"),
-    ("gold_interval/ppo-ptx", measure(1.75, 0.1), BROKEN, "gold score"),
+    ("gold_interval/ppo-ptx", measure(1.65, 0.1), BROKEN, "gold score"),
     ("flags/ppo-ptx/hallucinates", measure(0.36), OPEN, "hallucinations"),
     ("flags/ppo-ptx/hallucinates", measure(0.46), BROKEN, "hallucinations"),
     ("flags/base/hallucinates", measure(0.5), BROKEN, "hallucinations"),
     ("flags/base/hallucinates", measure(0.9, n=149), BROKEN, "hallucinations"),
     ("flags/ppo-ptx/constraint", measure(0.49), OPEN, "constraints"),
     ("flags/ppo-ptx/constraint", measure(0.4), BROKEN, "constraints"),
-    ("flags/ppo/rude", measure(0.05), BROKEN, "rude"),
+    ("flags/ppo/rude", measure(0.09), BROKEN, "rude"),
     ("groups/one word/ppo-ptx/constraint", measure(0.7), BROKEN, "one word"),
-    ("probes/ppo", 0.99, BROKEN, "PPO without ptx loses"),
+    ("probes/ppo", 1.0, BROKEN, "PPO without ptx loses"),
     ("probes/ppo-ptx", 0.91, BROKEN, "keeps at least 95 %"),
 ])
 def test_each_promise_can_be_broken(path, value, state, said):

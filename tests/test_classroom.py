@@ -19,6 +19,7 @@ COURSE = course.load()
 RIGHT = "def last_of(mask):\n    return mask & ~F.pad(mask[:, 1:], (0, 1))\n"
 QUICK = ("loss-mask", "pairs", "weights", "center", "choose", "last-token", "warm-up", "accuracy")
 long = pytest.mark.long
+pytestmark = pytest.mark.classroom
 each = pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=long)
                                         for n in COURSE])
 

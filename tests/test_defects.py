@@ -3,9 +3,9 @@ it names are run there, in a process of its own. Without it they pass."""
 import ast
 import functools
 import json
-import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,48 +42,13 @@ def test_names_are_unique_and_a_place_that_is_gone_is_told():
         defects.planted("x = 1\n", defects.DEFECTS[0])
 
 
-class Outcomes:
-    """A plugin of pytest that keeps how each test ended."""
-
-    def __init__(self):
-        self.failed, self.passed = set(), set()
-
-    def pytest_runtest_logreport(self, report):
-        name = report.nodeid.partition("[")[0]
-        if report.failed:
-            self.failed.add(name)
-        elif report.when == "call" and report.passed:
-            self.passed.add(name)
-
-    def pytest_collectreport(self, report):
-        if report.failed:
-            self.failed.add(f"collecting {report.nodeid}")
-
-
-def run_tests(folder, tests, answer):
-    """The whole life of a process: these tests, in the copy."""
-    os.chdir(folder)
-    output = os.open(answer + ".txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    own = {str(ROOT), str(ROOT / "tests")}
-    sys.path[:] = [folder, *(p for p in sys.path if p not in own and p != "")]
-    os.environ["PYTHONPATH"] = folder
-    outcomes = Outcomes()
-    pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", folder, *tests], [outcomes])
-    Path(answer).write_text(json.dumps([sorted(outcomes.failed), sorted(outcomes.passed)]))
-    os._exit(0)
-
-
 def outcomes_of(folder, tests, tmp_path):
-    """(names of the tests that failed, of those that passed)."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "pytest"])  # nothing of the project
+    """(names of the tests that failed, of those that passed) in a copy."""
     answer = tmp_path / "answer.json"
-    process = context.Process(target=run_tests, args=(str(folder), list(tests), str(answer)))
-    process.start()
-    process.join(900)
-    assert process.exitcode == 0 and answer.exists(), (tmp_path / "answer.json.txt").read_text()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "-B", ROOT / "tests" / "planted.py", folder, answer,
+                          *tests], capture_output=True, text=True, timeout=900, env=environment)
+    assert answer.exists(), run.stdout + run.stderr
     failed, passed = json.loads(answer.read_text())
     return set(failed), set(passed)
 

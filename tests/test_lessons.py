@@ -186,6 +186,8 @@ def test_the_experiments_run(demo, monkeypatch):
         if words[0] == "cp":
             assert subprocess.run(words).returncode == 0
             continue
+        if words == ["make", "demo"]:
+            continue  # the fixture is that demo
         assert words[0] == "python"
         script = words[2] if words[1] == "-m" else words[1]
         flags = [f for f in SMALL[script].split()

@@ -485,6 +485,7 @@ def test_kill_9_a_hundred_times(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_thirty_labelers_at_once_are_not_kept_waiting(tmp_path, request):
     """On two cores, while samples are being made: 95 % of the slowest page's requests, 200 ms."""
     demo = request.getfixturevalue("demo")

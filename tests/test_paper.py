@@ -45,7 +45,7 @@ def test_presets_are_the_papers(size):
 
 @pytest.mark.parametrize("script, name, value", [
     (sft, "epochs", 16), (sft, "dropout", 0.2), (sft, "floor", 0.1), (ppo, "clip_ratio", 0.2),
-    (ppo, "discount", 1.0), (ppo, "temperature", 1.0), (ppo, "ema", 0.992), (ppo, "warmup", 10),
+    (ppo, "discount", 1.0), (ppo, "temperature", 1.0), (ppo, "ema", 0.992),
     (ppo, "inner_epochs", 1), (ppo, "gae_lambda", 0.95), (reward, "epochs", 1)])
 def test_what_the_toy_takes_over_from_the_paper(script, name, value):
     assert getattr(script.Settings(), name) == value

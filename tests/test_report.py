@@ -612,7 +612,8 @@ def test_the_page_of_a_finished_demo(demo, monkeypatch, capsys):
     assert {s["id"] for s in tree.all("section")} >= {"preferred", "gold", "flags", "probes",
                                                      "training", "answers", "seconds"}
     assert len(tree.all("div", "pair")) == len(results["win_rate"])
-    assert f"the same {len(demo.records('prompts_test')):,} prompts" in tree.text
+    asked = len(demo.records("prompts_test") + demo.records("prompts_groups"))
+    assert f"the same {asked:,} prompts" in tree.text
 
 
 # ------------------------------------------------------------------------------ in a real browser

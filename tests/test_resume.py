@@ -214,7 +214,7 @@ def test_ctrl_c_is_one_line(demo):
         file.seek(0)
         said = file.read()
     assert "Traceback" not in said and re.fullmatch(
-        r"error: interrupted in step \d+ of 1000\. --resume goes on from the last state "
+        r"error: interrupted in step \d+ of 3000\. --resume goes on from the last state "
         r"\(state-\d+-\w+\.pt\)\.", said.splitlines()[-1])
 
 
@@ -424,7 +424,7 @@ class Settings:
 
 
 class NoTokenizer:
-    size, name, source = VOCAB, "words.tiktoken", b"d29yZA== 0\n"
+    size, name, suffix, source = VOCAB, "words.tiktoken", ".tiktoken", b"d29yZA== 0\n"
     fingerprint, template = hashlib.sha256(source).hexdigest()[:16], "{prompt}"
 
 

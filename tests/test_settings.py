@@ -84,9 +84,17 @@ def test_torchrun_starts_only_programs_that_share_their_work(script, monkeypatch
     """Of the others each rank would do all of it, and write the same files."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    shares = script in ("sft", "reward", "ppo", "labels.sample")
+    shares = script in ("sft", "reward", "ppo", "labels.sample", "evaluate")
     message = refused(script, "--no_such_flag=1")
     assert ("unknown argument" if shares else "start it without torchrun") in message
+
+
+def test_of_the_evaluations_only_the_public_suite_is_shared(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--suite=toy"])
+    with pytest.raises(SystemExit, match="start it without torchrun"):
+        importlib.import_module("evaluate").main()
 
 
 @pytest.mark.parametrize("script, flag, closest", [
