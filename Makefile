@@ -6,6 +6,7 @@
 # make seeds     the demo in three worlds, and the mean of their results
 # make demo IN=runs/mine SEED=7    in a folder of its own, with other seeds
 # make long      every stage killed twenty times, each time resumed to the same bits
+# make proofs    each planted defect turns its tests red; the lessons' commands; sixty rankings
 # make real      the commands of docs/data.md on real data, and what they promise
 # make bench     our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
@@ -17,10 +18,13 @@ BIG := --n_layer=4 --n_head=8 --n_embd=384 --lr=2e-3
 TEMPLATED := --data=out/toy/templated --epochs=1
 DEMO := out/demo
 
+PROOFS := tests/test_defects.py tests/test_lessons.py tests/test_eval_long.py \
+	tests/test_page_browser.py
+
 BENCH ?= --threads=1
 WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core
 
-.PHONY: demo label mine figures seeds test long real bench check clean install install-dev
+.PHONY: demo label mine figures seeds test long proofs real bench check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,script or module and its settings)
 # Where an interrupted run has left a state, --resume goes on from it.
@@ -69,8 +73,12 @@ test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "classroom and not long"
 
 long: install-dev  # every stage killed twenty times
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone and not classroom"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone and not classroom" \
+		$(addprefix --ignore=,$(PROOFS))
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and classroom"
+
+proofs: install-dev demo  # planted defects, the classroom's week, your taste learned, a busy page
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone" $(PROOFS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m alone
 
 real: install

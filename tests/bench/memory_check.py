@@ -66,9 +66,10 @@ def make_data(folder, T, rows=20):
 def flags_of(script, name, size, rows, saving):
     """A few steps of `rows` rows, or as many prompts with their completions."""
     T, layers, heads, width = size
-    flags = {"sft": ["--preset=base", "--init=scratch", "--epochs=1", f"--block_size={T}",
-                     f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}",
-                     f"--out=out/{name}", f"--batch={rows}", f"--micro_batch={rows}"],
+    flags = {"sft": ["--preset=base", "--optimizer=adamw", "--init=scratch", "--epochs=1",
+                     f"--block_size={T}", f"--n_layer={layers}", f"--n_head={heads}",
+                     f"--n_embd={width}", f"--out=out/{name}", f"--batch={rows}",
+                     f"--micro_batch={rows}"],
              "reward": [f"--init=out/{name}", f"--out=out/{name}-rm", "--batch=4",
                         f"--micro_batch={max(1, rows // 4)}"],
              "ppo": [f"--init=out/{name}", f"--reward=out/{name}-rm", f"--out=out/{name}-ppo",
