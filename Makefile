@@ -19,7 +19,7 @@ TEMPLATED := --data=out/toy/templated --epochs=1
 DEMO := out/demo
 
 PROOFS := tests/test_defects.py tests/test_lessons.py tests/test_eval_long.py \
-	tests/test_page_browser.py
+	tests/test_page_browser.py tests/test_plan.py
 
 BENCH ?= --threads=1
 WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core
