@@ -336,8 +336,8 @@ def busy(seconds=0.1):
 
 
 def end_by_signal():
-    """End as Ctrl-C ends a program, so that a shell sees it. Python does so by itself, unless a
-    package runs code at the end, as some do that torch imports where they are installed."""
+    """End as Ctrl-C ends a program, so that a shell sees it. Python does so by itself, but its exit
+    code is 1 once torch has met the package tabulate, which sacrebleu brings along."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if os.name == "posix":

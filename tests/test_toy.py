@@ -191,7 +191,7 @@ GOLD = [  # type, task, response, gold score by hand
     ("who", dict(attribute="pet", value="dog"), [
         ("Bert has a dog.", 3), ("The pet of Bert is a dog.", 3), ("Anna has a dog.", 1 - 1.5),
         ("Bert wears blue.", 1), ("dog.", 0)]),
-    ("same", dict(names=["Anna", "Bert"], attribute="pet", value="cat"), [
+    ("verify", dict(names=["Anna", "Bert"], attribute="pet", value="cat"), [
         ("true.", 4), ("false.", 2), ("true and false.", 1), ("Anna has a cat.", 0)]),
 ]
 
@@ -329,7 +329,7 @@ def test_groups_have_what_they_are_called(built):
     types = {g: {r["task"]["type"] for r in rows} for g, rows in groups.items()}
     assert types["closed domain"] == {"sum_up", "find", "pick"}
     assert types["false premise"] == {"premise"} and types["not in the text"] == {"find"}
-    assert types["kinds held back"] == {"repeat", "last", "who", "same"}
+    assert types["kinds held back"] == {"repeat", "last", "who", "verify"}
     assert all("in one word" in r["prompt"] for r in groups["one word"])
     t = town.Town(0)
     assert all(tasks.good(random.Random(0), t, r["task"], 0) == town.UNKNOWN

@@ -194,7 +194,7 @@ def who_check(town, task, response):
     return bool(set(words(response)) & set(NAMES)), right, None
 
 
-def same(rng, town):
+def verify(rng, town):
     n, m = rng.sample(NAMES, 2)
     a = rng.choice(list(VALUES))
     v = town.facts[n][a] if rng.random() < 0.5 else rng.choice(VALUES[a])
@@ -203,11 +203,12 @@ def same(rng, town):
         f"{DENIALS[a].format(n=m, v=v)}")
 
 
-def same_good(rng, town, task):
+def verify_good(rng, town, task):
     (n, m), a, v = task["names"], task["attribute"], task["value"]
     return "true." if town.facts[n][a] == v and town.facts[m][a] != v else "false."
 
 
-def same_check(town, task, response):
+def verify_check(town, task, response):
     said = [w for w in words(response) if w in ("true", "false")]
-    return bool(said), float(said == words(same_good(None, town, task))), len(words(response)) == 1
+    right = words(verify_good(None, town, task))
+    return bool(said), float(said == right), len(words(response)) == 1

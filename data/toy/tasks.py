@@ -27,7 +27,7 @@ CATEGORIES = {
     "closed_qa": (2.6, {"find": 1}),
     "extract": (1.9, {"pick": 1}),
 }
-HELD_BACK = {"repeat": 1, "last": 1, "who": 1, "same": 1}  # types that no feedback shows
+HELD_BACK = {"repeat": 1, "last": 1, "who": 1, "verify": 1}  # types that no feedback shows
 FEW_SHOT = ("ask", "name", "tone", "say", "please", "put")  # short enough to show examples of
 GROUNDED = ("sum_up", "find", "pick")  # the answer may use nothing that the prompt does not say
 

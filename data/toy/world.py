@@ -22,7 +22,7 @@ from data import records
 from data.batches import encode_prompt
 from data.tokenizer import load_tokenizer, train_bpe
 from data.toy.reading import ABOUT_STORY
-from data.toy.tasks import CATEGORIES, FEW_SHOT, GROUNDED, TYPES, good, make
+from data.toy.tasks import CATEGORIES, FEW_SHOT, GROUNDED, HELD_BACK, TYPES, good, make
 from data.toy.text import document, few_shot
 from data.toy.town import NAMES, STATEMENTS, VALUES, Town, beyond
 
@@ -121,7 +121,7 @@ GROUPS = {  # which tasks; in a file of their own, so that there are enough of e
     "not in the text": lambda task: task["type"] == "find" and not task["said"],
     "one word": lambda task: task.get("brief", False),
     "false premise": lambda task: task["type"] == "premise",
-    "kinds held back": lambda task: True,
+    "kinds held back": lambda task: task["type"] in HELD_BACK,
     "second language": lambda task: True,
 }
 
@@ -129,15 +129,14 @@ GROUPS = {  # which tasks; in a file of their own, so that there are enough of e
 def grouped(rng, town, size, fits):
     """`size` prompts of each of GROUPS, all different, with the shares that they have elsewhere."""
     shares, seen = [share for share, _ in CATEGORIES.values()], set()
-    for group, asks in GROUPS.items():
-        own = 0
+    for group, belongs in GROUPS.items():
+        own, held_back = 0, group == "kinds held back"
         while own < size:
-            held, there = group == "kinds held back", group == "second language"
-            category = "held_back" if held else rng.choices(list(CATEGORIES), shares)[0]
+            category = "held_back" if held_back else rng.choices(list(CATEGORIES), shares)[0]
             task, prompt = make(rng, town, category)
-            if there:
+            if group == "second language":
                 task, prompt = {**task, "language": "beyond"}, beyond(prompt)
-            if asks(task) and prompt not in seen and fits(prompt):
+            if belongs(task) and prompt not in seen and fits(prompt):
                 own += 1
                 seen.add(prompt)
                 yield {"prompt": prompt, "category": category, "kind": "plain", "group": group,
