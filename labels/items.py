@@ -31,14 +31,22 @@ def most_different(texts, k):
     return [texts[i] for i in sorted(chosen)]
 
 
+def bounds(s):
+    """How many different outputs an item has, at least and at most. An evaluation takes what there
+    is: it must not choose among the models."""
+    least, most = (2, LETTERS) if s.priority == "truthful" else (s.k_min, min(s.k_max, LETTERS))
+    return (least if "rank" in s.task else 1), most
+
+
 def make_item(record, number, s):
     """A record with a prompt, and completions unless it is to be demonstrated, -> an item, or None
     where nothing can be compared. s: settings of labels/page.py."""
     texts = list(dict.fromkeys(c["text"] for c in record.get("completions", [])))
     task = s.task if "completions" in record else "demonstrate"
     if task != "demonstrate":
-        texts = most_different(texts, min(s.k_max, LETTERS))
-        if len(texts) < (s.k_min if "rank" in task else 1):
+        least, most = bounds(s)
+        texts = most_different(texts, most)
+        if len(texts) < least:
             return None
         record = {**record, "completions": [c for c in record["completions"]
                                             if c["text"] in texts]}

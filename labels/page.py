@@ -108,7 +108,7 @@ class Filling:
         made, left = items.make_items(rows, self.s)
         new = self.store.add_items(made)
         self.state = f"{new} new prompts to label" + (
-            f"; {left} have fewer than {self.s.k_min} different outputs" if left else "")
+            f"; {left} have fewer than {items.bounds(self.s)[0]} different outputs" if left else "")
 
     def sample(self):
         """Run labels/sample.py on the chosen prompts, at low priority; then add the items."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from data import records
+from evals import preference
 from labels import agreement, exporting, forms, items, overview
 from labels.showing import shown, turns
 from labels.store import Store
@@ -322,6 +323,47 @@ def test_evaluations_with_truth_first_are_no_training_data(tmp_path, clock):
     out = exporting.export(store)
     assert [name for name, rows in out.items() if rows] == ["evaluation"]
     assert out["evaluation"][0]["priority"] == "truthful"
+
+
+def test_an_evaluation_shows_every_output_of_every_model(tmp_path, clock):
+    texts = ["the same", "the same", "nearly the same", "nearly the same, too", "x"]
+    row = {"prompt": "p", "completions": [{"text": t, "model": f"m{i}", "ended": True}
+                                          for i, t in enumerate(texts)]}
+    two = {"prompt": "q", "completions": row["completions"][1:3]}
+    one = {"prompt": "r", "completions": row["completions"][:2]}
+    few = settings(k_min=3, k_max=3, priority="truthful")
+    made, none = items.make_items([row, two, one], few)
+    assert [m["texts"] for m in made] == [texts[1:], texts[1:3]] and none == 1
+    few.priority = "helpful"
+    made, none = items.make_items([row, two, one], few)
+    assert [len(m["texts"]) for m in made] == [3] and none == 2
+
+
+def test_evaluate_reads_an_evaluation_as_it_is(tmp_path, clock):
+    """Win rates, scores and flags by hand: a wins once, loses once, and ties with itself once."""
+    rows = [{"prompt": f"p{i}", "category": "closed_qa", "completions": [
+        {"text": a, "model": "a", "ended": True}, {"text": b, "model": "b", "ended": True},
+        {"text": "bad", "model": "c", "ended": True}]}
+        for i, (a, b) in enumerate([("good", "poor"), ("poor", "good"), ("good", "good")])]
+    store, who = filled(tmp_path, clock, rows, priority="truthful", task="rate_rank")
+    rank_of, likert_of = {"good": 1, "poor": 2, "bad": 3}, {"good": 6, "poor": 3, "bad": 1}
+    while number := store.next_for(who["a"]):
+        outputs = store.outputs(store.assignment(number, who["a"])["item"], who["a"])
+        for o in outputs:
+            store.answer(number, "rating", {
+                "assignment": number, "output": o["id"], "likert": likert_of[o["text"]], "flags":
+                json.dumps({"hallucination": o["text"] == "poor"}), "note": "", "seconds": 1.0},
+                False)
+        store.answer(number, "ranking", {
+            "assignment": number, "note": "", "seconds": 1.0, "ranks": json.dumps(
+                {o["id"]: rank_of[o["text"]] for o in outputs})}, True)
+    exporting.write(store, tmp_path / "records")
+    found = preference.from_rankings(tmp_path / "records" / "evaluation.jsonl", "")
+    numbers = {(of, metric): values for of, metric, values in found}
+    assert numbers["a vs b", "win_rate"] == [1, 0, 0.5]
+    assert numbers["a vs c", "win_rate"] == [1, 1, 1]
+    assert numbers["a", "likert"] == [6, 3, 6] and numbers["c", "likert"] == [1, 1, 1]
+    assert numbers["b", "hallucination"] == [1, 0, 0]
 
 
 # -------------------------------------------------------------------------------- agreement
