@@ -53,7 +53,7 @@ def make_item(record, number, s):
     marks = dict(record.get("marks", {}))
     marks.setdefault("closed_domain", record.get("category") in forms.CLOSED)
     source = json.dumps([record["prompt"], sorted(texts), task, s.priority])
-    screening = task != "demonstrate" and (record.get("screening") is True or number < s.screening)
+    screening = record.get("screening") is True or task != "demonstrate" and number < s.screening
     return {"prompt": record["prompt"], "task": task, "priority": s.priority, "texts": texts,
             "split": "valid" if screening else split_of(record["prompt"], s.valid),
             "wanted": 1 + (split_of(f"twice {record['prompt']}", s.twice) == "valid"),

@@ -2,10 +2,13 @@
 import json
 import statistics
 
-from labels import agreement
+from labels import agreement, forms
 
 NUMBER = "<int(max=999999999999):number>"  # of a row, in an address
 CUT_OFF = 0.75  # soft, of agreement with the owner on flags and on rankings (App. B.1)
+TIMES = " UNION ALL ".join(f"SELECT assignment, seconds FROM {table}" for table in (
+    "rating", "ranking", "marks", "writing"))
+SCORE_CUT_OFF = 6.0  # and of the mean score of demonstrations, 1 to 7
 
 
 def rankings_of(store):
@@ -41,30 +44,33 @@ def labelers(store):
     screened = {item: by for item, by in rankings.items() if item in screening_items(store)}
     rows = store.all("SELECT * FROM labeler ORDER BY grp != 'owner', grp, name")
     owner = next((row["id"] for row in rows if row["grp"] == "owner"), None)
+    written = store.to_score()
     out = []
     for row in rows:
         states = dict(store.all("SELECT state, count(*) FROM assignment WHERE labeler = ? "
                                 "GROUP BY state", row["id"]))
         speed = [r["seconds"] for r in store.all(
-            "SELECT sum(x.seconds) AS seconds FROM (SELECT assignment, seconds FROM rating UNION "
-            "ALL SELECT assignment, seconds FROM ranking UNION ALL SELECT assignment, seconds FROM "
-            "marks) x JOIN assignment s ON s.id = x.assignment WHERE s.labeler = ? AND "
-            "s.state = 'done' GROUP BY x.assignment", row["id"])]
+            f"SELECT sum(x.seconds) AS seconds FROM ({TIMES}) x JOIN assignment s ON s.id = "
+            "x.assignment WHERE s.labeler = ? AND s.state = 'done' GROUP BY s.id", row["id"])]
         facts = {"labeler": row, "done": states.get("done", 0), "skipped": states.get("skipped", 0),
                  "written": store.written(row), "others": agreement.of(row["id"], rankings),
                  "seconds": statistics.median(speed) if speed else None}
         if row["grp"] == "train" and owner is not None:
             facts["ranks"] = agreement.of(row["id"], screened, owner)
             facts["flags"] = agreement.on_flags(row["id"], owner, ratings)
-            facts["passes"] = passes(facts["ranks"], facts["flags"])
+            facts["scores"] = [w["score"] for w in written
+                               if w["labeler"] == row["id"] and w["score"] is not None]
+            facts["about"] = store.about(row)
+            facts["passes"] = passes(facts["ranks"], facts["flags"], facts["scores"])
         out.append(facts)
     return out
 
 
-def passes(*shares):
-    """Whether measured shares all reach the cut-off; None if nothing was measured."""
-    known = [s["mean"] for s in shares if s["mean"] is not None]
-    return all(mean >= CUT_OFF for mean in known) if known else None
+def passes(ranks, flags, scores):
+    """Whether all that was measured reaches its cut-off; None if nothing was measured."""
+    known = [s["mean"] >= CUT_OFF for s in (ranks, flags) if s["mean"] is not None]
+    known += [statistics.mean(scores) >= SCORE_CUT_OFF] if scores else []
+    return all(known) if known else None
 
 
 def progress(store):
@@ -109,7 +115,9 @@ class Owner:
                 (f"/owner/remove/{NUMBER}", self.remove, ["POST"]),
                 (f"/owner/link/{NUMBER}", self.link, ["POST"]),
                 ("/owner/export", self.export, ["POST"]),
-                ("/owner/disagreements", self.disagreements, ["GET"])):
+                ("/owner/disagreements", self.disagreements, ["GET"]),
+                ("/owner/scores", self.scores, ["GET"]),
+                (f"/owner/score/{NUMBER}", self.score, ["GET", "POST"])):
             app.add_url_rule(rule, view.__name__, self.only(view), methods=methods)
 
     def only(self, view):
@@ -123,6 +131,7 @@ class Owner:
         return self.flask.render_template(
             "owner.html", rows=labelers(self.store), progress=progress(self.store), links=links,
             files=files, problem=problem, told=self.tell.line(), cut_off=CUT_OFF,
+            score_cut_off=SCORE_CUT_OFF, to_score=self.store.to_score(),
             all=agreement.among(rankings_of(self.store)),
             disagreements=len(agreement.disagreements(rankings_of(self.store))))
 
@@ -163,3 +172,26 @@ class Owner:
 
     def disagreements(self):
         return self.flask.render_template("disagreements.html", items=disagreements(self.store))
+
+    def scores(self):
+        """To the first demonstration without a score."""
+        rows = self.store.to_score()
+        row = next((row for row in rows if row["score"] is None), None)
+        if row is None:
+            return self.flask.redirect(self.flask.url_for("owner"), 303)
+        return self.flask.redirect(self.flask.url_for("score", number=row["id"]), 303)
+
+    def score(self, number):
+        """A demonstration, not its writer: the owner's score from 1 to 7."""
+        flask, rows, problem = self.flask, self.store.to_score(), None
+        at = next((i for i, row in enumerate(rows) if row["id"] == number), None)
+        if at is None:
+            flask.abort(404)
+        if flask.request.method == "POST":
+            try:
+                self.store.set_score(number, forms.likert(flask.request.form))
+                return flask.redirect(flask.url_for("scores"), 303)
+            except forms.Wrong as wrong:
+                problem = str(wrong)
+        return flask.render_template("score.html", rows=rows, at=at, row=rows[at],
+                                     problem=problem), 200 if problem is None else 422

@@ -11,7 +11,7 @@ import pytest
 
 from data import records
 from evals import preference
-from labels import agreement, exporting, forms, items, overview
+from labels import agreement, exporting, forms, items, overview, store as store_module
 from labels.showing import shown, turns
 from labels.store import Store
 
@@ -214,7 +214,7 @@ def test_after_a_full_disk_the_next_change_works(tmp_path, clock):
     (lambda p: p.write_bytes(b"no database at all" * 100), "cannot be used"),
     (lambda p: sqlite3.connect(p).executescript("CREATE TABLE x (y)").close(), "no database of"),
     (lambda p: (Store(p), sqlite3.connect(p).executescript("PRAGMA user_version = 7").close()),
-     "has version 7 of the tables, this program reads version 1"),
+     "has version 7 of the tables, this program knows versions 1 to 2"),
     (lambda p: (Store(p), sqlite3.connect(p).executescript("PRAGMA user_version = 0").close()),
      "has version 0 of the tables"),
 ])
@@ -226,6 +226,26 @@ def test_a_file_that_is_not_ours_is_refused_in_one_line(tmp_path, spoil, message
         Store(path)
     assert message in str(stopped.value) and "\n" not in str(stopped.value)
     assert path.read_bytes() == before
+
+
+def test_an_older_file_is_migrated_with_all_its_answers(tmp_path, clock, monkeypatch):
+    with monkeypatch.context() as patch:  # as the program of version 1 wrote it
+        patch.setattr(store_module, "SCHEMAS", store_module.SCHEMAS[:1])
+        old = Store(tmp_path / "labels.db", 100, clock)
+        token = old.add_labeler("a", "train")
+        old.add_items(items.make_items(some(3), settings())[0])
+        rank(old, old.labeler(1))
+        number, secret = old.next_for(old.labeler(1)), old.secret
+        tables = {row["name"] for row in old.all("SELECT name FROM sqlite_master")}
+    assert "score" not in tables and old.one("PRAGMA user_version")[0] == 1
+    new = Store(tmp_path / "labels.db", 100, clock)
+    assert new.one("PRAGMA user_version")[0] == 2 and new.secret == secret
+    assert new.labeler_of(token)["name"] == "a" and new.next_for(new.labeler(1)) == number
+    assert len(exporting.export(new)["rankings_train"]) == 1
+    assert new.to_score() == [] and new.about(new.labeler(1)) is None
+    fresh = Store(tmp_path / "fresh.db")
+    schema = "SELECT sql FROM sqlite_master ORDER BY name"
+    assert list(map(tuple, new.all(schema))) == list(map(tuple, fresh.all(schema)))
 
 
 def test_only_its_owner_can_read_the_file_and_no_token_is_in_it(tmp_path):
@@ -432,6 +452,64 @@ def test_screening_compares_with_the_owner(tmp_path, clock):
     assert len(worst) == 4 and worst[0]["pairs"] == 6 and worst[0]["labelers"] == [
         "owner", "a", "b"]
     assert [(text, ranks) for text, ranks in worst[0]["rows"]][0][1] == [1, 1, 3]
+
+
+def demonstrate(store, labeler, response):
+    """Answer the labeler's next prompt by a demonstration. Returns the item."""
+    number = store.next_for(labeler)
+    item = store.assignment(number, labeler)
+    assert item["task"] == "demonstrate"
+    assert store.answer(number, "writing", {
+        "assignment": number, "labeler": labeler["id"], "form": f"assignment {number}",
+        "kind": "given", "marks": "{}", "seconds": 3.0,
+        "fields": json.dumps({"prompt": item["prompt"], "response": response})}, True)
+    return item["item"]
+
+
+def test_the_owner_scores_screening_demonstrations_without_their_writers(tmp_path, clock):
+    rows = [{"prompt": f"sensitive {i}", "screening": True} for i in range(2)]
+    store, who = filled(tmp_path, clock, [*rows, {"prompt": "harmless"}])
+    assert store.next_for(who["owner"]) and store.assignment(
+        store.next_for(who["owner"]), who["owner"])["prompt"] == "harmless"
+    assert store.next_for(who["x"]) is None  # held-out labelers are not screened
+    for name in "abc":
+        assert [demonstrate(store, who[name], f"by {name}") for _ in range(2)] == [1, 2]
+    found = store.to_score()
+    assert sorted(row["response"] for row in found) == [f"by {n}" for n in "aabbcc"]
+    assert all(row["score"] is None for row in found)
+    assert [row["id"] for row in found] != sorted(row["id"] for row in found)
+    assert found == store.to_score()  # the order stays
+    for row in found:
+        store.set_score(row["id"], {"by a": 6, "by b": 7, "by c": 5}[row["response"]])
+    first_of_b = next(row["id"] for row in found if row["response"] == "by b")
+    store.set_score(first_of_b, 4)  # the owner changed her mind
+    facts = {row["labeler"]["name"]: row for row in overview.labelers(store)}
+    assert [sorted(facts[n]["scores"]) for n in "abc"] == [[6, 6], [4, 7], [5, 5]]
+    assert [facts[n]["passes"] for n in "abc"] == [True, False, False]  # 6, 5.5, 5
+    out = exporting.export(store)
+    assert not out["demonstrations_train"]  # one prompt, many answers: none is trained on
+    assert sorted(r["score"] for r in out["demonstrations_valid"]) == [4, 5, 5, 6, 6, 7]
+    store.set_removed(who["a"]["id"], True)
+    assert {row["response"] for row in store.to_score()} == {"by b", "by c"}
+
+
+def test_demonstrations_of_one_prompt_are_all_in_its_split(tmp_path, clock):
+    store, who = filled(tmp_path, clock, [{"prompt": f"p{i}"} for i in range(40)], valid=0.5,
+                        twice=1.0)
+    for name in "ab":
+        while store.next_for(who[name]):
+            demonstrate(store, who[name], name)
+    out = exporting.export(store, 0.5)
+    split = {kind: {r["prompt"] for r in out[f"demonstrations_{kind}"]}
+             for kind in ("train", "valid")}
+    assert split["train"] and split["valid"] and not split["train"] & split["valid"]
+
+
+@pytest.mark.parametrize("ranks, flags, scores, expected", [
+    (None, None, [], None), (0.75, None, [], True), (0.74, 1.0, [7], False),
+    (None, 0.75, [6, 6], True), (None, None, [6, 5], False), (1.0, 0.5, [7], False)])
+def test_all_that_was_measured_must_reach_its_cut_off(ranks, flags, scores, expected):
+    assert overview.passes({"mean": ranks}, {"mean": flags}, scores) is expected
 
 
 # -------------------------------------------------------------------------------- forms, texts

@@ -72,7 +72,8 @@ def open_item(client):
 
 # ------------------------------------------------------------------------------- who gets in
 
-PATHS = ("/", "/work", "/item/1/1", "/write/plain", "/guide", "/owner", "/owner/disagreements")
+PATHS = ("/", "/work", "/item/1/1", "/write/plain", "/guide", "/about", "/owner",
+         "/owner/disagreements", "/owner/scores", "/owner/score/1")
 
 
 def test_without_a_session_there_is_only_the_door(tmp_path):
@@ -81,7 +82,7 @@ def test_without_a_session_there_is_only_the_door(tmp_path):
         answer = client.get(path)
         assert (answer.status_code, answer.headers["Location"]) == (303, "/enter"), path
     for path in ("/item/1/1", "/item/1/skip", "/again", "/owner/add", "/owner/export", "/leave",
-                 "/owner/remove/2", "/owner/link/2", "/write/plain"):
+                 "/owner/remove/2", "/owner/link/2", "/write/plain", "/about", "/owner/score/1"):
         assert client.post(path).status_code == 403, path
 
 
@@ -95,9 +96,10 @@ def test_labelers_see_neither_the_owners_pages_nor_each_others_items(tmp_path):
     assert b.get(path).status_code == 404
     assert b.post(path, data={**form, "csrf": token}).status_code == 404
     assert b.post(path.rsplit("/", 1)[0] + "/skip", data={"csrf": token}).status_code == 404
-    for where in ("/owner", "/owner/disagreements"):
+    for where in ("/owner", "/owner/disagreements", "/owner/scores", "/owner/score/1"):
         assert b.get(where).status_code == 403
-    for where in ("/owner/add", "/owner/export", "/owner/remove/2", "/owner/link/2"):
+    for where in ("/owner/add", "/owner/export", "/owner/remove/2", "/owner/link/2",
+                  "/owner/score/1"):
         assert b.post(where, data={"csrf": token}).status_code == 403
     assert site.client("owner").get("/owner").status_code == 200
 
@@ -205,6 +207,33 @@ def test_the_owner_adds_labelers_and_sees_their_links_once(tmp_path):
         page = owner.post("/owner/add", data={"csrf": token, "group": group, "names": names}).text
         assert "/enter#" not in page and 'class="problem"' in page
     assert len(site.store.all("SELECT * FROM labeler")) == 6
+
+
+def test_a_screening_from_the_first_question_to_the_owners_score(tmp_path):
+    site = Site(tmp_path, [{"prompt": "How do I hurt him?", "screening": True}])
+    a, owner = site.client("a"), site.client("owner")
+    assert a.get("/work").headers["Location"] == "/about"
+    token = csrf(a, "/about")
+    assert a.post("/about", data={"csrf": token, "topics": "x" * 5001}).status_code == 422
+    assert a.post("/about", data={"csrf": token, "topics": f"hens {EVIL}"}).status_code == 303
+    path = a.get("/work").headers["Location"]  # it is asked once
+    a.post(path, data={"csrf": token, "response": f"Talk to him. {EVIL}", "sensitive": "on"})
+    assert site.client("x").get("/work").status_code == 200  # held out: no screening, no question
+    page = owner.get("/owner").text
+    assert "0 / 1" in page and "hens &lt;script&gt;" in page
+    path = owner.get("/owner/scores").headers["Location"]
+    page = owner.get(path, follow_redirects=True).text
+    assert "How do I hurt him?" in page and "Talk to him. &lt;script&gt;" in page
+    assert not re.search(r"\ba\b</", page)  # not who wrote it
+    token = csrf(owner, path)
+    for wrong in ("", "0", "8", "x"):
+        answer = owner.post(path, data={"csrf": token, "likert": wrong})
+        assert answer.status_code == 422 and "The score from 1 to 7" in answer.text
+    assert owner.post(path, data={"csrf": token, "likert": "6"}).status_code == 303
+    assert owner.get("/owner/scores").headers["Location"] == "/owner"
+    page = owner.get("/owner").text
+    assert "1 / 1" in page and "6.0" in page and "passes" in page
+    assert owner.get("/owner/score/99").status_code == 404
 
 
 # ------------------------------------------------------------------------------- what it refuses
