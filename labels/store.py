@@ -63,6 +63,7 @@ CREATE TABLE score (
     writing INTEGER PRIMARY KEY REFERENCES writing,
     score INTEGER NOT NULL CHECK (score BETWEEN 1 AND 7));
 CREATE TABLE about (labeler INTEGER PRIMARY KEY REFERENCES labeler, topics TEXT NOT NULL);
+CREATE INDEX handing_out ON item (screening DESC, id, split, wanted, task);
 """]  # what each version added: an older file gets the rest
 
 
@@ -204,19 +205,26 @@ class Store:
         `wanted` labels; the held-out group only labels the validation split. Everyone in training
         labels the screening items first, and the owner those of them that are compared.
         """
-        query = "SELECT id FROM assignment WHERE labeler = ? AND state = 'open' ORDER BY id LIMIT 1"
-        own = self.one(query, labeler["id"])
+        own = self.opened(labeler)
         if own is None:
             with self.change() as db:
-                own = self.one(query, labeler["id"])  # another tab may have been faster
-                item = None if own else self.wanting(labeler)
-                if item:
-                    db.execute("INSERT INTO assignment (labeler, item) VALUES (?, ?)",
-                               (labeler["id"], item))
-                    own = self.one(query, labeler["id"])
+                own = self.hand_out(db, labeler)
         if own is not None:
-            self.touch(own["id"])
-        return own and own["id"]
+            self.touch(own)
+        return own
+
+    def opened(self, labeler):
+        """The labeler's first open assignment, or None."""
+        row = self.one("SELECT id FROM assignment WHERE labeler = ? AND state = 'open' ORDER BY id "
+                       "LIMIT 1", labeler["id"])
+        return row and row["id"]
+
+    def hand_out(self, db, labeler):
+        """Within a change: the labeler's open assignment, a new one if there is none."""
+        own = self.opened(labeler)  # another tab may have been faster
+        item = None if own else self.wanting(labeler)
+        return own or item and db.execute("INSERT INTO assignment (labeler, item) VALUES (?, ?)",
+                                          (labeler["id"], item)).lastrowid
 
     def wanting(self, labeler, what="item.id"):
         """The id of the item to hand out next, or None; or count(*), how many could be."""
@@ -268,10 +276,11 @@ class Store:
 
     # ------------------------------------------------------------------------------- answers
 
-    def answer(self, assignment, table, values, done):
+    def answer(self, assignment, table, values, done, labeler=None):
         """Keep an answer: the row `values` of `table`, as long as its item is open. done: whether
-        it is the item's last. Returns whether the item was open; if not, nothing changes."""
-        names = ", ".join(values)
+        it is the item's last; then `labeler` gets the next item in the same transaction, as each
+        waits for the disk. Returns whether the item was open; if not, nothing changes."""
+        names, following = ", ".join(values), None
         with self.change() as db:
             state = db.execute("SELECT state FROM assignment WHERE id = ?",
                                (assignment,)).fetchone()["state"]
@@ -281,6 +290,9 @@ class Store:
                        f"({', '.join('?' * len(values))})", tuple(values.values()))
             if done:
                 db.execute("UPDATE assignment SET state = 'done' WHERE id = ?", (assignment,))
+                following = labeler and self.hand_out(db, labeler)
+        if following:
+            self.touch(following)
         return True
 
     def skip(self, assignment):

@@ -318,7 +318,8 @@ class Labelling:
                 "fields": json.dumps(fields), "marks": json.dumps(forms.marks(form))}
         if last and kind == "rate" and self.store.unrated(assignment, but=output["id"]):
             last = False  # `work` leads to the page that is missing
-        self.store.answer(number, table, {"assignment": number, **values, "seconds": seconds}, last)
+        self.store.answer(number, table, {"assignment": number, **values, "seconds": seconds}, last,
+                          me)
 
     def skip(self, number):
         assignment = self.store.assignment(number, self.flask.g.me)

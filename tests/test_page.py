@@ -99,6 +99,23 @@ def test_nobody_waits_while_others_have_items_open(tmp_path, clock):
     assert store.next_for(who["owner"]) is None
 
 
+def test_the_next_item_comes_with_the_answer_and_can_be_abandoned(tmp_path, clock):
+    store, who = filled(tmp_path, clock, some(3))
+    first = store.next_for(who["a"])
+    done = lambda number: store.answer(number, "ranking", {
+        "assignment": number, "ranks": "{}", "note": "", "seconds": 1.0}, True, who["a"])
+    assert done(first)
+    second = store.opened(who["a"])
+    assert second not in (None, first) and store.next_for(who["a"]) == second
+    assert not done(first) and store.next_for(who["a"]) == second  # sent twice: nothing changes
+    other = store.next_for(who["b"])
+    rank(store, who["b"])
+    assert store.next_for(who["b"]) is None and other != second
+    clock.now = 101
+    assert store.next_for(who["b"])  # never looked at, and abandoned all the same
+    assert done(second) and store.opened(who["a"]) is None
+
+
 def test_an_abandoned_item_comes_back_after_a_while(tmp_path, clock):
     store, who = filled(tmp_path, clock, some(1))
     first = store.next_for(who["a"])
