@@ -12,14 +12,14 @@ SCORE_CUT_OFF = 6.0  # and of the mean score of demonstrations, 1 to 7
 
 
 def rankings_of(store):
-    """{item: {labeler: columns}} of finished rankings of those whose work counts; columns in the
-    order of the outputs' ids."""
+    """{item: {labeler: columns}} of finished rankings of those whose work counts; columns as a
+    tuple, in the order of the outputs' ids."""
     out = {}
     for r in store.all("SELECT s.item, s.labeler, ranking.ranks FROM ranking JOIN assignment s ON "
                        "s.id = ranking.assignment JOIN labeler ON labeler.id = s.labeler "
                        "WHERE s.state = 'done' AND NOT labeler.removed"):
         ranks = {int(k): v for k, v in json.loads(r["ranks"]).items()}
-        out.setdefault(r["item"], {})[r["labeler"]] = [ranks[k] for k in sorted(ranks)]
+        out.setdefault(r["item"], {})[r["labeler"]] = tuple(ranks[k] for k in sorted(ranks))
     return out
 
 
@@ -38,23 +38,29 @@ def screening_items(store):
     return {row["id"] for row in store.all("SELECT id FROM item WHERE screening")}
 
 
-def labelers(store):
-    """A row of facts for each labeler, the owner first."""
-    rankings, ratings = rankings_of(store), ratings_of(store)
-    screened = {item: by for item, by in rankings.items() if item in screening_items(store)}
+def seconds_of(store):
+    """{labeler: [seconds of each finished item]}."""
+    out = {}
+    for r in store.all(f"SELECT s.labeler, sum(x.seconds) AS seconds FROM ({TIMES}) x JOIN "
+                       "assignment s ON s.id = x.assignment WHERE s.state = 'done' GROUP BY s.id"):
+        out.setdefault(r["labeler"], []).append(r["seconds"])
+    return out
+
+
+def labelers(store, rankings):
+    """A row of facts for each labeler, the owner first. rankings: as `rankings_of`."""
+    ratings, speed, written = ratings_of(store), seconds_of(store), store.to_score()
+    screening = screening_items(store)
+    screened = {item: by for item, by in rankings.items() if item in screening}
     rows = store.all("SELECT * FROM labeler ORDER BY grp != 'owner', grp, name")
     owner = next((row["id"] for row in rows if row["grp"] == "owner"), None)
-    written = store.to_score()
     out = []
     for row in rows:
         states = dict(store.all("SELECT state, count(*) FROM assignment WHERE labeler = ? "
                                 "GROUP BY state", row["id"]))
-        speed = [r["seconds"] for r in store.all(
-            f"SELECT sum(x.seconds) AS seconds FROM ({TIMES}) x JOIN assignment s ON s.id = "
-            "x.assignment WHERE s.labeler = ? AND s.state = 'done' GROUP BY s.id", row["id"])]
         facts = {"labeler": row, "done": states.get("done", 0), "skipped": states.get("skipped", 0),
                  "written": store.written(row), "others": agreement.of(row["id"], rankings),
-                 "seconds": statistics.median(speed) if speed else None}
+                 "seconds": statistics.median(speed[row["id"]]) if row["id"] in speed else None}
         if row["grp"] == "train" and owner is not None:
             facts["ranks"] = agreement.of(row["id"], screened, owner)
             facts["flags"] = agreement.on_flags(row["id"], owner, ratings)
@@ -90,11 +96,11 @@ def progress(store):
     return out
 
 
-def disagreements(store, most=50):
+def disagreements(store, rankings, most=50):
     """The items that labelers rank differently, the worst first: prompt, outputs with each
     labeler's rank."""
     names = {row["id"]: row["name"] for row in store.all("SELECT id, name FROM labeler")}
-    rankings, out = rankings_of(store), []
+    out = []
     for pairs, item in agreement.disagreements(rankings)[:most]:
         outputs = store.all("SELECT * FROM output WHERE item = ? ORDER BY id", item)
         by = {names[who]: ranks for who, ranks in rankings[item].items()}
@@ -128,12 +134,12 @@ class Owner:
         return for_the_owner
 
     def owner(self, links=(), files=None, problem=None):
+        rankings = rankings_of(self.store)
         return self.flask.render_template(
-            "owner.html", rows=labelers(self.store), progress=progress(self.store), links=links,
+            "owner.html", rows=labelers(self.store, rankings), progress=progress(self.store), links=links,
             files=files, problem=problem, told=self.tell.line(), cut_off=CUT_OFF,
             score_cut_off=SCORE_CUT_OFF, to_score=self.store.to_score(),
-            all=agreement.among(rankings_of(self.store)),
-            disagreements=len(agreement.disagreements(rankings_of(self.store))))
+            all=agreement.among(rankings), disagreements=len(agreement.disagreements(rankings)))
 
     def add(self):
         """Add labelers, one name a line, and show their links: this once."""
@@ -171,7 +177,8 @@ class Owner:
         return self.owner(files=self.tell.export())
 
     def disagreements(self):
-        return self.flask.render_template("disagreements.html", items=disagreements(self.store))
+        return self.flask.render_template("disagreements.html", items=disagreements(
+            self.store, rankings_of(self.store)))
 
     def scores(self):
         """To the first demonstration without a score."""

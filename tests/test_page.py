@@ -406,7 +406,7 @@ def test_evaluate_reads_an_evaluation_as_it_is(tmp_path, clock):
 # -------------------------------------------------------------------------------- agreement
 
 def test_agreement_counts_pairs_that_neither_tied():
-    first, second = [1, 2, 3, 3], [2, 1, 3, 1]
+    first, second = (1, 2, 3, 3), (2, 1, 3, 1)
     same = total = 0  # the oracle: all pairs, one by one
     for i, j in itertools.combinations(range(4), 2):
         if first[i] != first[j] and second[i] != second[j]:
@@ -416,8 +416,8 @@ def test_agreement_counts_pairs_that_neither_tied():
 
 
 def test_of_and_among_by_hand():
-    rankings = {1: {"a": [1, 2], "b": [1, 2], "c": [2, 1]}, 2: {"a": [1, 1], "b": [1, 2]},
-                3: {"a": [1, 2]}}
+    rankings = {1: {"a": (1, 2), "b": (1, 2), "c": (2, 1)}, 2: {"a": (1, 1), "b": (1, 2)},
+                3: {"a": (1, 2)}}
     assert agreement.among(rankings)["mean"] == 1 / 3
     assert agreement.of("a", rankings)["mean"] == 1 / 2 and agreement.of("a", rankings)["n"] == 2
     assert agreement.of("a", rankings, "b")["mean"] == 1
@@ -460,12 +460,12 @@ def test_screening_compares_with_the_owner(tmp_path, clock):
                 "assignment": number, "ranks": json.dumps({o["id"]: i + 1 for i, o in
                                                            enumerate(outputs)}),
                 "note": "", "seconds": 1.0}, True)
-    facts = {row["labeler"]["name"]: row for row in overview.labelers(store)}
+    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, overview.rankings_of(store))}
     assert (facts["a"]["ranks"]["mean"], facts["a"]["flags"]["mean"]) == (1, 1)
     assert (facts["b"]["ranks"]["mean"], facts["b"]["flags"]["mean"]) == (0, 2 / 3)
     assert [facts[n]["passes"] for n in "abc"] == [True, False, None]
     assert facts["a"]["seconds"] == 4.0 and "passes" not in facts["x"]
-    worst = overview.disagreements(store)
+    worst = overview.disagreements(store, overview.rankings_of(store))
     assert len(worst) == 4 and worst[0]["pairs"] == 6 and worst[0]["labelers"] == [
         "owner", "a", "b"]
     assert [(text, ranks) for text, ranks in worst[0]["rows"]][0][1] == [1, 1, 3]
@@ -500,7 +500,7 @@ def test_the_owner_scores_screening_demonstrations_without_their_writers(tmp_pat
         store.set_score(row["id"], {"by a": 6, "by b": 7, "by c": 5}[row["response"]])
     first_of_b = next(row["id"] for row in found if row["response"] == "by b")
     store.set_score(first_of_b, 4)  # the owner changed her mind
-    facts = {row["labeler"]["name"]: row for row in overview.labelers(store)}
+    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, overview.rankings_of(store))}
     assert [sorted(facts[n]["scores"]) for n in "abc"] == [[6, 6], [4, 7], [5, 5]]
     assert [facts[n]["passes"] for n in "abc"] == [True, False, False]  # 6, 5.5, 5
     out = exporting.export(store)
@@ -527,6 +527,22 @@ def test_demonstrations_of_one_prompt_are_all_in_its_split(tmp_path, clock):
     (None, 0.75, [6, 6], True), (None, None, [6, 5], False), (1.0, 0.5, [7], False)])
 def test_all_that_was_measured_must_reach_its_cut_off(ranks, flags, scores, expected):
     assert overview.passes({"mean": ranks}, {"mean": flags}, scores) is expected
+
+
+def test_the_overview_asks_the_file_as_often_for_many_items_as_for_few(tmp_path, clock):
+    asked = []
+    for n in (3, 30):
+        (tmp_path / str(n)).mkdir()
+        store, who = filled(tmp_path / str(n), clock, some(n), screening=n)
+        for name in "ab":
+            while rank(store, who[name]):
+                pass
+        queries, query = [], store.all
+        store.all = lambda *values: queries.append(values) or query(*values)
+        rows = overview.labelers(store, overview.rankings_of(store))
+        assert [row["done"] for row in rows if row["labeler"]["name"] in "ab"] == [n, n]
+        asked.append(len(queries))
+    assert asked[0] == asked[1]
 
 
 # -------------------------------------------------------------------------------- forms, texts

@@ -30,6 +30,10 @@ TOWN = [  # what the pictures show
                                             "The house of Leo is red.", "I am well, thank you.")]}]
 
 
+SENSITIVE = [{"prompt": f"What is wrong with the people of {place}?", "screening": True}
+             for place in ("the mill", "the hill")]
+
+
 @pytest.fixture(scope="module")
 def driver():
     with chromium() as driver:
@@ -261,7 +265,8 @@ PICTURES = {1400: ("rank", "rate", "owner"), 400: ("rank",)}  # those of the doc
 OTHER_PAGES = {
     "/write/plain": "plain", "/write/few_shot": "few-shot", "/write/user_based": "user-based",
     "/guide": "guide", "/guide?priority=truthful": "truthful", "/owner": "owner",
-    "/owner/disagreements": "disagreements", "/nothing": "message"}
+    "/owner/disagreements": "disagreements", "/owner/scores": "score", "/about": "about",
+    "/nothing": "message"}
 
 
 def picture(driver, name, shots):
@@ -285,8 +290,16 @@ def class_of(page):
     for name, group in (("Ana", "train"), ("Bo", "train"), ("Cem", "heldout")):
         store.add_labeler(name, group)
     for n, row in enumerate(store.all("SELECT * FROM labeler WHERE grp != 'heldout'")):
+        if n:
+            store.set_about(row, ("Religion, and people from villages.", "Elderly people")[n - 1])
         while number := store.next_for(row):
             item = store.assignment(number, row)["item"]
+            if store.assignment(number, row)["task"] == "demonstrate":
+                store.answer(number, "writing", {
+                    "assignment": number, "labeler": row["id"], "form": f"assignment {number}",
+                    "kind": "given", "marks": "{}", "seconds": 40.0, "fields": json.dumps(
+                        {"response": "Nothing is. Ask them what they need."})}, True)
+                continue
             outputs = sorted(store.outputs(item, row), key=lambda o: o["text"])
             store.answer(number, "marks", {"assignment": number, "marks": "{}", "seconds": 3.0},
                          False)
@@ -308,7 +321,9 @@ def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
     """axe-core finds nothing, and nothing is wider than the window: at 400 and 1,400 pixels, light
     and dark. The pictures of the docs are taken on the way."""
     source = browser.axe()
-    page = serve(TOWN, "--task=rate_rank", f"--screening={len(TOWN)}")
+    records.write(tmp_path / "sensitive.jsonl", SENSITIVE)
+    page = serve(TOWN, "--task=rate_rank", f"--screening={len(TOWN)}",
+                 "--demonstrate=sensitive.jsonl")
     class_of(page)
     enter(driver, page.link)
     driver.get(page.address + "/work")
@@ -332,6 +347,9 @@ def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
                     found[f"{name} {width} is wide"] = wide
                 if name in PICTURES.get(width, ()) and dark == (name == "rate"):
                     picture(driver, f"{name}-{width}", tmp_path)
+                if "EVERY_PAGE" in os.environ:
+                    shade = "dark" if dark else "light"
+                    driver.save_screenshot(f"{os.environ['EVERY_PAGE']}/{name}-{width}-{shade}.png")
     assert not found, json.dumps(found, indent=1)
     if not source:
         pytest.skip("no check of accessibility: axe-playwright-python is not installed (Makefile)")
