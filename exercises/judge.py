@@ -113,7 +113,7 @@ def mistaken(exercise, defect):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(exercise.file).name
         path.write_text(defects.planted(cutting.reference(exercise.file), defect), "utf-8")
-        return worker.outcomes_here(exercise, path)
+        return worker.run(exercise, path)[0]
 
 
 def recognised(exercise, verdict):
