@@ -57,6 +57,9 @@ SHARED = "torch.tensor([max(1, n) for _, n in rows])"
 NOISE = "x = mix(mix(mix(torch.full_like(owners, seed) + 0x1E3779B97F4A7C15) ^ owners) + step)"
 CHOSEN = "token = torch.searchsorted(cumulative, noise[:, None] * total, right=True)"
 CHOSEN_LOG = "logp = (z.gather(-1, token) - top) * coolness - total.log()"
+BELOW = ("below, upto = bisect.bisect_left(order, score), "
+         "bisect.bisect_right(order, score)")
+BEST_OF_N = "tests/test_eval_metrics.py::test_best_of_n_is_the_mean_over_all_subsets"
 RESCALED = "a = (a * rescale).baddbmm_(p, vs[:, j:stop])"
 
 DEFECTS = (
@@ -465,4 +468,22 @@ DEFECTS = (
     Defect("ties-are-wins", "evals/town.py", "won.append((r < t) + 0.5 * (r == t))",
            "won.append(float(r <= t))", "A tie counts as a win; it is half of one.", "win-rate",
            ("tests/test_scripts.py::test_win_rates_mirror_each_other",)),
+    Defect("best-by-gold", "evals/metrics.py", BELOW, BELOW.replace(
+               "order, score), ", "sorted(gold), value), ").replace("right(order, score)",
+                                                                    "right(sorted(gold), value)"),
+           "The gold score picks; but it is what nobody knows, and the proxy has to.",
+           "best-of-n", (BEST_OF_N,)),
+    Defect("best-of-n-draws", "evals/metrics.py",
+           "value * (subsets / ((upto - below) * math.comb(len(order), n)))",
+           "value * ((upto / len(order)) ** n - (below / len(order)) ** n) / (upto - below)",
+           "A sample can be drawn twice here: the best of n draws is lower than that of n samples.",
+           "best-of-n", (BEST_OF_N,)),
+    Defect("one-place-too-few", "evals/metrics.py", "math.comb(upto, n) - math.comb(below, n)",
+           "math.comb(upto - 1, n) - math.comb(below - 1, n) if below else math.comb(upto - 1, n)",
+           "The sample itself takes one of the n places; here all n are taken by others.",
+           "best-of-n"),
+    Defect("first-of-equals", "evals/metrics.py", BELOW,
+           "below = bisect.bisect_left(order, score); upto = below + 1",
+           "Equal samples all count as the lowest of them: the weights no longer add up to 1.",
+           "best-of-n", (BEST_OF_N,)),
 )
