@@ -89,12 +89,10 @@ seeds:
 
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "classroom and not long"
 
 long: install-dev  # every stage killed twenty times
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone and not classroom" \
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone" \
 		$(addprefix --ignore=,$(PROOFS))
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and classroom"
 
 proofs: install-dev demo  # planted defects, the classroom's week, your taste learned, a busy page
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone" $(PROOFS)
