@@ -8,6 +8,7 @@
     rouge_l                    ROUGE-L, the F-measure (rouge-score)
     interval                   a mean over items, or another statistic, with its 95 % interval
     rank_correlation           Spearman's
+    best_of_n, best_of_n_kl    what picking the best of n samples gives, and how far it moves
 """
 import collections
 import itertools
@@ -215,3 +216,29 @@ def rank_correlation(x, y):
     if a.std() == 0 or b.std() == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
+
+
+# ----------------------------------------------------------------------------------- best of n
+
+def best_of_n(proxy, gold, n):
+    """The gold score to expect of the best of n samples, picked by the proxy.
+
+    proxy, gold: [N] scores of N samples of one prompt. It is the mean over all subsets of n of
+    them, and so an unbiased estimate from N samples (Nakano et al. 2021, appendix I): the i-th
+    lowest is the best of C(i - 1, n - 1) subsets out of C(N, n). Samples with one proxy score are
+    picked equally often. Raises ValueError unless 1 <= n <= N.
+    """
+    if len(proxy) != len(gold) or not 1 <= n <= len(proxy):
+        raise ValueError(f"best of {n} of {len(proxy)} samples with {len(gold)} gold scores")
+    order, total = sorted(range(len(proxy)), key=lambda i: proxy[i]), 0.0
+    for _, same in itertools.groupby(enumerate(order), key=lambda pair: proxy[pair[1]]):
+        places, who = zip(*same)
+        share = sum(math.comb(i, n - 1) for i in places) / math.comb(len(proxy), n)
+        total += share * sum(gold[i] for i in who) / len(who)
+    return total
+
+
+def best_of_n_kl(n):
+    """KL in nats of the best of n samples from one sample (Stiennon et al. 2020, appendix G.3);
+    where samples can be equal it is at most this."""
+    return math.log(n) - (n - 1) / n
