@@ -34,5 +34,5 @@ def draw(worlds, scale):
          finding("PPO-ptx is above the base model in the second language",
                  above("second language", "base")),
          finding("PPO-ptx is above SFT in the second language", above("second language", "sft"),
-                 why="PPO never samples the second language, and the demonstrations have none: what "
+                 why="PPO never samples the second language, and no demonstration is in it: what "
                      "it learns for the first one need not help in the second.")])

@@ -32,11 +32,6 @@ def over_answers(prompt, text, g):
     return len(words(text)) > 1 if task["brief"] else len(sentences(body)) > 1
 
 
-def breaks(prompt, text, g):
-    """Whether an answer breaks one of three constraints; None where there are fewer."""
-    return not g["flags"]["constraint"] if prompt.get("group") == CONSTRAINTS[3] else None
-
-
 KINDS = {"accepts a false premise": accepts, "says more than was asked": over_answers}
 
 
@@ -59,7 +54,7 @@ def examples(world, most=3):
 def draw(worlds, scale):
     results = [w.json("out/demo/results.json") for w in worlds]
     kept = lambda group, model: [r["groups"][group][model]["constraint"]["mean"]
-                                 for r in results if group in r["groups"]]
+                                 if group in r["groups"] else None for r in results]
     shares = {name: {m: [share(w, m, kind) for w in worlds] for m in MODELS}
               for name, kind in KINDS.items()}
     panels = [Panel("Mistakes", "", "share of the answers", [
@@ -71,7 +66,8 @@ def draw(worlds, scale):
     premise, more = shares.values()
     return Drawn(panels, [
         finding("PPO-ptx accepts false premises", premise["ppo-ptx"]),
-        finding("PPO-ptx accepts fewer false premises than the base model", less(premise["base"], premise["ppo-ptx"])),
+        finding("PPO-ptx accepts fewer false premises than the base model",
+                less(premise["base"], premise["ppo-ptx"])),
         finding("PPO-ptx satisfies three constraints less often than one",
                 less(kept(CONSTRAINTS[1], "ppo-ptx"), kept(CONSTRAINTS[3], "ppo-ptx"))),
         finding("PPO-ptx says more than was asked more often than SFT",

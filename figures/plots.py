@@ -53,10 +53,8 @@ def logarithmic(ax, xs):
     ax.minorticks_off()
 
 
-def svg(panel):
-    """The panel as the text of an SVG, without the XML head. The same panel gives the same text."""
-    extra("matplotlib", WHO).use("Agg")  # to a file: no window is needed
-    plt = extra("matplotlib.pyplot", WHO)
+def draw(panel, plt):
+    """The panel as a figure of matplotlib."""
     at, colour = places(panel), colours(panel)
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(4.6, 3.7), layout="constrained")
@@ -74,7 +72,15 @@ def svg(panel):
                ylabel=panel.y + (", %" if panel.percent else ""))
         if n > 1 or panel.series[0].name:
             figure.legend(loc="outside lower center", ncols=2 if n > 2 else n)
-        out = io.StringIO()
+    return figure
+
+
+def svg(panel):
+    """The panel as the text of an SVG, without the XML head. The same panel gives the same text."""
+    extra("matplotlib", WHO).use("Agg")  # to a file: no window is needed
+    plt, out = extra("matplotlib.pyplot", WHO), io.StringIO()
+    figure = draw(panel, plt)
+    with plt.rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None})
-        plt.close(figure)
+    plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg"):]

@@ -11,8 +11,8 @@ from figures.sizes import ANSWERS, KINDS, RESULTS, SIZES
 
 TITLE = "Preference by size"
 PAPER = ("Figures 1 and 3: at every size labelers prefer PPO to SFT, SFT to prompted GPT-3, and "
-         "that to GPT-3; the 1.3B PPO-ptx is preferred to the 175B GPT-3. Held-out labelers agree. 175B "
-         "PPO-ptx is preferred to 175B GPT-3 85 ± 3 % of the time.")
+         "that to GPT-3; the 1.3B PPO-ptx is preferred to the 175B GPT-3. Held-out labelers agree. "
+         "175B PPO-ptx is preferred to 175B GPT-3 85 ± 3 % of the time.")
 runs = sizes.runs
 VOTES = 5  # labelers asked about each pair of answers
 GPT = dict(zip(SIZES, ("1.3B", "6B", "175B")))

@@ -16,9 +16,9 @@ from labels.simulated import label
 
 TITLE = "Rounds of feedback"
 PAPER = ("Section 3.1: comparisons of the newest policy's answers train a new reward model and "
-         "then a new policy; in practice most comparisons came from SFT models, some from PPO. There is "
-         "no number. Gao et al. (2022) expect k rounds to gain d b log k in gold score: less "
-         "over-optimisation at the same distance.")
+         "then a new policy; in practice most comparisons came from SFT models, some from PPO. "
+         "There is no number. Gao et al. (2022) expect k rounds to gain d b log k in gold score: "
+         "less over-optimisation at the same distance.")
 FRESH = 3000  # prompts a round
 ITERATIONS = 16  # of PPO a round, as in the demo
 WAYS = {"rounds": "a new reward model each round", "same": "no new labels",
