@@ -28,12 +28,12 @@ FIGURES = {"preference": preference, "flags": flags, "reward-model": reward_mode
 class Settings:
     """The paper's figures. Every setting is --name=value."""
     fig: str = ""  # which, with commas between; empty: all
-    runs: str = "runs"  # folder of the worlds, seed-1, seed-2, ...
+    runs: str = ""  # folder of the worlds, seed-1 and so on; empty: runs, or runs/SCALE
     seeds: str = "1,2,3"  # the worlds; settings were chosen in another one, the demo's
     scale: str = "demo"  # demo; small, to try it out; large, for a GPU
     rounds: int = 3  # of feedback, in the figure on rounds
     jobs: int = 0  # worlds trained at the same time; 0: all
-    out: str = "out/figures"  # folder to write: report.html, and a JSON and SVGs of each figure
+    out: str = ""  # folder to write, with report.html; empty: out/figures, or out/figures-SCALE
     list: bool = False  # print the runs, and do nothing
     check: bool = False  # print which findings hold in --out, and do nothing
 
@@ -46,6 +46,18 @@ class Settings:
                 return f"--fig={self.fig}: there is no {name!r}; there are {', '.join(FIGURES)}"
         if not all(seed.isdigit() for seed in self.seeds.split(",")):
             return f"--seeds={self.seeds}: expected whole numbers with commas between"
+
+
+def with_folders(s):
+    """The settings with the folders that are meant: towns of one scale are not mixed with others'."""
+    own = s.scale != "demo"
+    return replace(s, runs=s.runs or "runs" + f"/{s.scale}" * own,
+                   out=s.out or "out/figures" + f"-{s.scale}" * own)
+
+
+def folders(s):
+    """{seed: the folder of its world}."""
+    return {seed: Path(s.runs, f"seed-{seed}") for seed in s.seeds.split(",")}
 
 
 def chosen(s):
@@ -67,8 +79,8 @@ def seconds(s, graph, wanted):
     """How long the runs of a figure took that the demo does not need too, in all worlds; None where
     it was not recorded."""
     total = []
-    for seed in s.seeds.split(","):
-        path = Path(s.runs, f"seed-{seed}", plan.SECONDS)
+    for folder in folders(s).values():
+        path = folder / plan.SECONDS
         took = dict(map(json.loads, open(path))) if path.exists() else {}
         total += [took[n] for n in plan.ordered(graph, wanted) if n in took and n not in plan.DEMO]
     return sum(total) if total else None
@@ -76,11 +88,11 @@ def seconds(s, graph, wanted):
 
 def show_runs(s, graph, wanted, scale):
     """Print the runs in their order, and in how many worlds each is done."""
-    seeds = s.seeds.split(",")
+    places = folders(s).values()
     for name in plan.ordered(graph, [n for names in wanted.values() for n in names]):
         run = graph[name]
-        done = sum(Path(s.runs, f"seed-{seed}", run.done).exists() for seed in seeds)
-        print(f"{done}/{len(seeds)} {' '.join(['python', run.command, scale.flags(run)]).strip()}")
+        done = sum((folder / run.done).exists() for folder in places)
+        print(f"{done}/{len(places)} {' '.join(['python', run.command, scale.flags(run)]).strip()}")
 
 
 def check(s):
@@ -97,26 +109,25 @@ def check(s):
 
 
 def main():
-    s = parse(Settings)
+    s = with_folders(parse(Settings))
     if s.check:
         return check(s)
-    scale = replace(plan.SCALES[s.scale], rounds=s.rounds)
-    figures, seeds = chosen(s), s.seeds.split(",")
+    scale, figures = replace(plan.SCALES[s.scale], rounds=s.rounds), chosen(s)
     graph, wanted = runs_of(figures, scale)
     if s.list:
         return show_runs(s, graph, wanted, scale)
     extra("matplotlib", plots.WHO)  # before hours of training
     records.make_folder(s.out)
-    worlds = [World(Path(s.runs, f"seed-{seed}")) for seed in seeds]
+    worlds = [World(folder) for folder in folders(s).values()]
     for name, figure in figures.items():
-        plan.carry_out(graph, wanted[name], s.runs, seeds, scale, s.jobs)
+        plan.carry_out(graph, wanted[name], folders(s), scale, s.jobs)
         drawn = figure.draw(worlds, scale)
         said = as_json(name, figure.TITLE, drawn)
         for i, panel in enumerate(drawn.panels):
             Path(s.out, f"{name}-{i + 1}.svg").write_text(plots.svg(panel), encoding="utf-8")
-        took = seconds(s, graph, wanted[name])
-        records.write_json(Path(s.out, f"{name}.json"), {**said, "seconds": took, "seeds": seeds,
-                                                    "scale": s.scale})
+        records.write_json(Path(s.out, f"{name}.json"), {
+            **said, "seconds": seconds(s, graph, wanted[name]), "seeds": list(folders(s)),
+            "scale": s.scale})
         print(f"{name}: {said['sentence']}")
     print(f"page: {write_page(s)}")
 

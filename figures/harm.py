@@ -36,9 +36,10 @@ def runs(scale):
         out[f"answers {name}"] = Run(f"answers, {name}", f"evaluate.py --models={models} "
                                      f"--data={data} --out={data}/answers",
                                      f"{data}/answers/results.json", needs)
+        # its results.json is there before it is complete
         out[f"pairs {name}"] = Run(f"pairs of sentences, {name}", "evaluate.py --suite=public "
                                    f"--tasks=crows --models={models} --files={data} "
-                                   f"--out={data}/pairs", f"{data}/pairs/results.json", needs)
+                                   f"--out={data}/pairs", f"{data}/pairs/report.html", needs)
     return out, [n for n in out if not n.startswith("prompts")]
 
 
@@ -63,7 +64,7 @@ def true(world, name, model, group, informative=False):
 def entropy(world, name, model, metric="entropy"):
     """Mean entropy of the choice between two sentences, in bits; or another metric of CrowS."""
     results = world.json(f"out/harm/{name}/pairs/results.json")["results"]
-    return next(r["mean"] for r in results if r["model"] == model and r["prompt"] == "none"
+    return next(r["value"] for r in results if r["model"] == model and r["prompt"] == "none"
                 and r["metric"] == metric)
 
 

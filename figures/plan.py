@@ -160,37 +160,47 @@ class Progress:
                   f"about {left:.0f} min left", flush=True)
 
 
-def carry_out(graph, wanted, runs, seeds, scale, jobs):
-    """Run all that `wanted` need in the world of each seed, `jobs` worlds at the same time."""
-    todo = {}
-    for seed in seeds:
-        folder = Path(runs, f"seed-{seed}")
-        todo[seed] = [n for n in ordered(graph, wanted) if not (folder / graph[n].done).exists()]
+def missing(graph, wanted, folder):
+    """The names of the runs that `wanted` need and that are not done in a world's folder."""
+    return [n for n in ordered(graph, wanted) if not (folder / graph[n].done).exists()]
+
+
+def carry_out_one(name, run, seed, scale, folder, threads):
+    """One run in a world's folder. Returns how long it took, in seconds, and why it failed, or
+    None."""
+    log, started = folder / "out/logs" / f"{name.replace(' ', '-')}.txt", time.time()
+    (folder / run.done).parent.mkdir(parents=True, exist_ok=True)
+    code = start(words_of(run, seed, scale, folder), folder, log, threads)
+    took = time.time() - started
+    if code or not (folder / run.done).exists():
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        reason = (lines or ["no reason"])[-1].removeprefix("error: ")
+        return took, f"world {seed}: {run.what} failed: {reason}; all it said is in {log}"
+    with open(folder / SECONDS, "a", encoding="utf-8") as file:
+        file.write(json.dumps([name, round(took, 1)]) + "\n")
+    return took, None
+
+
+def carry_out(graph, wanted, folders, scale, jobs=0):
+    """Run all that `wanted` need in each world, {seed: its folder}; `jobs` worlds at the same time,
+    0: all. Stops with the reason of the first run that fails."""
+    todo = {seed: missing(graph, wanted, folder) for seed, folder in folders.items()}
     progress, failed = Progress(sum(map(len, todo.values()))), threading.Event()
-    jobs = min(jobs or len(seeds), len(seeds))
+    jobs = min(jobs or len(folders), len(folders))
     threads = max(1, (os.cpu_count() or 1) // jobs)
 
-    def one(seed):
-        folder = Path(runs, f"seed-{seed}")
+    def in_world(seed):
         for name in todo[seed]:
             if failed.is_set():
-                return None
-            run, started = graph[name], time.time()
-            log = folder / "out/logs" / f"{name.replace('/', '-').replace(' ', '-')}.txt"
-            words = words_of(run, seed, scale, folder)
-            (folder / run.done).parent.mkdir(parents=True, exist_ok=True)
-            if start(words, folder, log, threads) or not (folder / run.done).exists():
+                break
+            took, problem = carry_out_one(name, graph[name], seed, scale, folders[seed], threads)
+            if problem:
                 failed.set()
-                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                return (f"world {seed}: {run.what} failed: "
-                        f"{(lines or ['no reason'])[-1].removeprefix('error: ')}; all it said is "
-                        f"in {log}")
-            progress(seed, run.what, took := time.time() - started)
-            with open(folder / SECONDS, "a", encoding="utf-8") as file:
-                file.write(json.dumps([name, round(took, 1)]) + "\n")
+                return problem
+            progress(seed, graph[name].what, took)
         return None
 
     with ThreadPoolExecutor(jobs) as pool:
-        problems = list(filter(None, pool.map(one, seeds)))
+        problems = list(filter(None, pool.map(in_world, folders)))
     if problems:
         stop(problems[0])

@@ -7,6 +7,8 @@ from settings import extra
 
 WHO = "make figures"
 COLOURS = ("#2a66ad", "#bf4a2e", "#0b7a66", "#7350b8", "#92682b", "#b03e7d", "#667316", "#6b737c")
+MODELS = dict(zip(("base", "prompted", "sft", "ppo", "ppo-ptx"),
+                  ("#6b737c", "#92682b", "#2a66ad", "#bf4a2e", "#0b7a66")))  # as in the report
 STYLE = {"svg.hashsalt": "town", "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.titlesize": 10, "legend.frameon": False,
          "legend.fontsize": 8}
@@ -19,9 +21,10 @@ def places(panel):
 
 
 def colours(panel):
-    """A colour for each name; a line of the paper's has that of ours with the same name."""
+    """A colour for each name, a model's on all pictures the same; a line of the paper's has that
+    of ours with the same name."""
     names = list(dict.fromkeys(s.name for s in panel.series))
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    return {name: MODELS.get(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)}
 
 
 def draw_series(ax, series, at, colour, shift, by):
@@ -42,9 +45,8 @@ def draw_series(ax, series, at, colour, shift, by):
 
 
 def logarithmic(ax, xs):
-    """A logarithmic x axis with a tick at each x; where there is a 0, it is linear below the
+    """A logarithmic x axis with ticks at the sorted xs; where there is a 0, it is linear below the
     others."""
-    xs = sorted(set(xs))
     if xs[0] == 0:
         ax.set_xscale("symlog", linthresh=xs[1], linscale=0.5)
     else:
@@ -66,12 +68,17 @@ def draw(panel, plt):
             ax.axhline(100 * value if panel.percent else value, color="grey", linewidth=0.8)
         if at:
             ax.set_xticks(list(at.values()), [textwrap.fill(name, 11) for name in at])
+        xs = sorted({x for s in panel.series for x, _ in s.points if x not in at})
         if panel.log:
-            logarithmic(ax, [x for s in panel.series for x, _ in s.points])
+            logarithmic(ax, xs)
+        elif 0 < len(xs) <= 7:
+            ax.set_xticks(xs)
         ax.set(title="\n".join(textwrap.wrap(panel.title, 52)), xlabel=panel.x,
                ylabel=panel.y + (", %" if panel.percent else ""))
-        if n > 1 or panel.series[0].name:
-            figure.legend(loc="outside lower center", ncols=2 if n > 2 else n)
+        labels = [text for text in ax.get_legend_handles_labels()[1] if text]
+        if labels:  # long ones stand below each other
+            wide = max(map(len, labels)) > 30
+            figure.legend(loc="outside lower center", ncols=1 if wide else min(2, len(labels)))
     return figure
 
 

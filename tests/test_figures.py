@@ -103,11 +103,13 @@ def test_runs_come_after_what_they_need(scale):
     assert set(order) == set(runs)  # no run is there in vain
 
 
+RESULTS = ("checkpoint.json", "results.json", "report.html", "rankings.json", "world.json",
+           "crows_pairs_anonymized.csv")  # files that show that a whole folder is done
+
+
 def written(run):
-    """The path that a run writes, without the name of a checkpoint's or a result's file."""
-    return str(Path(run.done).parent) if Path(run.done).name in (
-        "checkpoint.json", "results.json", "rankings.json", "crows_pairs_anonymized.csv",
-        "world.json") else run.done
+    """The path that a run writes: a folder, or a file."""
+    return str(Path(run.done).parent) if Path(run.done).name in RESULTS else run.done
 
 
 def read_by(run):
@@ -184,6 +186,10 @@ class Scripts:
         return 0
 
 
+def worlds(folder):
+    return {seed: folder / f"seed-{seed}" for seed in ("1", "2")}
+
+
 RUNS = {"a": plan.Run("first", "a.py", "out/a/checkpoint.json"),
         "b": plan.Run("second", "b.py", "out/b/checkpoint.json", ("a",)),
         "c": plan.Run("third", "c.py --seed=5", "out/c.json", ("b",)),
@@ -196,7 +202,7 @@ def test_what_is_done_is_skipped_and_what_was_cut_off_is_resumed(tmp_path, monke
         (tmp_path / file).touch()
     scripts = Scripts(RUNS)
     monkeypatch.setattr(plan, "start", scripts)
-    plan.carry_out(RUNS, ["c"], tmp_path, ["1", "2"], plan.Scale(), 1)
+    plan.carry_out(RUNS, ["c"], worlds(tmp_path), plan.Scale(), 1)
     assert [(world, words) for world, _, words in scripts.calls] == [
         ("seed-1", ["b.py", "--seed=1"]), ("seed-1", ["c.py", "--seed=5"]),
         ("seed-2", ["a.py", "--seed=2"]), ("seed-2", ["b.py", "--seed=2", "--resume"]),
@@ -205,7 +211,7 @@ def test_what_is_done_is_skipped_and_what_was_cut_off_is_resumed(tmp_path, monke
     assert len(printed) == 5 and printed[-1].startswith("[  5/5] world 2: third (0 s); about 0 min")
     took = dict(map(json.loads, (tmp_path / "seed-1" / plan.SECONDS).read_text().splitlines()))
     assert set(took) == {"b", "c"}
-    plan.carry_out(RUNS, ["c"], tmp_path, ["1", "2"], plan.Scale(), 0)
+    plan.carry_out(RUNS, ["c"], worlds(tmp_path), plan.Scale())
     assert len(scripts.calls) == 5  # all is there
 
 
@@ -214,7 +220,7 @@ def test_a_run_that_fails_stops_the_others_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "start", scripts)
     with pytest.raises(SystemExit, match=r"error: world 1: second failed: no more memory; all it "
                        r"said is in .*b.txt$"):
-        plan.carry_out(RUNS, ["c"], tmp_path, ["1", "2"], plan.Scale(), 1)
+        plan.carry_out(RUNS, ["c"], worlds(tmp_path), plan.Scale(), 1)
     assert [(world, command) for world, command, _ in scripts.calls] == [
         ("seed-1", "a.py"), ("seed-1", "b.py")]
 
@@ -417,6 +423,16 @@ def test_the_findings_are_printed(tmp_path, capsys):
     assert "       rounds: not drawn yet" in printed
     with pytest.raises(SystemExit, match="has no figure: run `make figures` first"):
         figures.check(replace(s, out=str(tmp_path / "none")))
+
+
+def test_towns_of_two_scales_are_not_mixed():
+    folder = lambda **flags: figures.with_folders(figures.Settings(**flags))
+    assert (folder().runs, folder().out) == ("runs", "out/figures")
+    assert (folder(scale="small").runs, folder(scale="small").out) == (
+        "runs/small", "out/figures-small")
+    assert (folder(scale="small", runs="r", out="o").runs, folder(out="o").out) == ("r", "o")
+    assert list(figures.folders(folder(seeds="4,7")).values()) == [
+        Path("runs/seed-4"), Path("runs/seed-7")]
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -16,13 +16,14 @@ from figures.points import Panel, Series
 from test_report import WIDER
 
 pytestmark = pytest.mark.long
+OUT = "out/figures-small"
 in_browser = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
 
 
 def forked(words, folder, log, threads):
     """`plan.start` by a server that has imported the scripts already: seconds less for each run."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = harm.start(folder, log, *words)
+    process = harm.start(folder, log.resolve(), *words)
     process.join()
     return process.exitcode
 
@@ -48,7 +49,7 @@ def small(tmp_path_factory):
 
 
 def said(small, name):
-    return json.loads((small / "out/figures" / f"{name}.json").read_text())
+    return json.loads((small / OUT / f"{name}.json").read_text())
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
@@ -58,7 +59,7 @@ def test_each_figure_has_all_its_points(small, name):
     facts = said(small, name)
     assert facts["seeds"] == ["1"] and facts["scale"] == "small" and facts["findings"]
     for i, panel in enumerate(facts["panels"], 1):
-        picture = (small / "out/figures" / f"{name}-{i}.svg").read_text()
+        picture = (small / OUT / f"{name}-{i}.svg").read_text()
         assert xml.fromstring(picture).tag.endswith("svg")
         assert panel["series"] and panel["title"] and panel["y"]
         for series in panel["series"]:
@@ -79,7 +80,7 @@ def test_nearly_everything_is_measured(small):
 
 
 def test_the_findings_are_printed(small, capsys):
-    figures.check(figures.Settings(out=str(small / "out/figures")))
+    figures.check(figures.Settings(out=str(small / OUT)))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == sum(len(said(small, name)["findings"]) for name in figures.FIGURES)
 
@@ -88,7 +89,7 @@ def test_the_findings_are_printed(small, capsys):
 @in_browser
 def test_nothing_on_the_page_is_cut_off(small, width, dark):
     with browser.chromium(width, dark=dark, touch=width < 500) as driver:
-        driver.get(f"file://{small}/out/figures/report.html")
+        driver.get(f"file://{small}/{OUT}/report.html")
         driver.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
         assert driver.execute_script(
             "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length") == 0
@@ -104,7 +105,7 @@ def test_the_page_can_be_used_by_all(small):
     if browser.axe() is None:
         pytest.skip("axe is not installed (see the Makefile)")
     with browser.chromium() as driver:
-        driver.get(f"file://{small}/out/figures/report.html")
+        driver.get(f"file://{small}/{OUT}/report.html")
         driver.execute_script(browser.axe())
         found = driver.execute_async_script(
             "axe.run().then(r => arguments[0](r.violations.map(v => v.id)))")
