@@ -28,7 +28,7 @@ NEEDS = {"all rankings": "rm", "a sixteenth": f"rm {FEW}"}  # the runs
 BETAS = (0.0, 0.01, 0.03, 0.1, 0.3)
 ITERATIONS = 32  # twice those of the demo: without a penalty the KL grows with each
 N = 64  # samples of a prompt
-BEST_OF, RL = "d(a - b d)", "d(a - b log d)"
+FORMS = {"best-of-n": "d(a - b d)", "PPO": "d(a - b log d)"}
 
 
 def place(rm, beta):
@@ -105,33 +105,35 @@ def panel(title, form, ways):
     return Panel(title, "d = sqrt(KL), nats", "gain over the start", lines), found
 
 
+def bends(way, rm, a, b):
+    """The finding that gold bends down as the policy moves away: b > 0 in the fit."""
+    found = finding(f"gold bends down with {way} and the reward model of {rm}", b)
+    found.reached = f"{FORMS[way]}: b {found.reached}, a {told(over(a))}"
+    return found
+
+
 def draw(worlds, scale):
     betas, panels, found, ends = tuple(scale.few(BETAS)), [], {}, {}
     for rm in RMS:
-        for way, form, points in (("best-of-n", BEST_OF, lambda w: best_of(w, rm)),
-                                  ("PPO", RL, lambda w: trained(w, rm, betas))):
+        for way, points in (("best-of-n", lambda w: best_of(w, rm)),
+                            ("PPO", lambda w: trained(w, rm, betas))):
             ways = [points(w) for w in worlds]
-            drawn, found[way, rm] = panel(f"{way}, reward model of {rm}", form, ways)
+            drawn, found[way, rm] = panel(f"{way}, reward model of {rm}", FORMS[way], ways)
             panels.append(drawn)
             ends[way, rm] = [max(p[0] for p in own) for own in ways]
-    findings = []
-    for (way, rm), own in found.items():
-        form, rms = BEST_OF if way == "best-of-n" else RL, f"{way}, {rm}"
-        findings.append(finding(f"gold bends down ({rms}: b > 0 in {form}; a is "
-                                f"{told(over(own['a']))})", own["b"]))
     every, few = RMS
-    for way in ("best-of-n", "PPO"):
-        findings.append(finding(f"more rankings bend it less ({way}: difference of b)",
-                                less(found[way, few]["b"], found[way, every]["b"])))
-    gold = lambda w, rm: [p[2] for p in trained(w, rm, betas)]
-    best = lambda w, rm: max(gold(w, rm)[1:])
+    findings = [bends(way, rm, **own) for (way, rm), own in found.items()]
     findings += [
-        finding(f"beta = 0 has less gold than the best beta ({rm})",
-                [best(w, rm) - gold(w, rm)[0] for w in worlds]) for rm in RMS]
+        finding(f"with {way} more rankings bend gold less (difference of b)",
+                less(found[way, few]["b"], found[way, every]["b"])) for way in ("best-of-n", "PPO")]
+    gains = lambda rm, i, k: [trained(w, rm, betas)[i][k] for w in worlds]
+    middle = len(betas) // 2
     findings += [
-        finding("without a penalty the reward model's score is the highest (a sixteenth; against "
-                "the largest beta)", [trained(w, few, betas)[0][1]
-                                      - trained(w, few, betas)[-1][1] for w in worlds]),
+        finding(f"beta = 0 has less gold than beta = {betas[middle]:g}, with the reward model of "
+                f"{rm}", less(gains(rm, middle, 2), gains(rm, 0, 2))) for rm in RMS]
+    findings += [
+        finding(f"beta = 0 has a higher score than beta = {betas[-1]:g}, with the reward model of "
+                f"{few}", less(gains(few, 0, 1), gains(few, -1, 1))),
         finding("PPO moves further than best-of-n (d, all rankings)",
                 less(ends["PPO", every], ends["best-of-n", every]))]
     return Drawn(panels, findings)

@@ -8,6 +8,7 @@ A finding holds if the whole interval of a difference over the worlds lies on th
 it is absent if the mean lies on the other side, else it is open.
 """
 import math
+import re
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -94,8 +95,10 @@ def paper(name, points, **options):
 
 
 def sentence(findings):
-    """Whether the paper's findings are here, in a sentence."""
-    parts = [(words, [f.claim for f in findings if f.state == state]) for state, words in
+    """Whether the paper's findings are here, in a sentence; without what stands in parentheses at
+    the end of a claim."""
+    plain = lambda claim: re.sub(r" \([^()]*\)$", "", claim)
+    parts = [(words, [plain(f.claim) for f in findings if f.state == state]) for state, words in
              ((HOLDS, "As in the paper"), (ABSENT, "Unlike the paper, not so here"),
               (OPEN, "The worlds do not decide"))]
     return " ".join(f"{words}: {'; '.join(claims)}." for words, claims in parts if claims)

@@ -6,7 +6,6 @@ import xml.etree.ElementTree as xml
 
 import matplotlib.pyplot as plt
 import pytest
-from matplotlib.text import Text
 
 import browser
 import harm
@@ -119,14 +118,16 @@ def test_no_text_of_a_picture_is_cut_off(small, name):
         panel = Panel(**{**facts, "series": [Series(**s) for s in facts["series"]]})
         figure = plots.draw(panel, plt)
         figure.canvas.draw()
-        box = lambda text: text.get_window_extent()
-        texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
-        assert len(texts) > 5
-        for text in texts:
+        box, ax = lambda text: text.get_window_extent(), figure.axes[0]
+        (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+        ticks = [t for at, t in zip(ax.get_xticks(), ax.get_xticklabels()) if x0 <= at <= x1]
+        sides = [t for at, t in zip(ax.get_yticks(), ax.get_yticklabels()) if y0 <= at <= y1]
+        legend = [t for part in figure.legends for t in part.get_texts()]
+        assert ticks and sides and ax.title.get_text()
+        for text in (ax.title, ax.xaxis.label, ax.yaxis.label, *ticks, *sides, *legend):
             x, y = box(text), figure.bbox
             assert x.x0 > y.x0 - 1 and x.x1 < y.x1 + 1 and x.y0 > y.y0 - 1 and x.y1 < y.y1 + 1, (
                 panel.title, text.get_text())
-        names = sorted((box(t) for t in figure.axes[0].get_xticklabels() if t.get_text()),
-                       key=lambda b: b.x0)
+        names = sorted(map(box, ticks), key=lambda b: b.x0)
         assert all(a.x1 < b.x0 + 1 for a, b in zip(names, names[1:])), panel.title
         plt.close(figure)
