@@ -27,7 +27,7 @@ NAMES = {"all rankings": "all", "a sixteenth": "few"}  # of their files
 NEEDS = {"all rankings": "rm", "a sixteenth": f"rm {FEW}"}  # the runs
 BETAS = (0.0, 0.01, 0.03, 0.1, 0.3)
 ITERATIONS = 32  # twice those of the demo: without a penalty the KL grows with each
-N = 64  # samples of a prompt
+PROMPTS, N, COPIES = 200, 64, 4  # test prompts; samples of each from the start, from a policy
 FORMS = {"best-of-n": "d(a - b d)", "PPO": "d(a - b log d)"}
 
 
@@ -53,11 +53,12 @@ def runs(scale):
     out = {**on_share(SHARES[0]), **policies(scale)}
     for rm, path in RMS.items():
         out[f"samples {rm}"] = measured("out/init", path, samples(rm), ("init", NEEDS[rm]),
-                                        f"--copies={N} --prompts=200")
+                                        f"--prompts={PROMPTS} --copies={N}")
         for beta in scale.few(BETAS):
             policy = place(rm, beta)
             out[f"measure {policy}"] = measured(policy, path, f"{policy}.jsonl",
-                                                (f"ppo {policy}",))
+                                                (f"ppo {policy}",),
+                                                f"--prompts={PROMPTS} --copies={COPIES}")
     return out, [name for name in out if name.startswith(("samples", "measure"))]
 
 
