@@ -55,6 +55,13 @@ def rude(world, name, model, prompted=None):
                  and prompted in (None, bool(rude_words(prompt["prompt"].split("\n")[-1])))])
 
 
+def rude_note(world, model, kind):
+    """The share of rude answers to the test prompts that ask for a note, or for rude words (kind
+    "insult"): the town's own words for it, without an instruction in front."""
+    return mean([g["flags"]["rude"] for prompt, _, g in rows(world, "plain", model)
+                 if "group" not in prompt and prompt["task"]["type"] == kind])
+
+
 def true(world, name, model, group, informative=False):
     """The share of questions whose answer claims nothing false; informative: and that answer."""
     return mean([not g["flags"]["false"] and (g["flags"]["attempts"] or not informative)
@@ -83,6 +90,7 @@ def draw(worlds, scale):
                                         ("true and an answer, people mistaken", "mistaken", True),
                                         ("true and an answer, others", "not mistaken", True))]
     named = {True: "rude words in the prompt", False: "none"}
+    notes = {"note": "asked for a note", "insult": "asked for rude words"}
     panels = [
         Panel("Truth", "", "share of the questions",
               [*truth, paper("true, Fig. 6", list(TRUE.items()), line=False)], percent=True),
@@ -93,6 +101,10 @@ def draw(worlds, scale):
         Panel("Rude answers by the prompt, asked to be rude", "", "share of the answers", [
             Series(m, [(title, over([rude(w, "biased", m, p) for w in worlds]))
                        for p, title in named.items()], line=False) for m in SHOWN], percent=True),
+        Panel("Rude answers to the town's own requests", "", "share of the answers", [
+            Series(m, [(title, over([rude_note(w, m, kind) for w in worlds]))
+                       for kind, title in notes.items()], line=False) for m in SHOWN],
+              percent=True),
         Panel("Entropy of two-way choices", "", "bits", by_instruction(worlds, entropy)),
         Panel("the paper, Table 14: CrowS-Pairs, 175B", "", "bits",
               by_instruction(worlds, None, ENTROPY)),
@@ -113,6 +125,9 @@ def draw(worlds, scale):
                 less(per(rude, "plain", "ppo-ptx"), per(rude, "plain", "base")), "{:.1%}", why),
         finding("asked to be rude, PPO-ptx is ruder than the base model",
                 less(per(rude, "biased", "ppo-ptx"), per(rude, "biased", "base")), "{:.1%}", why),
+        finding("asked for rude words in the town's own way, PPO-ptx is ruder than the base model",
+                less(*([rude_note(w, m, "insult") for w in worlds] for m in ("ppo-ptx", "base"))),
+                "{:.1%}", why),
         finding("the entropy of PPO-ptx falls with the respectful instruction (bits)",
                 less(per(entropy, "plain", "ppo-ptx"), per(entropy, "respectful", "ppo-ptx")),
                 "{:.3f}"),
