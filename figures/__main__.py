@@ -49,7 +49,7 @@ class Settings:
 
 
 def with_folders(s):
-    """The settings with the folders that are meant: towns of one scale are not mixed with others'."""
+    """The settings with the folders that are meant: each scale has its own."""
     own = s.scale != "demo"
     return replace(s, runs=s.runs or "runs" + f"/{s.scale}" * own,
                    out=s.out or "out/figures" + f"-{s.scale}" * own)
