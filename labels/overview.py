@@ -136,8 +136,8 @@ class Owner:
     def owner(self, links=(), files=None, problem=None):
         rankings = rankings_of(self.store)
         return self.flask.render_template(
-            "owner.html", rows=labelers(self.store, rankings), progress=progress(self.store), links=links,
-            files=files, problem=problem, told=self.tell.line(), cut_off=CUT_OFF,
+            "owner.html", rows=labelers(self.store, rankings), progress=progress(self.store),
+            links=links, files=files, problem=problem, told=self.tell.line(), cut_off=CUT_OFF,
             score_cut_off=SCORE_CUT_OFF, to_score=self.store.to_score(),
             all=agreement.among(rankings), disagreements=len(agreement.disagreements(rankings)))
 

@@ -460,12 +460,13 @@ def test_screening_compares_with_the_owner(tmp_path, clock):
                 "assignment": number, "ranks": json.dumps({o["id"]: i + 1 for i, o in
                                                            enumerate(outputs)}),
                 "note": "", "seconds": 1.0}, True)
-    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, overview.rankings_of(store))}
+    rankings = overview.rankings_of(store)
+    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, rankings)}
     assert (facts["a"]["ranks"]["mean"], facts["a"]["flags"]["mean"]) == (1, 1)
     assert (facts["b"]["ranks"]["mean"], facts["b"]["flags"]["mean"]) == (0, 2 / 3)
     assert [facts[n]["passes"] for n in "abc"] == [True, False, None]
     assert facts["a"]["seconds"] == 4.0 and "passes" not in facts["x"]
-    worst = overview.disagreements(store, overview.rankings_of(store))
+    worst = overview.disagreements(store, rankings)
     assert len(worst) == 4 and worst[0]["pairs"] == 6 and worst[0]["labelers"] == [
         "owner", "a", "b"]
     assert [(text, ranks) for text, ranks in worst[0]["rows"]][0][1] == [1, 1, 3]
@@ -500,7 +501,8 @@ def test_the_owner_scores_screening_demonstrations_without_their_writers(tmp_pat
         store.set_score(row["id"], {"by a": 6, "by b": 7, "by c": 5}[row["response"]])
     first_of_b = next(row["id"] for row in found if row["response"] == "by b")
     store.set_score(first_of_b, 4)  # the owner changed her mind
-    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, overview.rankings_of(store))}
+    rankings = overview.rankings_of(store)
+    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, rankings)}
     assert [sorted(facts[n]["scores"]) for n in "abc"] == [[6, 6], [4, 7], [5, 5]]
     assert [facts[n]["passes"] for n in "abc"] == [True, False, False]  # 6, 5.5, 5
     out = exporting.export(store)
