@@ -64,15 +64,8 @@ class Settings(Computing):
                         f"{self.models}")
 
 
-PRESETS = {  # with a base model of 8 times the parameters, and a T0 (make figures)
-    "figures": dict(models=f"{MODELS},big=out/big,big-prompted=out/big,t0=out/t0",
-                    versus=f"{VERSUS},ppo-ptx/big,ppo-ptx/big-prompted,sft/big,sft/big-prompted,"
-                           "sft/t0,ppo-ptx/t0", out="out/figures"),
-}
-
-
 def main():
-    s = parse(Settings, PRESETS)
+    s = parse(Settings)
     s.out = s.out or {"toy": "out/demo", "public": "out/evals"}[s.suite]
     if s.suite == "toy":
         one_process()

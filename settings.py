@@ -38,7 +38,7 @@ EXTRAS = {"classroom": ["nbformat==5.11.1"], "data": ["datasets==5.2.0"],
 def extra(module, what):
     """Import and return a module of an optional package; stops with the command that installs it.
 
-    what: the thing that needs the package, for the message, such as "python -m evals.figures".
+    what: the thing that needs the package, for the message, such as "make figures".
     """
     package = module.partition(".")[0]
     try:

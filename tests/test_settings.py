@@ -21,7 +21,8 @@ from runtime.world import World
 from settings import parse
 
 SCRIPTS = ("sft", "reward", "ppo", "evaluate", "chat", "labels.sample", "labels.simulated",
-           "data.toy.world", "data.public", "data.shards", "evals.figures", "evals.report")
+           "data.toy.world", "data.public", "data.shards", "figures.__main__", "figures.measure",
+           "figures.rankings", "figures.instructions", "evals.report")
 
 
 def of(script):
