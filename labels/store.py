@@ -205,6 +205,8 @@ class Store:
         `wanted` labels; the held-out group only labels the validation split. Everyone in training
         labels the screening items first, and the owner those of them that are compared.
         """
+        if labeler["removed"]:
+            return None
         own = self.opened(labeler)
         if own is None:
             with self.change() as db:

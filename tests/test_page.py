@@ -531,6 +531,21 @@ def test_all_that_was_measured_must_reach_its_cut_off(ranks, flags, scores, expe
     assert overview.passes({"mean": ranks}, {"mean": flags}, scores) is expected
 
 
+def test_progress_by_hand(tmp_path, clock):
+    """Ten prompts, each wanted twice from training labelers, two of them held out for validation.
+    """
+    store, who = filled(tmp_path, clock, some(10), twice=1.0)
+    with store.change() as db:
+        db.execute("UPDATE item SET split = 'valid' WHERE id > 8")
+    for name in "aab":
+        rank(store, who[name])
+    rank(store, who["x"])
+    assert overview.progress(store) == [("training labelers", 3, 20), ("held-out labelers", 1, 4)]
+    assert store.progress(who["a"]) == {"done": 2, "of": 10, "seconds": 4.0}
+    store.set_removed(who["a"]["id"], True)
+    assert overview.progress(store)[0] == ("training labelers", 1, 20)
+
+
 def test_the_overview_asks_the_file_as_often_for_many_items_as_for_few(tmp_path, clock):
     asked = []
     for n in (3, 30):
