@@ -512,6 +512,18 @@ def test_the_owner_scores_screening_demonstrations_without_their_writers(tmp_pat
     assert {row["response"] for row in store.to_score()} == {"by b", "by c"}
 
 
+def test_a_demonstration_that_is_changed_loses_its_score(tmp_path, clock):
+    store, who = filled(tmp_path, clock, [{"prompt": "sensitive", "screening": True}])
+    demonstrate(store, who["a"], "first")
+    store.set_score(store.to_score()[0]["id"], 7)
+    store.reopen_last(who["a"])
+    assert store.to_score() == []  # open again, until it is sent
+    demonstrate(store, who["a"], "second")
+    row, = store.to_score()
+    assert (row["response"], row["score"]) == ("second", None)
+    assert not store.all("SELECT * FROM score")
+
+
 def test_demonstrations_of_one_prompt_are_all_in_its_split(tmp_path, clock):
     store, who = filled(tmp_path, clock, [{"prompt": f"p{i}"} for i in range(40)], valid=0.5,
                         twice=1.0)
