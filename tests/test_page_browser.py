@@ -13,7 +13,7 @@ import pytest
 import browser
 from browser import ROOT, Page, chromium
 from data import records
-from labels import exporting
+from labels import exporting, mine
 from labels.store import Store
 from test_page import some
 from test_page_web import EVIL
@@ -459,6 +459,23 @@ def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
     assert not looks.found, json.dumps(looks.found, indent=1)
     if not looks.source:
         pytest.skip("no check of accessibility: axe-playwright-python is not installed (Makefile)")
+
+
+def test_the_report_of_your_policy_is_accessible_and_fits(driver, tmp_path):
+    rows = [[{"prompt": EVIL + "x" * 500, "completions": [{"text": text}]}]
+            for text in (f"Soup {EVIL}.", f"Soup and {EVIL}.")]
+    facts = {"rankings": 46, "heldout_pairs": 0, "moved_towards": None, "rm_accuracy": None,
+             "answers": 1, "changed": 1.0, "words": [1.0, 2.0], "gold": [None, None],
+             "changed_words": [("and", 0.0, 1.0), (EVIL, 1.0, 0.0)]}
+    path = tmp_path / "report.html"
+    path.write_text(mine.page(facts, *rows), encoding="utf-8")
+    looks = Looks(driver, tmp_path)
+    for width, height in ((1400, 900), (400, 800)):
+        resize(driver, width, height)
+        looks.at(path.as_uri())
+        looks.check("report", width, height)
+    assert not looks.found, json.dumps(looks.found, indent=1)
+    assert driver.title == "Your policy" and not all_of(driver, "img, script")
 
 
 def ranks_away(driver):
