@@ -206,18 +206,19 @@ def compare(s, before, after, rankings, heldout):
 # ------------------------------------------------------------------------------------- the report
 
 STYLE = """
-:root { color-scheme: light dark; --soft: #5c6166; --line: #d9dbdd; --add: #d8f0dd;
-  --cut: #fbe3e1; }
-@media (prefers-color-scheme: dark) { :root { --soft: #a5abb1; --line: #363b40; --add: #1f4029;
-  --cut: #4a2624; } }
-body { max-width: 1100px; margin: 32px auto; padding: 0 16px;
+:root { color-scheme: light dark; --back: #fff; --ink: #1d1f21; --soft: #5c6166; --line: #d9dbdd;
+  --add: #d8f0dd; --cut: #fbe3e1; }
+@media (prefers-color-scheme: dark) { :root { --back: #16181a; --ink: #e8e9ea; --soft: #a5abb1;
+  --line: #363b40; --add: #1f4029; --cut: #4a2624; } }
+body { max-width: 1100px; margin: 32px auto; padding: 0 16px; background: var(--back);
+  color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 table { border-collapse: collapse; width: 100%; margin: 16px 0 32px; }
 th, td { text-align: left; vertical-align: top; padding: 8px 16px 8px 0; white-space: pre-wrap;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-thead th { color: var(--soft); font-weight: 400; }
+thead th { color: var(--soft); font-weight: 400; overflow-wrap: normal; }
 .answers td { width: 33%; }
-ins, del { text-decoration: none; border-radius: 3px; padding: 0 2px; }
+ins, del { text-decoration: none; color: inherit; border-radius: 3px; padding: 0 2px; }
 ins { background: var(--add); } del { background: var(--cut); }
 p { color: var(--soft); }
 """
@@ -257,17 +258,17 @@ def page(facts, before, after):
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Your policy</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>
-<body><h1>Your policy</h1>
+<body><main><h1>Your policy</h1>
 <p>Trained on {facts['rankings']} of your rankings. {facts['changed']:.0%} of {facts['answers']}
 answers to test prompts changed. In {told(facts['moved_towards'], '{:.0%}')} of
 {facts['heldout_pairs']} pairs that you ranked and no training saw, the new policy has moved towards
 the one that you prefer (50% is chance); your reward model puts
 {told(facts['rm_accuracy'], '{:.0%}')} of them in your order.</p>
-<table><thead><tr><th scope=col></th><th scope=col>before</th><th scope=col>after</th></tr></thead>
+<table><thead><tr><th scope=col>what</th><th scope=col>before</th><th scope=col>after</th></tr></thead>
 <tbody>{table}</tbody></table>
 <h2>Every answer, the changed ones first</h2>
 <table class="answers"><thead><tr><th scope=col>prompt</th><th scope=col>before</th>
-<th scope=col>after</th></tr></thead><tbody>{rows}</tbody></table></body></html>
+<th scope=col>after</th></tr></thead><tbody>{rows}</tbody></table></main></body></html>
 """
 
 
