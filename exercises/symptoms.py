@@ -37,7 +37,7 @@ LAB = (  # a small world and its models, made by the project as it is
     "-m labels.simulated --calibrate=out/init",
     "-m labels.simulated --calibrate=out/init --split=valid", "reward.py --epochs=2")
 RUNS = {  # the log of the last command is read; --out is a new folder
-    "base": (f"sft.py --preset=base {SMALL}",),
+    "base": (f"sft.py --preset=base {SMALL} --epochs=1",),
     "base, plain kernels": (f"sft.py --preset=base {SMALL} --epochs=1",),
     "sft": ("sft.py --epochs=4",),
     "sft --micro_batch=2": ("sft.py --epochs=4 --micro_batch=2",),
@@ -115,8 +115,8 @@ SYMPTOMS = {
                             "two processes", "loss", "first", "below", 0.02),
     "rows-left-over": Symptom("on two processes `loss` of an odd batch is too small",
                               "two processes", "loss", "first", "below", 0.02),
-    "filler-is-text": Symptom("pretraining's `loss` falls too fast", "base", "loss", "mean",
-                              "below", 0.1),
+    "filler-is-text": Symptom("`valid` of pretraining is too low: EOS that fills a row is easy",
+                              "base", "valid", "last", "below", 0.05),
     "worse-first": Symptom("the reward model's ceiling is far below one half", "reward",
                            "held-out/ceiling", "last", "below", 0.3),
     "ties-are-pairs": Symptom("the ceiling on held-out labels is lower than the labelers' noise "
@@ -331,19 +331,19 @@ def kept():
 # ------------------------------------------------------------------------------- texts
 
 def told(name, tests=()):
-    """What one would see in a log of a defect, as lines: the sentence, and its numbers from the
-    short run."""
+    """What one would see in a log of a defect, as lines: the sentence and its numbers from the
+    short run; or that there is nothing to see, and which tests find it."""
     symptom, entry = SYMPTOMS.get(name), kept().get(name)
+    if entry is None:
+        return ["Its log has not been measured. What finds it: " + ", ".join(tests)]
     if symptom is None:
         return ["Nothing in the log of a short run gives it away. What finds it: "
                 + ", ".join(tests)]
-    lines = [f"In a log one would see: {symptom.text}."]
-    if entry and symptom.column in entry["numbers"]:
-        lines += [f"A short run ({entry['run']}), {symptom.column}:",
-                  f"  {'':<12}" + "".join(f"{p:>10}" for p in PLACES)]
-        lines += [f"  {who:<12}" + "".join(f"{shown(x):>10}" for x in own) for who, own in zip(
-            ("without it", "with it"), entry["numbers"][symptom.column])]
-    return lines
+    return [f"In a log one would see: {symptom.text}.",
+            f"A short run ({entry['run']}), {symptom.column}:",
+            f"  {'':<12}" + "".join(f"{p:>10}" for p in PLACES),
+            *(f"  {who:<12}" + "".join(f"{shown(x):>10}" for x in own) for who, own in zip(
+                ("without it", "with it"), entry["numbers"][symptom.column]))]
 
 
 def shown(x):
