@@ -23,7 +23,8 @@ PROOFS := tests/test_defects.py tests/test_lessons.py tests/test_eval_long.py \
 BENCH ?= --threads=1
 WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core
 
-.PHONY: demo label mine figures rounds check-figures seeds test long proofs real bench check clean install install-dev
+.PHONY: demo sft init labels labels-held-out ppo ppo-ptx label mine figures rounds check-figures \
+	seeds test long proofs real bench check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,script or module and its settings)
 # Where an interrupted run has left a state, --resume goes on from it.
@@ -34,21 +35,39 @@ define step
 		$(PY) $(if $(filter -m,$(3)),,"$(CURDIR)"/)$(3) $(SEEDED) $$again; fi
 endef
 
+# Where two steps need nothing of each other they run together, each on half of the cores: on models
+# this small two threads of one process are hardly faster than one. Only one shows its progress.
+together = @$(MAKE) --no-print-directory -j2 OMP_NUM_THREADS=$(HALF) $(1)
+HALF = $(or $(OMP_NUM_THREADS),$(shell \
+	n=$$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN); echo $$(((n + 1) / 2))))
+
 demo: install
 	@mkdir -p "$(IN)"
 	$(call step,out/toy/world.json,toy world,-m data.toy.world)
 	$(call step,out/base/checkpoint.json,pretraining,sft.py --preset=base)
-	$(call step,out/sft/checkpoint.json,step 1: SFT,sft.py)
-	$(call step,out/init/checkpoint.json,RL initialisation,sft.py --preset=init)
+	$(call together,sft init)
 	$(call step,out/toy/completions_train.jsonl,samples to rank,-m labels.sample)
 	$(call step,out/toy/completions_valid.jsonl,samples held out,-m labels.sample --split=valid)
-	$(call step,out/toy/rankings_train.jsonl,labels,-m labels.simulated)
-	$(call step,out/toy/rankings_valid.jsonl,labels held out,-m labels.simulated --split=valid)
+	$(call together,labels labels-held-out)
 	$(call step,out/rm/checkpoint.json,step 2: reward model,reward.py)
-	$(call step,out/ppo/checkpoint.json,step 3: PPO,ppo.py --preset=ppo)
-	$(call step,out/ppo-ptx/checkpoint.json,step 3: PPO-ptx,ppo.py)
+	$(call together,ppo ppo-ptx)
 	$(call step,$(DEMO)/results.json,evaluation,evaluate.py > $(DEMO).txt)
 	@cat "$(IN)/$(DEMO).txt"
+
+sft:
+	$(call step,out/sft/checkpoint.json,step 1: SFT,sft.py)
+init:
+	$(call step,out/init/checkpoint.json,RL initialisation,sft.py --preset=init)
+labels:
+	$(call step,out/toy/rankings_train.jsonl,labels,-m labels.simulated)
+labels-held-out:
+	$(call step,out/toy/rankings_valid.jsonl,labels held out,-m labels.simulated --split=valid)
+ppo:
+	$(call step,out/ppo/checkpoint.json,step 3: PPO,ppo.py --preset=ppo)
+ppo-ptx:
+	$(call step,out/ppo-ptx/checkpoint.json,step 3: PPO-ptx,ppo.py)
+
+init labels-held-out ppo: export TQDM_DISABLE = 1
 
 label: .venv/installed-label
 	@cd "$(IN)" && $(PY) -m labels.page --preset=mine
@@ -71,12 +90,10 @@ seeds:
 
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "classroom and not long"
 
 long: install-dev  # every stage killed twenty times
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone and not classroom" \
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone" \
 		$(addprefix --ignore=,$(PROOFS))
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and classroom"
 
 proofs: install-dev demo  # planted defects, the classroom's week, your taste learned, a busy page
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone" $(PROOFS)

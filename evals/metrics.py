@@ -10,6 +10,7 @@
     rank_correlation           Spearman's
     best_of_n, best_of_n_kl    what picking the best of n samples gives, and how far it moves
 """
+import bisect
 import collections
 import itertools
 import math
@@ -223,18 +224,17 @@ def rank_correlation(x, y):
 def best_of_n(proxy, gold, n):
     """The gold score to expect of the best of n samples, picked by the proxy.
 
-    proxy, gold: [N] scores of N samples of one prompt. It is the mean over all subsets of n of
-    them, and so an unbiased estimate from N samples (Nakano et al. 2021, appendix I): the i-th
-    lowest is the best of C(i - 1, n - 1) subsets out of C(N, n). Samples with one proxy score are
-    picked equally often. Raises ValueError unless 1 <= n <= N.
+    proxy, gold: [N] scores of N samples of one prompt. It is the mean over all C(N, n) subsets of
+    n samples, and so without bias (Nakano et al. 2021, appendix I). Samples with one proxy score
+    are picked equally often. Raises ValueError unless 1 <= n <= N.
     """
     if len(proxy) != len(gold) or not 1 <= n <= len(proxy):
         raise ValueError(f"best of {n} of {len(proxy)} samples with {len(gold)} gold scores")
-    order, total = sorted(range(len(proxy)), key=lambda i: proxy[i]), 0.0
-    for _, same in itertools.groupby(enumerate(order), key=lambda pair: proxy[pair[1]]):
-        places, who = zip(*same)
-        share = sum(math.comb(i, n - 1) for i in places) / math.comb(len(proxy), n)
-        total += share * sum(gold[i] for i in who) / len(who)
+    order, total = sorted(proxy), 0.0
+    for score, value in zip(proxy, gold):
+        below, upto = bisect.bisect_left(order, score), bisect.bisect_right(order, score)
+        subsets = math.comb(upto, n) - math.comb(below, n)  # whose best has this proxy score
+        total += value * (subsets / ((upto - below) * math.comb(len(order), n)))
     return total
 
 

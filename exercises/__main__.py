@@ -65,8 +65,9 @@ def do_list(words):
         mark = student.state(exercise, known) if cut else ""
         print(f"  {mark:<6} {exercise.name:<15} {exercise.file + ': ' + exercise.function:<42} "
               f"{exercise.size}")
-    print("\n" + ("python -m exercises check NAME" if cut else
-                  "python -m exercises start --into=mine makes a copy to work in"))
+    print("\n" + ("python -m exercises check NAME tells what to write, and checks it. Any order "
+                  "will do:\nnone needs another, and those of 20 lines may wait."
+                  if cut else "python -m exercises start --into=mine makes a copy to work in"))
 
 
 def do_start(words):
@@ -89,7 +90,7 @@ def do_start(words):
         if known == "whole":
             student.put(exercise, student.as_it_began(exercise))
         print(f"{exercise.name}: {known if known != 'whole' else 'cut'}. Write "
-              f"`{exercise.function}` in {exercise.file}, {exercise.size}.")
+              f"`{exercise.function}` in {student.place(exercise)}, {exercise.size}.")
     print(page(exercise))
 
 
@@ -113,7 +114,8 @@ def told(exercise):
     """Check an exercise and print what there is to say. Returns whether it holds."""
     text = student.text(exercise)
     verdict, printed = checked(exercise)
-    print("\n".join(judge.explained(exercise, verdict)) + page(exercise) * verdict.blank)
+    place = student.place(exercise) if verdict.blank else ""
+    print("\n".join(judge.explained(exercise, verdict, place)) + page(exercise) * verdict.blank)
     if printed.strip():
         lines = printed.strip().splitlines()
         print("\nIt printed:\n" + "\n".join("  " + line for line in lines[-20:]))

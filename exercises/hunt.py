@@ -7,7 +7,7 @@ import json
 import random
 import zlib
 
-from exercises import HERE, ROOT, course, cutting, defects, judge, worker
+from exercises import HERE, ROOT, course, cutting, defects, judge, symptoms, worker
 from settings import stop
 
 PLANTED = HERE / "planted.json"
@@ -48,8 +48,7 @@ def plant(seed=""):
     PLANTED.write_text(json.dumps({"bug": packed([defect.name, before])}) + "\n", "utf-8")
     (ROOT / defect.file).write_text(after, "utf-8")
     print("One defect is in your copy, in one file, in one place. It has shipped in public code.")
-    print(f"In a log one would see: {defect.symptom}." if defect.symptom else
-          "No number of the log gives it away: read the code, and the tests.")
+    print("\n".join(symptoms.told(defect.name, defect.tests)))
     print("git would tell you: do not ask it. When you have repaired it: python -m exercises bug "
           "check")
 

@@ -6,7 +6,7 @@ SIZES = ("small", "mid", "large")
 KINDS = ("base", "prompted", "sft", "ppo", "ppo-ptx")
 ANSWERS, RESULTS = "out/sizes/eval/answers.jsonl", "out/sizes/eval/results.json"
 T0 = "out/sizes/t0"
-RATES = {"base": 5e-3, "sft": 2e-4, "init": 5e-4, "ppo": 6e-4, "t0": 2e-4}  # of the middle size
+RATES = {"base": 4e-3, "sft": 2e-4, "init": 5e-4, "ppo": 6e-4, "t0": 2e-4}  # of the middle size
 
 
 def folder(size, kind):

@@ -32,7 +32,7 @@ class Settings:
     """The toy world. Same seed, same world."""
     seed: int = 0  # of the town and all that is said in it
     out: str = "out/toy"  # folder to write
-    documents: int = 80000  # of pretraining text
+    documents: int = 60000  # of pretraining text
     vocab: int = 700  # tokens of the tokenizer, at most
     demonstrations: int = 30  # of the training split
     prompts: int = 9000  # of the training split
