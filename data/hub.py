@@ -86,6 +86,8 @@ def reason(error, lib):
         error = error.__cause__
     if isinstance(error, lib.GatedRepoError):
         return "its owner must let you in, and HF_TOKEN must say who you are"
+    if isinstance(error, lib.RevisionNotFoundError):
+        return "there is no such revision"
     if isinstance(error, lib.RepositoryNotFoundError):
         return "there is no such repository, or HF_TOKEN must say who may read it"
     if isinstance(error, OSError) and error.filename and error.strerror:
