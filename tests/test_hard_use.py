@@ -177,12 +177,12 @@ def test_facts_that_are_not_whole_are_one_line(ranked, file, content, flags, com
 ])
 def test_settings_that_contradict_each_other(flags, complaint):
     with pytest.raises(SystemExit, match=complaint):
-        parse(evaluate.Settings, evaluate.PRESETS, flags)
+        parse(evaluate.Settings, argv=flags)
 
 
 def test_rankings_have_models_of_their_own():
     """People ranked `before` and `after`; --models knows neither."""
-    s = parse(evaluate.Settings, evaluate.PRESETS, [
+    s = parse(evaluate.Settings, argv=[
         "--suite=public", "--tasks=preference", "--rankings=r.jsonl", "--versus=after/before"])
     assert s.versus == "after/before"
 
