@@ -38,7 +38,7 @@ class Settings:
     check: bool = False  # print which findings hold in --out, and do nothing
 
     CHOICES = {"scale": " ".join(plan.SCALES)}
-    BOUNDS = {"rounds": "[2, inf)", "jobs": "[0, inf)"}
+    BOUNDS = {"rounds": "[2, 4]", "jobs": "[0, inf)"}  # 9,000 prompts are three rounds' samples
 
     def problem(self):
         for name in filter(None, self.fig.split(",")):

@@ -31,7 +31,6 @@ class Settings:
     data: str = "out/toy"  # folder of the town
     out: str = "out/harm/plain"  # folder to write
     longest: int = 96  # tokens of a prompt: as in the town, a response fits the context after it
-    seed: int = 0  # not used: nothing here is drawn
 
     BOUNDS = {"longest": "[1, inf)"}
 

@@ -24,6 +24,7 @@ import settings
 from settings import stop
 
 ROOT = Path(settings.__file__).parent
+UNSEEDED = ("figures.instructions",)  # scripts that draw nothing
 SECONDS = "out/logs/seconds.jsonl"  # [name of a run, seconds] a line, in a world's folder
 
 
@@ -130,7 +131,8 @@ def ordered(graph, wanted):
 def words_of(run, seed, scale, folder):
     """The whole command as a list, with --resume where an interrupted run has left a state."""
     words = shlex.split(f"{run.command} {scale.flags(run)}")
-    words += [f"--seed={seed}"] if "--seed=" not in run.command else []
+    if "--seed=" not in run.command and script_of(run.command) not in UNSEEDED:
+        words.append(f"--seed={seed}")
     states = (folder / run.done).parent.glob("state-*.pt")
     return words + ["--resume"] * any(states)
 

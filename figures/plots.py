@@ -39,8 +39,9 @@ def draw_series(ax, series, at, colour, shift, by):
                  for end in ("low", "high"))
     style = "" if not series.line else "--" if series.paper else "-"
     ax.errorbar(x, y, [[a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)]],
-                fmt=f"{'o' * series.marks}{style}", color=colour, markersize=4.5, capsize=2.5,
-                linewidth=1.3, markerfacecolor="white" if series.paper else colour,
+                fmt=f"{'o' * series.marks}{style}", color=colour, markersize=4.5,
+                capsize=2.5 * series.marks, linewidth=1.3,
+                markerfacecolor="white" if series.paper else colour,
                 label=f"{series.name}, the paper" if series.paper else series.name)
 
 

@@ -20,7 +20,7 @@ PAPER = ("Section 3.1: comparisons of the newest policy's answers train a new re
          "then a new policy; in practice most comparisons came from SFT models, some from PPO. "
          "There is no number. Gao et al. (2022) expect k rounds to gain d b log k in gold score: "
          "less over-optimisation at the same distance.")
-FRESH = 3000  # prompts a round
+FRESH = 3000  # prompts a round, the same in each; the one long run has others
 WAYS = {"rounds": "a new reward model each round", "same": "no new labels",
         "long": "one long run, as many labels"}
 
