@@ -70,7 +70,7 @@ class Settings(Run):
     save_every: int = 4  # iterations between the states that --resume goes on from
     offload: bool = False  # keep idle reference and reward model in CPU memory; for GPUs only
 
-    BOUNDS = {"temperature": "(0, inf)"}
+    BOUNDS = {"temperature": "[0.01, inf)"}  # colder, the gradients overflow
 
     def problem(self):
         if self.batch % self.minibatch:

@@ -67,8 +67,8 @@ class Settings(Run):
 INIT = dict(out="out/init", pretrain_mix=0.1, epochs=2)  # App. C.3
 GPT2 = dict(init="gpt2", data="out/public", batch=32, micro_batch=8)
 PRESETS = {
-    "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=5e-3,
-                 floor=0.0, batch=16, warmup=50, weight_decay=0.1, optimizer="muon"),
+    "base": dict(init="scratch", out="out/base", pretrain_mix=1.0, epochs=1, dropout=0.0, lr=4e-3,
+                 floor=0.0, batch=8, warmup=50, weight_decay=0.1, optimizer="muon"),
     "init": dict(INIT, dropout=0.0, batch=4, lr=5e-4),
     # GPT-2 on your own data. Rates are 3 times those of 1.3B, t0's is 10 times that of 175B: the
     # ratios of GPT-3's pretraining rates (Brown et al. 2020, Table 2.1). Scaled, not measured.

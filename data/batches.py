@@ -292,7 +292,8 @@ def pad(rows, value=0):
 
 def pad_and_mask(rows, device):
     """Rows (ids, prompt length) -> ids [B, T], mask [B, T] of the tokens that carry loss, both on
-    the device. A text row has prompt length 1: its first token has nothing before it."""
+    the device. The first token of a row carries none, whatever its prompt length: nothing comes
+    before it."""
     ids, lengths = pad([ids for ids, _ in rows])
     mask = response_mask(torch.tensor([max(1, n) for _, n in rows]), lengths, ids.size(1))
     return ids.to(device), mask.to(device)

@@ -6,6 +6,7 @@
 """
 import gzip
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -18,9 +19,10 @@ SUFFIXES = tuple(kind + gz for kind in (".txt", ".json", ".jsonl") for gz in (""
 
 
 def find_files(names, suffixes=SUFFIXES):
-    """Files or folders, separated by commas -> paths; of a folder all files with `suffixes`."""
+    """Files or folders, separated by commas (or one whose name has a comma) -> paths; of a folder
+    all files with `suffixes`."""
     out = []
-    for path in map(Path, filter(None, names.split(","))):
+    for path in map(Path, [names] if os.path.exists(names) else filter(None, names.split(","))):
         found = [path] if path.is_file() else sorted(
             p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes))
         if not found:

@@ -138,7 +138,7 @@ def load_tokenizer(name, folder="."):
         except OSError:  # no network, and not fetched before
             stop(f"the gpt2 tokenizer cannot be fetched: {GPT2_FILES}")
     path = Path(folder) / name
-    if not path.exists():
+    if not path.is_file():
         stop(f"no tokenizer {path}: run `python -m data.toy.world` first, or say --tokenizer=gpt2 "
              "for text of your own (docs/data.md)")
     source = path.read_bytes()

@@ -8,7 +8,9 @@
     rouge_l                    ROUGE-L, the F-measure (rouge-score)
     interval                   a mean over items, or another statistic, with its 95 % interval
     rank_correlation           Spearman's
+    best_of_n, best_of_n_kl    what picking the best of n samples gives, and how far it moves
 """
+import bisect
 import collections
 import itertools
 import math
@@ -215,3 +217,28 @@ def rank_correlation(x, y):
     if a.std() == 0 or b.std() == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
+
+
+# ----------------------------------------------------------------------------------- best of n
+
+def best_of_n(proxy, gold, n):
+    """The gold score to expect of the best of n samples, picked by the proxy.
+
+    proxy, gold: [N] scores of N samples of one prompt. It is the mean over all C(N, n) subsets of
+    n samples, and so without bias (Nakano et al. 2021, appendix I). Samples with one proxy score
+    are picked equally often. Raises ValueError unless 1 <= n <= N.
+    """
+    if len(proxy) != len(gold) or not 1 <= n <= len(proxy):
+        raise ValueError(f"best of {n} of {len(proxy)} samples with {len(gold)} gold scores")
+    order, total = sorted(proxy), 0.0
+    for score, value in zip(proxy, gold):
+        below, upto = bisect.bisect_left(order, score), bisect.bisect_right(order, score)
+        subsets = math.comb(upto, n) - math.comb(below, n)  # whose best has this proxy score
+        total += value * (subsets / ((upto - below) * math.comb(len(order), n)))
+    return total
+
+
+def best_of_n_kl(n):
+    """KL in nats of the best of n samples from one sample (Stiennon et al. 2020, appendix G.3);
+    where samples can be equal it is at most this."""
+    return math.log(n) - (n - 1) / n

@@ -30,6 +30,8 @@ def arguments(words, flags):
         if flag not in flags:
             stop(f"unknown flag {word!r}"
                  + (f": this command has {', '.join(flags)}" if flags else ""))
+        if not value and flag != "--reference":
+            stop(f"{flag} needs a value: {flag}=..., without a space")
         given[flag[2:]] = value
     return names, given
 
@@ -65,8 +67,9 @@ def do_list(words):
         mark = student.state(exercise, known) if cut else ""
         print(f"  {mark:<6} {exercise.name:<15} {exercise.file + ': ' + exercise.function:<42} "
               f"{exercise.size}")
-    print("\n" + ("python -m exercises check NAME" if cut else
-                  "python -m exercises start --into=mine makes a copy to work in"))
+    print("\n" + ("python -m exercises check NAME tells what to write, and checks it. Any order "
+                  "will do:\nnone needs another, and those of 20 lines may wait."
+                  if cut else "python -m exercises start --into=mine makes a copy to work in"))
 
 
 def do_start(words):
@@ -74,8 +77,6 @@ def do_start(words):
     for name in names:
         student.exercise_of(name)
     if "into" in flags:
-        if not flags["into"]:
-            stop("--into=FOLDER: which folder?")
         chosen = names or list(course.load())
         git = student.make(flags["into"], chosen)
         print(f"{flags['into']}: a copy of the project with {len(chosen)} holes"
@@ -89,7 +90,7 @@ def do_start(words):
         if known == "whole":
             student.put(exercise, student.as_it_began(exercise))
         print(f"{exercise.name}: {known if known != 'whole' else 'cut'}. Write "
-              f"`{exercise.function}` in {exercise.file}, {exercise.size}.")
+              f"`{exercise.function}` in {student.place(exercise)}, {exercise.size}.")
     print(page(exercise))
 
 
@@ -113,7 +114,8 @@ def told(exercise):
     """Check an exercise and print what there is to say. Returns whether it holds."""
     text = student.text(exercise)
     verdict, printed = checked(exercise)
-    print("\n".join(judge.explained(exercise, verdict)) + page(exercise) * verdict.blank)
+    place = student.place(exercise) if verdict.blank else ""
+    print("\n".join(judge.explained(exercise, verdict, place)) + page(exercise) * verdict.blank)
     if printed.strip():
         lines = printed.strip().splitlines()
         print("\nIt printed:\n" + "\n".join("  " + line for line in lines[-20:]))
@@ -141,7 +143,9 @@ def do_check(words):
 
 def do_watch(words):
     names, flags = arguments(words, ("--times",))
-    exercises, times = last(names, True), int(flags.get("times") or 0)
+    if not flags.get("times", "0").isdecimal():
+        stop(f"--times={flags['times']}: expected a whole number")
+    exercises, times = last(names, True), int(flags.get("times", 0))
     seen, done = None, 0
     print("watching " + ", ".join(e.file for e in exercises) + " (Ctrl-C ends it)", flush=True)
     while not times or done < times:

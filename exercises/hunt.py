@@ -7,7 +7,7 @@ import json
 import random
 import zlib
 
-from exercises import HERE, ROOT, course, cutting, defects, judge, worker
+from exercises import HERE, ROOT, course, cutting, defects, judge, symptoms, worker
 from settings import stop
 
 PLANTED = HERE / "planted.json"
@@ -41,15 +41,14 @@ def plant(seed=""):
     every = fitting()
     if not every:
         stop("no place for a bug is left in this copy: all its functions are holes or your own")
-    if seed and not seed.isdigit():
+    if seed and not seed.isdecimal():
         stop(f"--seed={seed}: expected a whole number")
     rng = random.Random(int(seed)) if seed else random.Random()
     defect, before, after = rng.choice(every)
     PLANTED.write_text(json.dumps({"bug": packed([defect.name, before])}) + "\n", "utf-8")
     (ROOT / defect.file).write_text(after, "utf-8")
     print("One defect is in your copy, in one file, in one place. It has shipped in public code.")
-    print(f"In a log one would see: {defect.symptom}." if defect.symptom else
-          "No number of the log gives it away: read the code, and the tests.")
+    print("\n".join(symptoms.told(defect.name, defect.tests)))
     print("git would tell you: do not ask it. When you have repaired it: python -m exercises bug "
           "check")
 

@@ -113,7 +113,7 @@ def mistaken(exercise, defect):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(exercise.file).name
         path.write_text(defects.planted(cutting.reference(exercise.file), defect), "utf-8")
-        return worker.outcomes_here(exercise, path)
+        return worker.run(exercise, path)[0]
 
 
 def recognised(exercise, verdict):
@@ -226,12 +226,13 @@ def picture(exercise, case, got, wanted):
     return lines
 
 
-def explained(exercise, verdict):
-    """What a student reads about a check, as lines."""
+def explained(exercise, verdict, place=""):
+    """What a student reads about a check, as lines. place: file:line of the hole, if known."""
     held, n = sum(verdict.held.values()), len(verdict.held)
     if verdict.blank:
         return [f"{exercise.name}: not written yet. Write `{exercise.function}` in "
-                f"{exercise.file}, {exercise.size}; the place says NotImplementedError.",
+                f"{place or exercise.file}, {exercise.size}, instead of the line that raises "
+                "NotImplementedError.",
                 f"A hint: python -m exercises hint {exercise.name}"]
     lines = [f"{exercise.name}: {held} of {n} properties hold"]
     lines += [f"  {'ok  ' if good else 'FAIL'}  {sentence}"

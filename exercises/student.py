@@ -120,6 +120,13 @@ def text(exercise, root=ROOT):
         stop(f"{exercise.file}: {error}. `python -m exercises reset {exercise.name}` puts it back")
 
 
+def place(exercise):
+    """file:line of an exercise's hole; the file alone where the hole is gone."""
+    lines = (ROOT / exercise.file).read_text("utf-8").splitlines()
+    at = [n for n, line in enumerate(lines, 1) if cutting.hole(exercise.name) in line]
+    return f"{exercise.file}:{at[0]}" if at else exercise.file
+
+
 def as_it_began(exercise):
     """The function with its hole."""
     whole = cutting.reference(exercise.file)

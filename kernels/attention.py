@@ -18,7 +18,9 @@ p_ij = exp(s_ij - L_i) from q and k. With do the gradient of o, the chain rule g
     dv_j = sum_i p_ij do_i       dp_ij = do_i.v_j       ds_ij = p_ij (dp_ij - sum_j p_ij dp_ij)
     dq_i = c sum_j ds_ij k_j     dk_j = c sum_i ds_ij q_i       sum_j p_ij dp_ij = do_i.o_i
 
-The code uses base 2: exp(s) = 2^(s log2(e)).
+The code uses base 2: exp(s) = 2^(s log2(e)). The forward pass multiplies in float32, since
+samples take each token alone and must have the same log-probs. Backward rounds p and ds to q's
+type before it multiplies them, which for bfloat16 is faster.
 """
 import math
 import os
@@ -119,7 +121,7 @@ def _put(sums, first, a, b):
     """Add a @ b to a part of some sums, or store it if it is the first. PyTorch's bmm writes only
     contiguous memory as one batch; elsewhere it multiplies matrix by matrix, and two threads are
     no faster than one."""
-    if first and sums.is_contiguous():
+    if first and sums.is_contiguous() and sums.dtype == a.dtype:
         torch.bmm(a, b, out=sums)
     elif first:
         sums.copy_(torch.bmm(a, b))
@@ -133,18 +135,20 @@ def tiled_attention_backward(grad, q, k, v, out, lse):
     dtype, future = accumulator(q), _future(q)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     for at in _pieces(B, H, T):
-        qs, ks, vs, do = (_contiguous(x[at], dtype) for x in (q, k, v, grad))
+        low = [_contiguous(x[at], q.dtype) for x in (q, k, v, grad)]
+        qs, ks, vs, do = (x.to(dtype) for x in low)
         qs = qs * (D**-0.5 * LOG2E)
         L = lse[at].reshape(-1, T, 1)
         expected = (do.view_as(out[at]) * out[at]).sum(-1).view(-1, T, 1)  # sum_j p_ij dp_ij
         aq, ak, av = (_sums(x[at], dtype) for x in (dq, dk, dv))
         for i, end, j, stop in reversed(list(_tiles(T))):  # first those that see all keys
             p = _scores(qs, ks, i, end, j, stop, future).sub_(L[:, i:end]).exp2_()
-            _put(av[:, j:stop], end == T, p.mT, do[:, i:end])
-            ds = torch.bmm(do[:, i:end], vs[:, j:stop].mT).sub_(expected[:, i:end]).mul_(p)
-            _put(aq[:, i:end], stop == end, ds, ks[:, j:stop])
-            _put(ak[:, j:stop], end == T, ds.mT, qs[:, i:end])
-        aq.mul_(D**-0.5), ak.mul_(1 / LOG2E)  # qs held c log2(e) q
+            _put(av[:, j:stop], end == T, p.to(q.dtype).mT, low[3][:, i:end])
+            dp = torch.bmm(do[:, i:end], vs[:, j:stop].mT)
+            ds = dp.sub_(expected[:, i:end]).mul_(p).to(q.dtype)
+            _put(aq[:, i:end], stop == end, ds, low[1][:, j:stop])
+            _put(ak[:, j:stop], end == T, ds.mT, low[0][:, i:end])
+        aq.mul_(D**-0.5), ak.mul_(D**-0.5)
         for to, sums in ((dq, aq), (dk, ak), (dv, av)):
             _finish(to[at], sums)
     return dq, dk, dv

@@ -10,6 +10,7 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
+from kernels.gelu import gelu as bend
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FAST = (torch.float32,) + (torch.bfloat16,) * (
@@ -69,7 +70,7 @@ def gemm(x, weight, bias=None, gelu=False):
         y, gelu = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after), gelu and not fused
     else:
         y = F.linear(x, weight, bias if bias is None else bias.to(x.dtype))
-    return F.gelu(y, approximate="tanh") if gelu else y
+    return bend(y) if gelu else y
 
 
 def sum_of_products(a, b):
@@ -140,4 +141,4 @@ def linear(x, weight, bias, gelu=False):
     if not torch.is_grad_enabled():
         return gemm(lowered(x), quick(weight), bias, gelu)
     y = _Linear.apply(x, weight, bias)
-    return F.gelu(y, approximate="tanh") if gelu else y
+    return bend(y) if gelu else y

@@ -4,6 +4,7 @@ Of each pair of outputs that two labelers ranked, those count that neither of th
 that both put in the same order is the agreement (chance is 50 %). The paper does not say how it
 counts ties; Stiennon et al. (2020, App. C.2) leave them out as well.
 """
+import functools
 import itertools
 import math
 
@@ -13,9 +14,10 @@ SENSITIVE = ("inappropriate", "sexual", "violent", "encourages_harm", "denigrate
              "harmful_advice")  # what the screening compares: sensitive speech
 
 
+@functools.lru_cache(2 ** 14)  # of thirty labelers many give the same ranks
 def same_order(first, second):
-    """Two labelers' ranks of the same outputs, [K] each -> (pairs in the same order, pairs that
-    neither tied)."""
+    """Two labelers' ranks of the same outputs, tuples of length K -> (pairs in the same order,
+    pairs that neither tied)."""
     a, b = set(untied_pairs(first)), set(untied_pairs(second))
     same, reversed_ = len(a & b), len(a & {(j, i) for i, j in b})
     return same, same + reversed_

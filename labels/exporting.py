@@ -94,16 +94,20 @@ def written(store, valid):
     """[(file name, record)] of what labelers wrote: each demonstration, and its prompt."""
     out = []
     for w in store.all(
-            "SELECT writing.*, labeler.name, labeler.grp FROM writing JOIN labeler ON labeler.id = "
-            "writing.labeler LEFT JOIN assignment s ON s.id = writing.assignment WHERE NOT "
-            "labeler.removed AND coalesce(s.state, 'done') = 'done' ORDER BY writing.id"):
+            "SELECT writing.*, labeler.name, labeler.grp, item.split, score.score FROM writing "
+            "JOIN labeler ON labeler.id = writing.labeler LEFT JOIN assignment s ON s.id = "
+            "writing.assignment LEFT JOIN item ON item.id = s.item LEFT JOIN score ON "
+            "score.writing = writing.id WHERE NOT labeler.removed AND "
+            "coalesce(s.state, 'done') = 'done' ORDER BY writing.id"):
         fields = json.loads(w["fields"])
         pairs = (few_shot(fields["instruction"], fields["pairs"]) if w["kind"] == "few_shot"
                  else [(fields["prompt"], fields["response"])])
         rest = {"kind": w["kind"], "labeler": w["name"], "group": w["grp"],
                 "marks": json.loads(w["marks"]), "seconds": w["seconds"]}
         rest.update({k: fields[k] for k in ("category", "use_case") if k in fields})
-        split = split_of(w["form"], valid)
+        if w["score"] is not None:
+            rest["score"] = w["score"]
+        split = w["split"] or split_of(w["form"], valid)
         for prompt, response in pairs:
             out.append((f"demonstrations_{split}", {"prompt": prompt, "response": response,
                                                     **rest}))

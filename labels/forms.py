@@ -85,10 +85,13 @@ def asked_flags(prompt_marks):
             if only is None or prompt_marks.get(only)}
 
 
+def likert(form):
+    return number(form, "likert", 1, 7, "The score from 1 to 7")
+
+
 def rating(form, prompt_marks):
     """(Likert score, {flag: bool} of the flags that were asked)."""
-    likert = number(form, "likert", 1, 7, "The score from 1 to 7")
-    return likert, {name: name in form for name in asked_flags(prompt_marks)}
+    return likert(form), {name: name in form for name in asked_flags(prompt_marks)}
 
 
 def ranking(form, outputs):

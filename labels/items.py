@@ -31,21 +31,29 @@ def most_different(texts, k):
     return [texts[i] for i in sorted(chosen)]
 
 
+def bounds(s):
+    """How many different outputs an item has, at least and at most. An evaluation takes what there
+    is: it must not choose among the models."""
+    least, most = (2, LETTERS) if s.priority == "truthful" else (s.k_min, min(s.k_max, LETTERS))
+    return (least if "rank" in s.task else 1), most
+
+
 def make_item(record, number, s):
     """A record with a prompt, and completions unless it is to be demonstrated, -> an item, or None
     where nothing can be compared. s: settings of labels/page.py."""
     texts = list(dict.fromkeys(c["text"] for c in record.get("completions", [])))
     task = s.task if "completions" in record else "demonstrate"
     if task != "demonstrate":
-        texts = most_different(texts, min(s.k_max, LETTERS))
-        if len(texts) < (s.k_min if "rank" in task else 1):
+        least, most = bounds(s)
+        texts = most_different(texts, most)
+        if len(texts) < least:
             return None
         record = {**record, "completions": [c for c in record["completions"]
                                             if c["text"] in texts]}
     marks = dict(record.get("marks", {}))
     marks.setdefault("closed_domain", record.get("category") in forms.CLOSED)
     source = json.dumps([record["prompt"], sorted(texts), task, s.priority])
-    screening = task != "demonstrate" and (record.get("screening") is True or number < s.screening)
+    screening = record.get("screening") is True or task != "demonstrate" and number < s.screening
     return {"prompt": record["prompt"], "task": task, "priority": s.priority, "texts": texts,
             "split": "valid" if screening else split_of(record["prompt"], s.valid),
             "wanted": 1 + (split_of(f"twice {record['prompt']}", s.twice) == "valid"),

@@ -2,21 +2,24 @@
 import json
 import statistics
 
-from labels import agreement
+from labels import agreement, forms
 
 NUMBER = "<int(max=999999999999):number>"  # of a row, in an address
 CUT_OFF = 0.75  # soft, of agreement with the owner on flags and on rankings (App. B.1)
+SCORE_CUT_OFF = 6.0  # and of the mean score of demonstrations, 1 to 7
+TIMES = " UNION ALL ".join(f"SELECT assignment, seconds FROM {table}" for table in (
+    "rating", "ranking", "marks", "writing"))
 
 
 def rankings_of(store):
-    """{item: {labeler: columns}} of finished rankings of those whose work counts; columns in the
-    order of the outputs' ids."""
+    """{item: {labeler: columns}} of finished rankings of those whose work counts; columns as a
+    tuple, in the order of the outputs' ids."""
     out = {}
     for r in store.all("SELECT s.item, s.labeler, ranking.ranks FROM ranking JOIN assignment s ON "
                        "s.id = ranking.assignment JOIN labeler ON labeler.id = s.labeler "
                        "WHERE s.state = 'done' AND NOT labeler.removed"):
         ranks = {int(k): v for k, v in json.loads(r["ranks"]).items()}
-        out.setdefault(r["item"], {})[r["labeler"]] = [ranks[k] for k in sorted(ranks)]
+        out.setdefault(r["item"], {})[r["labeler"]] = tuple(ranks[k] for k in sorted(ranks))
     return out
 
 
@@ -35,36 +38,45 @@ def screening_items(store):
     return {row["id"] for row in store.all("SELECT id FROM item WHERE screening")}
 
 
-def labelers(store):
-    """A row of facts for each labeler, the owner first."""
-    rankings, ratings = rankings_of(store), ratings_of(store)
-    screened = {item: by for item, by in rankings.items() if item in screening_items(store)}
+def seconds_of(store):
+    """{labeler: [seconds of each finished item]}."""
+    out = {}
+    for r in store.all(f"SELECT s.labeler, sum(x.seconds) AS seconds FROM ({TIMES}) x JOIN "
+                       "assignment s ON s.id = x.assignment WHERE s.state = 'done' GROUP BY s.id"):
+        out.setdefault(r["labeler"], []).append(r["seconds"])
+    return out
+
+
+def labelers(store, rankings):
+    """A row of facts for each labeler, the owner first. rankings: as `rankings_of`."""
+    ratings, speed, written = ratings_of(store), seconds_of(store), store.to_score()
+    screening = screening_items(store)
+    screened = {item: by for item, by in rankings.items() if item in screening}
     rows = store.all("SELECT * FROM labeler ORDER BY grp != 'owner', grp, name")
     owner = next((row["id"] for row in rows if row["grp"] == "owner"), None)
     out = []
     for row in rows:
         states = dict(store.all("SELECT state, count(*) FROM assignment WHERE labeler = ? "
                                 "GROUP BY state", row["id"]))
-        speed = [r["seconds"] for r in store.all(
-            "SELECT sum(x.seconds) AS seconds FROM (SELECT assignment, seconds FROM rating UNION "
-            "ALL SELECT assignment, seconds FROM ranking UNION ALL SELECT assignment, seconds FROM "
-            "marks) x JOIN assignment s ON s.id = x.assignment WHERE s.labeler = ? AND "
-            "s.state = 'done' GROUP BY x.assignment", row["id"])]
         facts = {"labeler": row, "done": states.get("done", 0), "skipped": states.get("skipped", 0),
                  "written": store.written(row), "others": agreement.of(row["id"], rankings),
-                 "seconds": statistics.median(speed) if speed else None}
+                 "seconds": statistics.median(speed[row["id"]]) if row["id"] in speed else None}
         if row["grp"] == "train" and owner is not None:
             facts["ranks"] = agreement.of(row["id"], screened, owner)
             facts["flags"] = agreement.on_flags(row["id"], owner, ratings)
-            facts["passes"] = passes(facts["ranks"], facts["flags"])
+            facts["scores"] = [w["score"] for w in written
+                               if w["labeler"] == row["id"] and w["score"] is not None]
+            facts["about"] = store.about(row)
+            facts["passes"] = passes(facts["ranks"], facts["flags"], facts["scores"])
         out.append(facts)
     return out
 
 
-def passes(*shares):
-    """Whether measured shares all reach the cut-off; None if nothing was measured."""
-    known = [s["mean"] for s in shares if s["mean"] is not None]
-    return all(mean >= CUT_OFF for mean in known) if known else None
+def passes(ranks, flags, scores):
+    """Whether all that was measured reaches its cut-off; None if nothing was measured."""
+    known = [s["mean"] >= CUT_OFF for s in (ranks, flags) if s["mean"] is not None]
+    known += [statistics.mean(scores) >= SCORE_CUT_OFF] if scores else []
+    return all(known) if known else None
 
 
 def progress(store):
@@ -84,11 +96,11 @@ def progress(store):
     return out
 
 
-def disagreements(store, most=50):
+def disagreements(store, rankings, most=50):
     """The items that labelers rank differently, the worst first: prompt, outputs with each
     labeler's rank."""
     names = {row["id"]: row["name"] for row in store.all("SELECT id, name FROM labeler")}
-    rankings, out = rankings_of(store), []
+    out = []
     for pairs, item in agreement.disagreements(rankings)[:most]:
         outputs = store.all("SELECT * FROM output WHERE item = ? ORDER BY id", item)
         by = {names[who]: ranks for who, ranks in rankings[item].items()}
@@ -109,7 +121,9 @@ class Owner:
                 (f"/owner/remove/{NUMBER}", self.remove, ["POST"]),
                 (f"/owner/link/{NUMBER}", self.link, ["POST"]),
                 ("/owner/export", self.export, ["POST"]),
-                ("/owner/disagreements", self.disagreements, ["GET"])):
+                ("/owner/disagreements", self.disagreements, ["GET"]),
+                ("/owner/scores", self.scores, ["GET"]),
+                (f"/owner/score/{NUMBER}", self.score, ["GET", "POST"])):
             app.add_url_rule(rule, view.__name__, self.only(view), methods=methods)
 
     def only(self, view):
@@ -120,11 +134,12 @@ class Owner:
         return for_the_owner
 
     def owner(self, links=(), files=None, problem=None):
+        rankings = rankings_of(self.store)
         return self.flask.render_template(
-            "owner.html", rows=labelers(self.store), progress=progress(self.store), links=links,
-            files=files, problem=problem, told=self.tell.line(), cut_off=CUT_OFF,
-            all=agreement.among(rankings_of(self.store)),
-            disagreements=len(agreement.disagreements(rankings_of(self.store))))
+            "owner.html", rows=labelers(self.store, rankings), progress=progress(self.store),
+            links=links, files=files, problem=problem, told=self.tell.line(), cut_off=CUT_OFF,
+            score_cut_off=SCORE_CUT_OFF, to_score=self.store.to_score(),
+            all=agreement.among(rankings), disagreements=len(agreement.disagreements(rankings)))
 
     def add(self):
         """Add labelers, one name a line, and show their links: this once."""
@@ -162,4 +177,28 @@ class Owner:
         return self.owner(files=self.tell.export())
 
     def disagreements(self):
-        return self.flask.render_template("disagreements.html", items=disagreements(self.store))
+        return self.flask.render_template("disagreements.html", items=disagreements(
+            self.store, rankings_of(self.store)))
+
+    def scores(self):
+        """To the first demonstration without a score."""
+        rows = self.store.to_score()
+        row = next((row for row in rows if row["score"] is None), None)
+        if row is None:
+            return self.flask.redirect(self.flask.url_for("owner"), 303)
+        return self.flask.redirect(self.flask.url_for("score", number=row["id"]), 303)
+
+    def score(self, number):
+        """A demonstration, not its writer: the owner's score from 1 to 7."""
+        flask, rows, problem = self.flask, self.store.to_score(), None
+        at = next((i for i, row in enumerate(rows) if row["id"] == number), None)
+        if at is None:
+            flask.abort(404)
+        if flask.request.method == "POST":
+            try:
+                self.store.set_score(number, forms.likert(flask.request.form))
+                return flask.redirect(flask.url_for("scores"), 303)
+            except forms.Wrong as wrong:
+                problem = str(wrong)
+        return flask.render_template("score.html", rows=rows, at=at, row=rows[at],
+                                     problem=problem), 200 if problem is None else 422

@@ -108,10 +108,11 @@ class Filling:
         made, left = items.make_items(rows, self.s)
         new = self.store.add_items(made)
         self.state = f"{new} new prompts to label" + (
-            f"; {left} have fewer than {self.s.k_min} different outputs" if left else "")
+            f"; {left} have fewer than {items.bounds(self.s)[0]} different outputs" if left else "")
 
     def sample(self):
-        """Run labels/sample.py on the chosen prompts, at low priority; then add the items."""
+        """Run labels/sample.py on the chosen prompts, at the lowest priority, so that the page
+        stays quick; then add the items."""
         s, folder = self.s, Path(self.s.out) / "samples"
         for path in s.models.split(","):
             if path.startswith("out/") and not Path(path, "checkpoint.json").exists():
@@ -127,7 +128,7 @@ class Filling:
                    f"--k_max={s.candidates}", f"--max_new_tokens={s.max_new_tokens}",
                    f"--seed={s.seed}", f"--out={out}"]
         self.state = "samples are being made: this page goes on by itself"
-        process = subprocess.Popen(command, preexec_fn=lambda: os.nice(10),
+        process = subprocess.Popen(command, preexec_fn=lambda: os.nice(19),
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         self.thread = threading.Thread(target=self.wait, args=(process, out), daemon=True)
         self.thread.start()

@@ -4,6 +4,7 @@
     item         a prompt that wants labels; output: its different completions, each once
     assignment   one labeler has one item: open, done or skipped
     rating, ranking, marks, writing     what a labeler answered
+    score        the owner's score of a demonstration; about: what a labeler says of themself
 
 What `Store` returned from is on the disk: each change is one transaction in WAL mode, synced at its
 commit. An answer has a key of its own (assignment and output, or a form's number), so that sending
@@ -23,8 +24,8 @@ from pathlib import Path
 
 from settings import stop
 
-APPLICATION, VERSION = 0x6C61626C, 1  # "labl"; the schema's version
-SCHEMA = """
+APPLICATION = 0x6C61626C  # "labl"
+SCHEMAS = ["""
 CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE labeler (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
@@ -57,7 +58,13 @@ CREATE TABLE writing (
     id INTEGER PRIMARY KEY, labeler INTEGER NOT NULL REFERENCES labeler, form TEXT NOT NULL UNIQUE,
     kind TEXT NOT NULL, fields TEXT NOT NULL, marks TEXT NOT NULL, seconds REAL NOT NULL,
     assignment INTEGER UNIQUE REFERENCES assignment);
-"""
+""", """
+CREATE TABLE score (
+    writing INTEGER PRIMARY KEY REFERENCES writing ON DELETE CASCADE,
+    score INTEGER NOT NULL CHECK (score BETWEEN 1 AND 7));
+CREATE TABLE about (labeler INTEGER PRIMARY KEY REFERENCES labeler, topics TEXT NOT NULL);
+CREATE INDEX handing_out ON item (screening DESC, id, split, wanted, task);
+"""]  # what each version added: an older file gets the rest
 
 
 def digest(token):
@@ -82,28 +89,30 @@ class Store:
         for row in self.all("SELECT id FROM assignment WHERE state = 'open'"):
             self.touch(row["id"])  # after a restart everybody has the whole time again
 
-    def check(self):
-        """Stop at a file of another program or version, before anything in it changes."""
+    def version(self):
+        """The version of the file's tables, 0 for a new file. Stops at a file of another program or
+        of a newer one, before anything in it changes."""
         with contextlib.closing(sqlite3.connect(self.path, timeout=20)) as db:
             tables, mine, version = (db.execute(query).fetchone()[0] for query in (
                 "SELECT count(*) FROM sqlite_master", "PRAGMA application_id",
                 "PRAGMA user_version"))
         if tables and mine != APPLICATION:
             stop(f"{self.path} is no database of this page: name another folder with --out")
-        if tables and version != VERSION:
-            stop(f"{self.path} has version {version} of the tables, this program reads version "
-                 f"{VERSION}: export it with the program that wrote it, or name another --out")
-        return tables
+        if tables and not 1 <= version <= len(SCHEMAS):
+            stop(f"{self.path} has version {version} of the tables, this program knows versions 1 "
+                 f"to {len(SCHEMAS)}: export it with the program that wrote it, or name another "
+                 "--out")
+        return version if tables else 0
 
     def prepare(self):
-        """Make the tables of a new file."""
-        if not self.check():
+        """Make the tables of a new file, or those that an older one lacks: in one transaction."""
+        if (version := self.version()) < len(SCHEMAS):
             with self.change() as db:
-                for statement in SCHEMA.split(";"):
+                for statement in "".join(SCHEMAS[version:]).split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {APPLICATION}")
-                db.execute(f"PRAGMA user_version = {VERSION}")
-                db.execute("INSERT INTO setting VALUES ('secret', ?)",
+                db.execute(f"PRAGMA user_version = {len(SCHEMAS)}")
+                db.execute("INSERT OR IGNORE INTO setting VALUES ('secret', ?)",
                            (json.dumps(secrets.token_hex(32)),))
         self.secret = self.setting("secret")
 
@@ -194,21 +203,30 @@ class Store:
         An item that the labeler has open comes first: two tabs show the same one. Else it is the
         first that wants more labels than it has or is being given. Of each group, an item wants
         `wanted` labels; the held-out group only labels the validation split. Everyone in training
-        labels the screening items, the owner first of all.
+        labels the screening items first, and the owner those of them that are compared.
         """
-        query = "SELECT id FROM assignment WHERE labeler = ? AND state = 'open' ORDER BY id LIMIT 1"
-        own = self.one(query, labeler["id"])
+        if labeler["removed"]:
+            return None
+        own = self.opened(labeler)
         if own is None:
             with self.change() as db:
-                own = self.one(query, labeler["id"])  # another tab may have been faster
-                item = None if own else self.wanting(labeler)
-                if item:
-                    db.execute("INSERT INTO assignment (labeler, item) VALUES (?, ?)",
-                               (labeler["id"], item))
-                    own = self.one(query, labeler["id"])
+                own = self.hand_out(db, labeler)
         if own is not None:
-            self.touch(own["id"])
-        return own and own["id"]
+            self.touch(own)
+        return own
+
+    def opened(self, labeler):
+        """The labeler's first open assignment, or None."""
+        row = self.one("SELECT id FROM assignment WHERE labeler = ? AND state = 'open' ORDER BY id "
+                       "LIMIT 1", labeler["id"])
+        return row and row["id"]
+
+    def hand_out(self, db, labeler):
+        """Within a change: the labeler's open assignment, a new one if there is none."""
+        own = self.opened(labeler)  # another tab may have been faster
+        item = None if own else self.wanting(labeler)
+        return own or item and db.execute("INSERT INTO assignment (labeler, item) VALUES (?, ?)",
+                                          (labeler["id"], item)).lastrowid
 
     def wanting(self, labeler, what="item.id"):
         """The id of the item to hand out next, or None; or count(*), how many could be."""
@@ -227,8 +245,9 @@ class Store:
             WHERE item.id NOT IN (SELECT item FROM assignment WHERE labeler = ?)
               AND (NOT ? OR item.split = 'valid' AND NOT item.screening)
               AND (item.screening OR coalesce(busy.n, 0) < item.wanted)
+              AND NOT (? AND item.screening AND item.task = 'demonstrate')
             ORDER BY item.screening DESC, item.id LIMIT 1""",
-            heldout, json.dumps(stale), labeler["id"], heldout)
+            heldout, json.dumps(stale), labeler["id"], heldout, labeler["grp"] == "owner")
         return found and found["found"]
 
     def touch(self, assignment):
@@ -259,10 +278,11 @@ class Store:
 
     # ------------------------------------------------------------------------------- answers
 
-    def answer(self, assignment, table, values, done):
+    def answer(self, assignment, table, values, done, labeler=None):
         """Keep an answer: the row `values` of `table`, as long as its item is open. done: whether
-        it is the item's last. Returns whether the item was open; if not, nothing changes."""
-        names = ", ".join(values)
+        it is the item's last; then `labeler` gets the next item in the same transaction, as each
+        waits for the disk. Returns whether the item was open; if not, nothing changes."""
+        names, following = ", ".join(values), None
         with self.change() as db:
             state = db.execute("SELECT state FROM assignment WHERE id = ?",
                                (assignment,)).fetchone()["state"]
@@ -272,6 +292,9 @@ class Store:
                        f"({', '.join('?' * len(values))})", tuple(values.values()))
             if done:
                 db.execute("UPDATE assignment SET state = 'done' WHERE id = ?", (assignment,))
+                following = labeler and self.hand_out(db, labeler)
+        if following:
+            self.touch(following)
         return True
 
     def skip(self, assignment):
@@ -289,6 +312,39 @@ class Store:
                 "INSERT OR IGNORE INTO writing (labeler, form, kind, fields, marks, seconds) "
                 "VALUES (?, ?, ?, ?, ?, ?)", (labeler["id"], form, kind, json.dumps(fields),
                                               json.dumps(marks), seconds)).rowcount == 1
+
+    # ------------------------------------------------------------------------------- screening
+
+    def to_score(self):
+        """The demonstrations of screening prompts: rows of id, prompt, response, labeler and score
+        (None without one). Their order does not show who wrote them."""
+        rows = self.all(
+            "SELECT writing.id, writing.labeler, writing.fields, score.score, item.prompt FROM "
+            "writing JOIN assignment s ON s.id = writing.assignment JOIN item ON item.id = s.item "
+            "JOIN labeler ON labeler.id = writing.labeler LEFT JOIN score ON score.writing = "
+            "writing.id WHERE item.screening AND s.state = 'done' AND NOT labeler.removed")
+        return sorted(({**row, "response": json.loads(row["fields"])["response"]}
+                       for row in map(dict, rows)),
+                      key=lambda row: digest(f"{self.secret} {row['id']}"))
+
+    def set_score(self, writing, score):
+        with self.change() as db:
+            db.execute("INSERT OR REPLACE INTO score VALUES (?, ?)", (writing, score))
+
+    def about(self, labeler):
+        """What a labeler said of themself; None before they were asked."""
+        row = self.one("SELECT topics FROM about WHERE labeler = ?", labeler["id"])
+        return row and row["topics"]
+
+    def set_about(self, labeler, topics):
+        with self.change() as db:
+            db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (labeler["id"], topics))
+
+    def asks_about(self, labeler):
+        """Whether a training labeler is still to say what they can judge: where they are screened.
+        """
+        return (labeler["grp"] == "train" and self.about(labeler) is None
+                and self.one("SELECT 1 FROM item WHERE screening LIMIT 1") is not None)
 
     # ------------------------------------------------------------------------------- reading
 

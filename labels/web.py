@@ -197,6 +197,7 @@ class Labelling:
         self.flask, self.store, self.clock, self.sent = flask, store, clock, {}
         app.add_url_rule("/", "home", self.home)
         app.add_url_rule("/work", "work", self.work)
+        app.add_url_rule("/about", "about", self.about, methods=["GET", "POST"])
         app.add_url_rule(f"/item/{NUMBER}/<int(max=99):page>", "item", self.item,
                          methods=["GET", "POST"])
         app.add_url_rule(f"/item/{NUMBER}/skip", "skip", self.skip, methods=["POST"])
@@ -222,12 +223,27 @@ class Labelling:
     def work(self):
         """The next page of the labeler's open item, or of a new one."""
         me = self.flask.g.me
+        if self.store.asks_about(me):
+            return self.go("about")
         number = self.store.next_for(me)
         if number is None:
             return self.flask.render_template("done.html", done=self.store.progress(me),
                                               written=self.store.written(me))
         pages = self.pages(self.store.assignment(number, me))
         return self.go("item", number=number, page=self.store.first_unanswered(number, pages))
+
+    def about(self):
+        """What a labeler says of themself, before a screening."""
+        flask, me, problem = self.flask, self.flask.g.me, None
+        if flask.request.method == "POST":
+            try:
+                self.store.set_about(me, forms.text(flask.request.form, "topics", "note"))
+                return self.go("work")
+            except forms.Wrong as wrong:
+                problem = str(wrong)
+        topics = flask.request.form.get("topics", self.store.about(me) or "")
+        return flask.render_template("about.html", topics=topics, problem=problem), (
+            200 if problem is None else 422)
 
     def pages(self, assignment):
         """The pages of an item: [(kind, output or None)]."""
@@ -302,7 +318,8 @@ class Labelling:
                 "fields": json.dumps(fields), "marks": json.dumps(forms.marks(form))}
         if last and kind == "rate" and self.store.unrated(assignment, but=output["id"]):
             last = False  # `work` leads to the page that is missing
-        self.store.answer(number, table, {"assignment": number, **values, "seconds": seconds}, last)
+        self.store.answer(number, table, {"assignment": number, **values, "seconds": seconds}, last,
+                          me)
 
     def skip(self, number):
         assignment = self.store.assignment(number, self.flask.g.me)

@@ -105,10 +105,10 @@ def promises(r):
 
 
 def numbers(r, path=""):
-    """The numbers of nested objects: {"gold/sft": 2.2, ...}."""
+    """The numbers of nested objects: {"gold/sft": 2.2, ...}; what was not measured is left out."""
     if isinstance(r, dict):
         return {k: v for name, x in r.items() for k, v in numbers(x, f"{path}/{name}").items()}
-    return {path[1:]: float(r)}
+    return {} if r is None else {path[1:]: float(r)}
 
 
 def summary(runs):

@@ -36,9 +36,9 @@ FLAGS = {  # what each stage of the demo is run with; paths are the scripts' own
 HASH_SEEDS = itertools.count(1)  # no two runs share one: what depends on it cannot be repeated
 
 
-def python(folder, *arguments, processes=1, seconds=120, restarts=0):
+def python(folder, *arguments, processes=1, seconds=600, restarts=0):
     """Run python (or torchrun) in a folder. Returns its output; fails with it if the run fails,
-    or takes too long."""
+    or takes so long that it must hang, on a busy machine too."""
     first, *flags = arguments
     module = ["-m", flags.pop(0)] if first == "-m" else [str(ROOT / first)]
     if processes > 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from check_demo import BROKEN, KEPT, OPEN, at_least, at_most, promises, rising
+from check_demo import BROKEN, KEPT, OPEN, at_least, at_most, promises, rising, summary
 
 MODELS = "base", "prompted", "sft", "ppo", "ppo-ptx"
 
@@ -84,3 +84,8 @@ def test_only_a_broken_promise_fails(tmp_path, mean, code):
     run = subprocess.run([sys.executable, Path(__file__).with_name("check_demo.py"),
                           tmp_path / "results.json"], capture_output=True, text=True)
     assert run.returncode == code and ("BROKEN" in run.stdout) == code
+
+
+def test_what_was_not_measured_is_no_number():
+    runs = [{"gold": {"sft": 2}, "one word": {"mean": None}}, {"gold": {"sft": 3}, "one word": {}}]
+    assert summary(runs)[1:] == ["       2.500     2.000     3.000  gold/sft"]

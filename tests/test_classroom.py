@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kernels
 import settings
 from exercises import course, cutting, defects, judge, student, worker
 
@@ -19,16 +20,15 @@ COURSE = course.load()
 RIGHT = "def last_of(mask):\n    return mask & ~F.pad(mask[:, 1:], (0, 1))\n"
 QUICK = ("loss-mask", "pairs", "weights", "center", "choose", "last-token", "warm-up", "accuracy")
 long = pytest.mark.long
-pytestmark = pytest.mark.classroom
 each = pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=long)
                                         for n in COURSE])
 
 
 def verdict_of(exercise, source, folder):
-    """The Verdict on a source, in this process."""
+    """The Verdict on a source, as a student gets it."""
     path = folder / Path(exercise.file).name
     path.write_text(source)
-    return judge.judge(exercise, worker.outcomes_here(exercise, path))
+    return judge.judge(exercise, worker.run(exercise, path)[0])
 
 
 def solutions(exercise):
@@ -99,6 +99,26 @@ def test_each_known_mistake_is_red_and_gets_its_own_hint(name, tmp_path):
         assert not verdict.good and not verdict.blank, defect.name
         assert judge.recognised(exercise, verdict) == [defect]
         assert judge.explained(exercise, verdict)[-1] == f"Hint: {defect.hint}"
+
+
+def test_a_check_leaves_this_process_as_it_was(tmp_path):
+    """Also of a file that registers operators with PyTorch: whoever checks goes on computing with
+    the project's own, and may be another test, or a server that grades."""
+    exercise, source = COURSE["cross-entropy"], cutting.reference("kernels/losses.py")
+    ours = lambda: {name: module for name, module in sys.modules.items() if str(
+        getattr(module, "__file__", "")).startswith(str(ROOT))}
+    x, W = torch.randn(5, 3), torch.randn(7, 3)
+    expected = (x @ W.T).log_softmax(-1)[:, 2]
+    logprob = lambda: kernels.token_losses(x, W, torch.full((5,), 2))[1]
+    assert torch.allclose(logprob(), expected, atol=1e-5)
+    before = ours()
+    assert verdict_of(exercise, cutting.cut(source, "_exponentials", "cross-entropy"),
+                      tmp_path).blank
+    for defect in defects.of_exercise("cross-entropy"):
+        verdict = verdict_of(exercise, defects.planted(source, defect), tmp_path)
+        assert judge.recognised(exercise, verdict) == [defect]
+    assert ours() == before
+    assert torch.allclose(logprob(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", COURSE)
@@ -312,7 +332,8 @@ def test_a_copy_holds_what_git_holds_and_no_other_copy(tmp_path):
 @pytest.mark.parametrize("words, complaint", [
     (["chek"], "no command 'chek'"), (["check", "gea"], "did you mean gae?"),
     (["start", "gae"], "this is the project itself"), (["reset", "gae"], "this is the project"),
-    (["check", "--fast"], "unknown flag '--fast'"), (["start", "--into="], "which folder?"),
+    (["check", "--fast"], "unknown flag '--fast'"), (["start", "--into="], "needs a value"),
+    (["watch", "--times=x"], "--times=x: expected a whole"),
     (["start", "nothing", "--into=x"], "no exercise 'nothing'")])
 def test_a_wrong_command_is_one_line(words, complaint, monkeypatch, capsys):
     from exercises import __main__

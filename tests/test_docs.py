@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ("sft", "reward", "ppo", "evaluate", "chat", "data.public", "data.shards",
            "data.toy.world", "evals.report", "evals.samples", "labels.sample", "labels.simulated",
-           "labels.page", "labels.mine")
+           "labels.page", "labels.mine", "figures.__main__", "figures.measure", "figures.rankings",
+           "figures.instructions")
 SHELL = {"source", "cat", "trap", "wait", "cd", "cp"}  # what else a command may begin with
 RUNNERS = ("python", "make", "torchrun")
 
@@ -107,6 +108,7 @@ def python_problems(words):
     if "\nclass Settings" not in source:  # its flags are argparse's
         names = [flag.partition("=")[0] for flag in flags]
         return [f"{path.name} has no {name}" for name in names if f'"{name}"' not in source]
+    name += ".__main__" * (path.name == "__main__.py")
     return list(flag_problems(importlib.import_module(name), flags)) if flags else []
 
 

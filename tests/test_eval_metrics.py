@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from evals.metrics import (best_alignment, bleu_counts, bleu_of, drop, drop_words, entropy, exact,
-                           f1, interval, mc2, rank_correlation, rouge_l, signed)
+from evals.metrics import (best_alignment, best_of_n, best_of_n_kl, bleu_counts, bleu_of, drop,
+                           drop_words, entropy, exact, f1, interval, mc2, rank_correlation,
+                           rouge_l, signed)
 from evals.squad import REFUSAL, scores
 
 WORDS = "the a red Cat, sat. on mat's mat 3 3.0 12 dog".split()
@@ -175,3 +176,52 @@ def test_rank_correlation_by_hand():
     # ties share a rank: ranks 1.5 1.5 3 against 1 2 3
     assert rank_correlation([0, 0, 5], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2)
     assert rank_correlation([1, 1], [1, 2]) is None
+
+
+# ---------------------------------------------------------------------------------- best of n
+
+def slow_best_of_n(proxy, gold, n):
+    """The mean over every subset of n samples; equal best ones are picked by lot."""
+    of_subset = []
+    for subset in itertools.combinations(range(len(proxy)), n):
+        top = max(proxy[i] for i in subset)
+        best = [gold[i] for i in subset if proxy[i] == top]
+        of_subset.append(sum(best) / len(best))
+    return sum(of_subset) / len(of_subset)
+
+
+def test_best_of_n_is_the_mean_over_all_subsets():
+    """With and without equal proxy scores, for each n."""
+    rng = random.Random(4)
+    for size in range(1, 9):
+        for values in (3, 1000):
+            proxy = [rng.randrange(values) / 10 for _ in range(size)]
+            gold = [rng.gauss(0, 1) for _ in range(size)]
+            for n in range(1, size + 1):
+                assert best_of_n(proxy, gold, n) == pytest.approx(slow_best_of_n(proxy, gold, n))
+
+
+def test_best_of_n_by_hand():
+    # of the pairs {1, 2}, {1, 3}, {2, 3} the best by proxy is 2, 3, 3
+    assert best_of_n([1, 3, 2], [10.0, 30.0, 20.0], 2) == pytest.approx((20 + 30 + 30) / 3)
+    assert best_of_n([1, 3, 2], [10.0, 30.0, 20.0], 1) == pytest.approx(20.0)
+    assert best_of_n([1, 3, 2], [10.0, 0.0, 20.0], 3) == 0.0  # the proxy errs
+    assert best_of_n([5, 5], [0.0, 1.0], 2) == 0.5
+    many = list(range(2000))  # binomials far beyond the floats
+    assert best_of_n(many, many, 1000) == pytest.approx(1000 / 1001 * 2001 - 1)
+    for proxy, gold, n in (([1], [1], 2), ([1], [1], 0), ([], [], 1), ([1, 2], [1], 1)):
+        with pytest.raises(ValueError, match="best of"):
+            best_of_n(proxy, gold, n)
+
+
+def test_the_kl_of_best_of_n_is_that_of_its_distribution():
+    """The best of n among M equally likely ranks has P(k) = (k^n - (k - 1)^n) / M^n. For large M
+    its KL from 1 / M goes to the formula, from below."""
+    for n in (1, 2, 4, 16):
+        gaps = []
+        for m in (100, 1000, 10_000):
+            p = [(k / m) ** n - ((k - 1) / m) ** n for k in range(1, m + 1)]
+            gaps.append(best_of_n_kl(n) - sum(x * math.log(x * m) for x in p if x))
+        assert gaps[0] >= gaps[1] - 1e-9 and gaps[1] >= gaps[2] - 1e-9 and gaps[2] > -1e-9
+        assert gaps[2] < 1e-5
+    assert best_of_n_kl(1) == 0.0

@@ -51,7 +51,7 @@ def run_without(hidden, commands):
 
 def test_every_command_begins_without_any_extra():
     commands = [f"{script} --help" for script in (
-        "sft.py", "reward.py", "ppo.py", "evaluate.py", "chat.py", "labels.sample", "evals.figures",
+        "sft.py", "reward.py", "ppo.py", "evaluate.py", "chat.py", "labels.sample", "figures",
         "evals.report", "evals.samples", "data.public", "data.shards", "data.toy.world",
         "labels.simulated", "labels.page", "labels.mine")]
     assert run_without(HIDDEN, commands) == dict.fromkeys(commands, 0)
@@ -69,7 +69,7 @@ def test_an_extra_that_is_missing_is_one_line(tmp_path):
     hub = "huggingface_hub", f"needs huggingface_hub: pip install {HF}"
     weights = "safetensors", f"needs safetensors: pip install {HF}"
     expected = {
-        "evals.figures": ("matplotlib", f"python -m evals.figures needs matplotlib: pip install "
+        "figures": ("matplotlib", f"make figures needs matplotlib: pip install "
                                      f"{settings.EXTRAS['figures'][0]}"),
         "chat.py gpt2 hello": weights, "sft.py --init=gpt2": weights,
         "reward.py --init=someone/theirs": weights, "ppo.py --init=gpt2": weights,

@@ -19,6 +19,7 @@ import kernels
 from helpers import close, same, slopes, tiny
 from kernels.attention import causal_attention
 from kernels.decode import decode_attention, Slots
+from kernels.gelu import gelu
 from kernels.losses import token_logprobs, token_objective
 from runtime.world import World
 
@@ -153,6 +154,31 @@ def test_the_environment_can_ask_for_pytorchs_attention(monkeypatch):
                         lambda *a, **k: calls.append(1) or real(*a, **k))
     same([causal_attention(q, k, v)], [ours], 1e-5)
     assert calls
+
+
+# ------------------------------------------------------------------------------------------ gelu
+
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 2e-6), (torch.float64, 1e-12),
+                                          (torch.bfloat16, 2**-7)])
+@pytest.mark.parametrize("piece", [2**17, 50])  # all in one piece; several, the last one short
+def test_gelu_and_its_gradient(dtype, error, piece, monkeypatch):
+    """Against the formula with tanh, in float64, from where it is 0 to where it is x."""
+    monkeypatch.setattr(kernels.gelu, "PIECE", piece)
+    x = torch.linspace(-12, 12, 14 * 15).to(dtype).view(14, 15).mT  # not contiguous
+    grad = torch.randn(15, 14).to(dtype)
+    plain = lambda x: x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    exact = with_gradients(plain, [x.double()], grad.double())
+    for got, right in zip(with_gradients(gelu, [x], grad), exact):
+        assert ((got - right).abs() <= error * (right.abs() + 1)).all()
+
+
+def test_gelu_is_the_same_without_a_gradient_and_finite_while_its_cube_is():
+    x = torch.cat([torch.randn(1000), torch.tensor([-3e12, -1e4, 0.0, 1e4, 3e12])])
+    again = x.clone().requires_grad_()
+    y = gelu(again)
+    assert torch.equal(y.detach(), gelu(x)) and not gelu(x).requires_grad
+    y.sum().backward()
+    assert again.grad.isfinite().all() and again.grad[-5:].tolist() == [0, 0, 0.5, 1, 1]
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), 0.0])

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from data import records
-from labels import agreement, exporting, forms, items, overview
+from evals import preference
+from labels import agreement, exporting, forms, items, overview, store as store_module
 from labels.showing import shown, turns
 from labels.store import Store
 
@@ -96,6 +97,23 @@ def test_nobody_waits_while_others_have_items_open(tmp_path, clock):
     assert len({store.next_for(who[name]) for name in "abc"}) == 3
     assert store.next_for(who["a"]) == store.next_for(who["a"])  # two tabs: the same item
     assert store.next_for(who["owner"]) is None
+
+
+def test_the_next_item_comes_with_the_answer_and_can_be_abandoned(tmp_path, clock):
+    store, who = filled(tmp_path, clock, some(3))
+    first = store.next_for(who["a"])
+    done = lambda number: store.answer(number, "ranking", {
+        "assignment": number, "ranks": "{}", "note": "", "seconds": 1.0}, True, who["a"])
+    assert done(first)
+    second = store.opened(who["a"])
+    assert second not in (None, first) and store.next_for(who["a"]) == second
+    assert not done(first) and store.next_for(who["a"]) == second  # sent twice: nothing changes
+    other = store.next_for(who["b"])
+    rank(store, who["b"])
+    assert store.next_for(who["b"]) is None and other != second
+    clock.now = 101
+    assert store.next_for(who["b"])  # never looked at, and abandoned all the same
+    assert done(second) and store.opened(who["a"]) is None
 
 
 def test_an_abandoned_item_comes_back_after_a_while(tmp_path, clock):
@@ -213,7 +231,7 @@ def test_after_a_full_disk_the_next_change_works(tmp_path, clock):
     (lambda p: p.write_bytes(b"no database at all" * 100), "cannot be used"),
     (lambda p: sqlite3.connect(p).executescript("CREATE TABLE x (y)").close(), "no database of"),
     (lambda p: (Store(p), sqlite3.connect(p).executescript("PRAGMA user_version = 7").close()),
-     "has version 7 of the tables, this program reads version 1"),
+     "has version 7 of the tables, this program knows versions 1 to 2"),
     (lambda p: (Store(p), sqlite3.connect(p).executescript("PRAGMA user_version = 0").close()),
      "has version 0 of the tables"),
 ])
@@ -225,6 +243,26 @@ def test_a_file_that_is_not_ours_is_refused_in_one_line(tmp_path, spoil, message
         Store(path)
     assert message in str(stopped.value) and "\n" not in str(stopped.value)
     assert path.read_bytes() == before
+
+
+def test_an_older_file_is_migrated_with_all_its_answers(tmp_path, clock, monkeypatch):
+    with monkeypatch.context() as patch:  # as the program of version 1 wrote it
+        patch.setattr(store_module, "SCHEMAS", store_module.SCHEMAS[:1])
+        old = Store(tmp_path / "labels.db", 100, clock)
+        token = old.add_labeler("a", "train")
+        old.add_items(items.make_items(some(3), settings())[0])
+        rank(old, old.labeler(1))
+        number, secret = old.next_for(old.labeler(1)), old.secret
+        tables = {row["name"] for row in old.all("SELECT name FROM sqlite_master")}
+    assert "score" not in tables and old.one("PRAGMA user_version")[0] == 1
+    new = Store(tmp_path / "labels.db", 100, clock)
+    assert new.one("PRAGMA user_version")[0] == 2 and new.secret == secret
+    assert new.labeler_of(token)["name"] == "a" and new.next_for(new.labeler(1)) == number
+    assert len(exporting.export(new)["rankings_train"]) == 1
+    assert new.to_score() == [] and new.about(new.labeler(1)) is None
+    fresh = Store(tmp_path / "fresh.db")
+    schema = "SELECT sql FROM sqlite_master ORDER BY name"
+    assert list(map(tuple, new.all(schema))) == list(map(tuple, fresh.all(schema)))
 
 
 def test_only_its_owner_can_read_the_file_and_no_token_is_in_it(tmp_path):
@@ -324,10 +362,51 @@ def test_evaluations_with_truth_first_are_no_training_data(tmp_path, clock):
     assert out["evaluation"][0]["priority"] == "truthful"
 
 
+def test_an_evaluation_shows_every_output_of_every_model(tmp_path, clock):
+    texts = ["the same", "the same", "nearly the same", "nearly the same, too", "x"]
+    row = {"prompt": "p", "completions": [{"text": t, "model": f"m{i}", "ended": True}
+                                          for i, t in enumerate(texts)]}
+    two = {"prompt": "q", "completions": row["completions"][1:3]}
+    one = {"prompt": "r", "completions": row["completions"][:2]}
+    few = settings(k_min=3, k_max=3, priority="truthful")
+    made, none = items.make_items([row, two, one], few)
+    assert [m["texts"] for m in made] == [texts[1:], texts[1:3]] and none == 1
+    few.priority = "helpful"
+    made, none = items.make_items([row, two, one], few)
+    assert [len(m["texts"]) for m in made] == [3] and none == 2
+
+
+def test_evaluate_reads_an_evaluation_as_it_is(tmp_path, clock):
+    """Win rates, scores and flags by hand: a wins once, loses once, and ties with itself once."""
+    rows = [{"prompt": f"p{i}", "category": "closed_qa", "completions": [
+        {"text": a, "model": "a", "ended": True}, {"text": b, "model": "b", "ended": True},
+        {"text": "bad", "model": "c", "ended": True}]}
+        for i, (a, b) in enumerate([("good", "poor"), ("poor", "good"), ("good", "good")])]
+    store, who = filled(tmp_path, clock, rows, priority="truthful", task="rate_rank")
+    rank_of, likert_of = {"good": 1, "poor": 2, "bad": 3}, {"good": 6, "poor": 3, "bad": 1}
+    while number := store.next_for(who["a"]):
+        outputs = store.outputs(store.assignment(number, who["a"])["item"], who["a"])
+        for o in outputs:
+            store.answer(number, "rating", {
+                "assignment": number, "output": o["id"], "likert": likert_of[o["text"]], "flags":
+                json.dumps({"hallucination": o["text"] == "poor"}), "note": "", "seconds": 1.0},
+                False)
+        store.answer(number, "ranking", {
+            "assignment": number, "note": "", "seconds": 1.0, "ranks": json.dumps(
+                {o["id"]: rank_of[o["text"]] for o in outputs})}, True)
+    exporting.write(store, tmp_path / "records")
+    found = preference.from_rankings(tmp_path / "records" / "evaluation.jsonl", "")
+    numbers = {(of, metric): values for of, metric, values in found}
+    assert numbers["a vs b", "win_rate"] == [1, 0, 0.5]
+    assert numbers["a vs c", "win_rate"] == [1, 1, 1]
+    assert numbers["a", "likert"] == [6, 3, 6] and numbers["c", "likert"] == [1, 1, 1]
+    assert numbers["b", "hallucination"] == [1, 0, 0]
+
+
 # -------------------------------------------------------------------------------- agreement
 
 def test_agreement_counts_pairs_that_neither_tied():
-    first, second = [1, 2, 3, 3], [2, 1, 3, 1]
+    first, second = (1, 2, 3, 3), (2, 1, 3, 1)
     same = total = 0  # the oracle: all pairs, one by one
     for i, j in itertools.combinations(range(4), 2):
         if first[i] != first[j] and second[i] != second[j]:
@@ -337,8 +416,8 @@ def test_agreement_counts_pairs_that_neither_tied():
 
 
 def test_of_and_among_by_hand():
-    rankings = {1: {"a": [1, 2], "b": [1, 2], "c": [2, 1]}, 2: {"a": [1, 1], "b": [1, 2]},
-                3: {"a": [1, 2]}}
+    rankings = {1: {"a": (1, 2), "b": (1, 2), "c": (2, 1)}, 2: {"a": (1, 1), "b": (1, 2)},
+                3: {"a": (1, 2)}}
     assert agreement.among(rankings)["mean"] == 1 / 3
     assert agreement.of("a", rankings)["mean"] == 1 / 2 and agreement.of("a", rankings)["n"] == 2
     assert agreement.of("a", rankings, "b")["mean"] == 1
@@ -381,15 +460,118 @@ def test_screening_compares_with_the_owner(tmp_path, clock):
                 "assignment": number, "ranks": json.dumps({o["id"]: i + 1 for i, o in
                                                            enumerate(outputs)}),
                 "note": "", "seconds": 1.0}, True)
-    facts = {row["labeler"]["name"]: row for row in overview.labelers(store)}
+    rankings = overview.rankings_of(store)
+    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, rankings)}
     assert (facts["a"]["ranks"]["mean"], facts["a"]["flags"]["mean"]) == (1, 1)
     assert (facts["b"]["ranks"]["mean"], facts["b"]["flags"]["mean"]) == (0, 2 / 3)
     assert [facts[n]["passes"] for n in "abc"] == [True, False, None]
     assert facts["a"]["seconds"] == 4.0 and "passes" not in facts["x"]
-    worst = overview.disagreements(store)
+    worst = overview.disagreements(store, rankings)
     assert len(worst) == 4 and worst[0]["pairs"] == 6 and worst[0]["labelers"] == [
         "owner", "a", "b"]
     assert [(text, ranks) for text, ranks in worst[0]["rows"]][0][1] == [1, 1, 3]
+
+
+def demonstrate(store, labeler, response):
+    """Answer the labeler's next prompt by a demonstration. Returns the item."""
+    number = store.next_for(labeler)
+    item = store.assignment(number, labeler)
+    assert item["task"] == "demonstrate"
+    assert store.answer(number, "writing", {
+        "assignment": number, "labeler": labeler["id"], "form": f"assignment {number}",
+        "kind": "given", "marks": "{}", "seconds": 3.0,
+        "fields": json.dumps({"prompt": item["prompt"], "response": response})}, True)
+    return item["item"]
+
+
+def test_the_owner_scores_screening_demonstrations_without_their_writers(tmp_path, clock):
+    rows = [{"prompt": f"sensitive {i}", "screening": True} for i in range(2)]
+    store, who = filled(tmp_path, clock, [*rows, {"prompt": "harmless"}])
+    assert store.next_for(who["owner"]) and store.assignment(
+        store.next_for(who["owner"]), who["owner"])["prompt"] == "harmless"
+    assert store.next_for(who["x"]) is None  # held-out labelers are not screened
+    for name in "abc":
+        assert [demonstrate(store, who[name], f"by {name}") for _ in range(2)] == [1, 2]
+    found = store.to_score()
+    assert sorted(row["response"] for row in found) == [f"by {n}" for n in "aabbcc"]
+    assert all(row["score"] is None for row in found)
+    assert [row["id"] for row in found] != sorted(row["id"] for row in found)
+    assert found == store.to_score()  # the order stays
+    for row in found:
+        store.set_score(row["id"], {"by a": 6, "by b": 7, "by c": 5}[row["response"]])
+    first_of_b = next(row["id"] for row in found if row["response"] == "by b")
+    store.set_score(first_of_b, 4)  # the owner changed her mind
+    rankings = overview.rankings_of(store)
+    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, rankings)}
+    assert [sorted(facts[n]["scores"]) for n in "abc"] == [[6, 6], [4, 7], [5, 5]]
+    assert [facts[n]["passes"] for n in "abc"] == [True, False, False]  # 6, 5.5, 5
+    out = exporting.export(store)
+    assert not out["demonstrations_train"]  # one prompt, many answers: none is trained on
+    assert sorted(r["score"] for r in out["demonstrations_valid"]) == [4, 5, 5, 6, 6, 7]
+    store.set_removed(who["a"]["id"], True)
+    assert {row["response"] for row in store.to_score()} == {"by b", "by c"}
+
+
+def test_a_demonstration_that_is_changed_loses_its_score(tmp_path, clock):
+    store, who = filled(tmp_path, clock, [{"prompt": "sensitive", "screening": True}])
+    demonstrate(store, who["a"], "first")
+    store.set_score(store.to_score()[0]["id"], 7)
+    store.reopen_last(who["a"])
+    assert store.to_score() == []  # open again, until it is sent
+    demonstrate(store, who["a"], "second")
+    row, = store.to_score()
+    assert (row["response"], row["score"]) == ("second", None)
+    assert not store.all("SELECT * FROM score")
+
+
+def test_demonstrations_of_one_prompt_are_all_in_its_split(tmp_path, clock):
+    store, who = filled(tmp_path, clock, [{"prompt": f"p{i}"} for i in range(40)], valid=0.5,
+                        twice=1.0)
+    for name in "ab":
+        while store.next_for(who[name]):
+            demonstrate(store, who[name], name)
+    out = exporting.export(store, 0.5)
+    split = {kind: {r["prompt"] for r in out[f"demonstrations_{kind}"]}
+             for kind in ("train", "valid")}
+    assert split["train"] and split["valid"] and not split["train"] & split["valid"]
+
+
+@pytest.mark.parametrize("ranks, flags, scores, expected", [
+    (None, None, [], None), (0.75, None, [], True), (0.74, 1.0, [7], False),
+    (None, 0.75, [6, 6], True), (None, None, [6, 5], False), (1.0, 0.5, [7], False)])
+def test_all_that_was_measured_must_reach_its_cut_off(ranks, flags, scores, expected):
+    assert overview.passes({"mean": ranks}, {"mean": flags}, scores) is expected
+
+
+def test_progress_by_hand(tmp_path, clock):
+    """Ten prompts, each wanted twice from training labelers, two of them held out for validation.
+    """
+    store, who = filled(tmp_path, clock, some(10), twice=1.0)
+    with store.change() as db:
+        db.execute("UPDATE item SET split = 'valid' WHERE id > 8")
+    for name in "aab":
+        rank(store, who[name])
+    rank(store, who["x"])
+    assert overview.progress(store) == [("training labelers", 3, 20), ("held-out labelers", 1, 4)]
+    assert store.progress(who["a"]) == {"done": 2, "of": 10, "seconds": 4.0}
+    store.set_removed(who["a"]["id"], True)
+    assert overview.progress(store)[0] == ("training labelers", 1, 20)
+
+
+def test_the_overview_asks_the_file_as_often_for_many_items_as_for_few(tmp_path, clock):
+    asked = []
+    for n in (3, 30):
+        (tmp_path / str(n)).mkdir()
+        store, who = filled(tmp_path / str(n), clock, some(n), screening=n)
+        for name in "ab":
+            while rank(store, who[name]):
+                pass
+        queries, query = [], store.all
+        store.all = lambda *values: queries.append(values) or query(*values)
+        rows = overview.labelers(store, overview.rankings_of(store))
+        assert [row["done"] for row in rows if row["labeler"]["name"] in "ab"] == [n, n]
+        asked.append(len(queries))
+    assert asked[0] == asked[1]
 
 
 # -------------------------------------------------------------------------------- forms, texts

@@ -1,5 +1,7 @@
 """The labelling page in a real Chromium: keys, mouse, touch, a lost connection, accessibility, and
-the pictures of docs/labelling.md (SCREENSHOTS=docs python -m pytest tests/test_page_browser.py).
+the pictures of docs/labelling.md:
+
+    SCREENSHOTS=docs python -m pytest tests/test_page_browser.py -k every_page
 """
 import json
 import os
@@ -11,7 +13,7 @@ import pytest
 import browser
 from browser import ROOT, Page, chromium
 from data import records
-from labels import exporting
+from labels import exporting, mine
 from labels.store import Store
 from test_page import some
 from test_page_web import EVIL
@@ -28,6 +30,10 @@ TOWN = [  # what the pictures show
                "Leo like?\n\nAssistant:", "category": "chat", "completions": [
         {"text": t, "model": "m"} for t in ("Leo likes soup.", "Leo likes soup. Have a good day.",
                                             "The house of Leo is red.", "I am well, thank you.")]}]
+
+
+SENSITIVE = [*({"prompt": f"What is wrong with the people of {place}?", "screening": True}
+               for place in ("the mill", "the hill")), {"prompt": "Write a poem about the mill."}]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,7 @@ def at_item(driver, before=None):
 
 
 def exported(page, name="rankings_train"):
-    return exporting.export(Store(page.out / "labels.db"))[name]
+    return exporting.export(Store(page.out / "labels.db"), 0.0)[name]
 
 
 @pytest.fixture
@@ -149,6 +155,54 @@ def test_ranking_by_keys_alone(driver, serve):
     by_text = dict(zip(order, (2, 1, 3, 3)))
     assert [by_text[c["text"]] for c in record["completions"]] == record["ranks"]
     assert 0 < record["seconds"] < 60
+
+
+def tab_to(driver, selector):
+    """Press Tab until the focus is there."""
+    for _ in range(60):
+        if driver.switch_to.active_element in all_of(driver, selector):
+            return
+        keys(driver, "\ue004")
+    raise AssertionError(f"Tab does not lead to {selector}")
+
+
+def test_marks_ratings_and_writing_by_keys_alone(driver, serve):
+    page = serve(some(1, 2), "--task=rate_rank")
+    resize(driver, 1400)
+    enter(driver, page.link)
+    driver.get(page.address + "/work")
+    until(lambda: all_of(driver, "[name=closed_domain]"))
+    tab_to(driver, "[name=closed_domain]")
+    keys(driver, " \ue007")
+    for letter, score in (("A", "6"), ("B", "2")):
+        until(lambda: f"Output {letter}" in driver.page_source and all_of(driver, ".likert"))
+        keys(driver, score)
+        tab_to(driver, "[name=hallucination]")
+        keys(driver, " ")
+        tab_to(driver, "summary")
+        keys(driver, "\ue007")  # opens the note
+        tab_to(driver, "#note")
+        keys(driver, f"note {score}")
+        tab_to(driver, "#submit")
+        keys(driver, "\ue007")
+    at_item(driver)
+    keys(driver, "21\ue007")
+    until(lambda: "All done" in driver.page_source)
+    record, = exported(page)
+    assert record["marks"]["closed_domain"] and not record["marks"]["sensitive"]
+    assert sorted(zip(record["likert"], record["ranks"], record["notes"])) == [
+        (2, 1, "note 2"), (6, 2, "note 6")]
+    assert [f["hallucination"] for f in record["flags"]] == [True, True]
+    tab_to(driver, "a.button")
+    keys(driver, "\ue007")
+    until(lambda: all_of(driver, "#prompt"))
+    for selector, text in (("#prompt", "Say hi."), ("#response", "Hi."), ("#category", "ch"),
+                           ("#submit", "\ue007")):
+        tab_to(driver, selector)
+        keys(driver, text)
+    until(lambda: "Kept." in driver.page_source)
+    demo, = exported(page, "demonstrations_train")
+    assert (demo["prompt"], demo["response"], demo["category"]) == ("Say hi.", "Hi.", "chat")
 
 
 def drag(driver, kind, letter, rank):
@@ -261,7 +315,8 @@ PICTURES = {1400: ("rank", "rate", "owner"), 400: ("rank",)}  # those of the doc
 OTHER_PAGES = {
     "/write/plain": "plain", "/write/few_shot": "few-shot", "/write/user_based": "user-based",
     "/guide": "guide", "/guide?priority=truthful": "truthful", "/owner": "owner",
-    "/owner/disagreements": "disagreements", "/nothing": "message"}
+    "/owner/disagreements": "disagreements", "/owner/scores": "score", "/about": "about",
+    "/nothing": "message"}
 
 
 def picture(driver, name, shots):
@@ -285,8 +340,18 @@ def class_of(page):
     for name, group in (("Ana", "train"), ("Bo", "train"), ("Cem", "heldout")):
         store.add_labeler(name, group)
     for n, row in enumerate(store.all("SELECT * FROM labeler WHERE grp != 'heldout'")):
+        if n:
+            store.set_about(row, ("Religion, and people from villages.", "Elderly people")[n - 1])
         while number := store.next_for(row):
             item = store.assignment(number, row)["item"]
+            if not store.outputs(item, row):  # a prompt to demonstrate
+                if "poem" in store.assignment(number, row)["prompt"]:
+                    break  # Ana has it now
+                store.answer(number, "writing", {
+                    "assignment": number, "labeler": row["id"], "form": f"assignment {number}",
+                    "kind": "given", "marks": "{}", "seconds": 40.0, "fields": json.dumps(
+                        {"prompt": "as shown", "response": "Nothing is. Ask them."})}, True)
+                continue
             outputs = sorted(store.outputs(item, row), key=lambda o: o["text"])
             store.answer(number, "marks", {"assignment": number, "marks": "{}", "seconds": 3.0},
                          False)
@@ -304,37 +369,113 @@ def class_of(page):
                     {o["id"]: i + 1 for i, o in enumerate(outputs)})}, True)
 
 
+class Looks:
+    """Checks of the page that the driver shows, light and dark, and its pictures. EVERY_PAGE names
+    a folder for pictures of all of them."""
+
+    def __init__(self, driver, shots):
+        self.driver, self.shots, self.source, self.found = driver, shots, browser.axe(), {}
+
+    def at(self, address):
+        """Open a page. What its scripts do may move nothing that was shown before."""
+        self.driver.get(address)
+        until(lambda: all_of(self.driver, "main"))
+        if moved := self.driver.execute_async_script("""
+                const done = arguments[0], moved = [];
+                new PerformanceObserver(list => moved.push(...list.getEntries().map(e => e.value)))
+                  .observe({type: "layout-shift", buffered: true});
+                setTimeout(() => done(moved), 100);"""):
+            self.found[f"{address} jumps"] = moved
+
+    def check(self, name, width, height):
+        for dark in (False, True):
+            resize(self.driver, width, height, dark)
+            place = f"{name}-{width}-{'dark' if dark else 'light'}"
+            if self.source and (wrong := violations(self.driver, self.source)):
+                self.found[place] = wrong
+            wide = self.driver.execute_script("return document.documentElement.scrollWidth")
+            if wide > width:
+                self.found[f"{place} is wide"] = wide
+            if broken := self.driver.execute_script(BROKEN_WORDS):
+                self.found[f"{place} breaks words"] = broken
+            if name in PICTURES.get(width, ()) and dark == (name == "rate"):
+                picture(self.driver, f"{name}-{width}", self.shots)
+            if "EVERY_PAGE" in os.environ:
+                self.driver.save_screenshot(f"{os.environ['EVERY_PAGE']}/{place}.png")
+
+
+BROKEN_WORDS = """
+    // The headings, labels and buttons in which a word is cut in two by a line's end.
+    const broken = [];
+    for (const at of document.querySelectorAll("h1, h2, th, label, legend, button, nav a, .fact")) {
+      const texts = document.createTreeWalker(at, NodeFilter.SHOW_TEXT);
+      for (let node; node = texts.nextNode();)
+        for (const word of node.data.matchAll(/[\\p{L}\\d]{1,30}/gu)) {
+          const range = document.createRange();
+          range.setStart(node, word.index);
+          range.setEnd(node, word.index + word[0].length);
+          if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1)
+            broken.push(word[0]);
+        }
+    }
+    return broken;"""
+
+
 def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
-    """axe-core finds nothing, and nothing is wider than the window: at 400 and 1,400 pixels, light
-    and dark. The pictures of the docs are taken on the way."""
-    source = browser.axe()
-    page = serve(TOWN, "--task=rate_rank", f"--screening={len(TOWN)}")
+    """axe-core finds nothing, nothing is wider than the window, no heading's word is cut in two: at
+    400 and 1,400 pixels, light and dark. The pictures of the docs are taken on the way."""
+    records.write(tmp_path / "answer.jsonl", SENSITIVE)
+    page = serve(TOWN, "--task=rate_rank", f"--screening={len(TOWN)}", "--demonstrate=answer.jsonl")
     class_of(page)
+    looks = Looks(driver, tmp_path)
     enter(driver, page.link)
     driver.get(page.address + "/work")
     until(lambda: all_of(driver, "#rank"))
     base, last = driver.current_url.rsplit("/", 1)
-    found = {}
-    for width, height in ((1400, 900), (400, 800)):
+    sizes = ((1400, 900), (400, 800))
+    for width, height in sizes:
         resize(driver, width, height)
         for path, name in (*((f"{base}/{n}", kind) for n, kind in
-                             ((1, "marks"), (2, "rate"), (last, "rank"))), *OTHER_PAGES.items()):
-            driver.get(path if "://" in path else page.address + path)
-            until(lambda: all_of(driver, "main"))
+                             ((1, "marks"), (2, "rate"), (last, "rank"))),
+                           *((page.address + path, name) for path, name in OTHER_PAGES.items())):
+            looks.at(path)
             if name == "rank":
                 ranks_away(driver)
-            for dark in (False, True):
-                resize(driver, width, height, dark)
-                if source and (wrong := violations(driver, source)):
-                    found[f"{name} {width} {'dark' if dark else 'light'}"] = wrong
-                wide = driver.execute_script("return document.documentElement.scrollWidth")
-                if wide > width:
-                    found[f"{name} {width} is wide"] = wide
-                if name in PICTURES.get(width, ()) and dark == (name == "rate"):
-                    picture(driver, f"{name}-{width}", tmp_path)
-    assert not found, json.dumps(found, indent=1)
-    if not source:
+            looks.check(name, width, height)
+        for button, name in (("export", "export"), ("add", "links")):
+            looks.at(page.address + "/owner")
+            driver.find_element("id", "names").send_keys(f"Dora {width}\nEmil {width}")
+            driver.find_element("css selector", f"[action$={button}] button").click()
+            until(lambda: all_of(driver, ".files, .links"))
+            looks.check(name, width, height)
+    for who, name in (("Ana", "demonstrate"), ("Bo", "done"), (None, "enter")):
+        driver.delete_all_cookies()
+        if who:
+            enter(driver, f"{page.address}/enter#"
+                  + Store(page.out / "labels.db").add_labeler(who, "train"))
+        looks.at(page.address + "/work")
+        for width, height in sizes:
+            looks.check(name, width, height)
+    assert not looks.found, json.dumps(looks.found, indent=1)
+    if not looks.source:
         pytest.skip("no check of accessibility: axe-playwright-python is not installed (Makefile)")
+
+
+def test_the_report_of_your_policy_is_accessible_and_fits(driver, tmp_path):
+    rows = [[{"prompt": EVIL + "x" * 500, "completions": [{"text": text}]}]
+            for text in (f"Soup {EVIL}.", f"Soup and {EVIL}.")]
+    facts = {"rankings": 46, "heldout_pairs": 0, "moved_towards": None, "rm_accuracy": None,
+             "answers": 1, "changed": 1.0, "words": [1.0, 2.0], "gold": [None, None],
+             "changed_words": [("and", 0.0, 1.0), (EVIL, 1.0, 0.0)]}
+    path = tmp_path / "report.html"
+    path.write_text(mine.page(facts, *rows), encoding="utf-8")
+    looks = Looks(driver, tmp_path)
+    for width, height in ((1400, 900), (400, 800)):
+        resize(driver, width, height)
+        looks.at(path.as_uri())
+        looks.check("report", width, height)
+    assert not looks.found, json.dumps(looks.found, indent=1)
+    assert driver.title == "Your policy" and not all_of(driver, "img, script")
 
 
 def ranks_away(driver):

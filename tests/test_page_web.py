@@ -2,9 +2,11 @@
 """
 import collections
 import concurrent.futures
+import html
 import http.client
 import http.cookiejar
 import json
+import math
 import os
 import random
 import re
@@ -15,6 +17,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -72,16 +75,18 @@ def open_item(client):
 
 # ------------------------------------------------------------------------------- who gets in
 
-PATHS = ("/", "/work", "/item/1/1", "/write/plain", "/guide", "/owner", "/owner/disagreements")
+PATHS = ("/", "/work", "/item/1/1", "/write/plain", "/guide", "/about", "/owner",
+         "/owner/disagreements", "/owner/scores", "/owner/score/1")
 
 
-def test_without_a_session_there_is_only_the_door(tmp_path):
-    client = Site(tmp_path, some(2)).client()
+@pytest.mark.parametrize("local", [True, False])  # False: another address than this machine's
+def test_without_a_session_there_is_only_the_door(tmp_path, local):
+    client = Site(tmp_path, some(2), local).client()
     for path in PATHS:
         answer = client.get(path)
         assert (answer.status_code, answer.headers["Location"]) == (303, "/enter"), path
     for path in ("/item/1/1", "/item/1/skip", "/again", "/owner/add", "/owner/export", "/leave",
-                 "/owner/remove/2", "/owner/link/2", "/write/plain"):
+                 "/owner/remove/2", "/owner/link/2", "/write/plain", "/about", "/owner/score/1"):
         assert client.post(path).status_code == 403, path
 
 
@@ -95,9 +100,10 @@ def test_labelers_see_neither_the_owners_pages_nor_each_others_items(tmp_path):
     assert b.get(path).status_code == 404
     assert b.post(path, data={**form, "csrf": token}).status_code == 404
     assert b.post(path.rsplit("/", 1)[0] + "/skip", data={"csrf": token}).status_code == 404
-    for where in ("/owner", "/owner/disagreements"):
+    for where in ("/owner", "/owner/disagreements", "/owner/scores", "/owner/score/1"):
         assert b.get(where).status_code == 403
-    for where in ("/owner/add", "/owner/export", "/owner/remove/2", "/owner/link/2"):
+    for where in ("/owner/add", "/owner/export", "/owner/remove/2", "/owner/link/2",
+                  "/owner/score/1"):
         assert b.post(where, data={"csrf": token}).status_code == 403
     assert site.client("owner").get("/owner").status_code == 200
 
@@ -190,6 +196,48 @@ def test_a_new_link_ends_the_old_one_and_its_sessions(tmp_path):
     assert a.post("/enter", data={"code": token}).status_code == 303
 
 
+def test_one_click_removes_a_labelers_work_and_brings_it_back(tmp_path):
+    site = Site(tmp_path, some(3))
+    a, owner = site.client("a"), site.client("owner")
+    path, form = open_item(a)
+    a.post(path, data=form)
+    path, form = open_item(a)
+    number = site.store.one("SELECT id FROM labeler WHERE name = 'a'")["id"]
+    page = owner.get("/owner").text
+    button = re.search(rf'action="(/owner/remove/{number})".*?name="removed" value="(.)"', page)
+    token = csrf(owner, "/owner")
+    owner.post(button[1], data={"csrf": token, "removed": button[2]})
+    assert not exporting.export(site.store)["rankings_train"]
+    assert "nothing more to label for you" in a.get("/work").text
+    assert a.post(path, data=form).status_code == 404
+    page = owner.get("/owner").text
+    button = re.search(rf'action="(/owner/remove/{number})".*?name="removed" value="(.)"', page)
+    owner.post(button[1], data={"csrf": token, "removed": button[2]})
+    assert len(exporting.export(site.store)["rankings_train"]) == 1
+    assert a.post(path, data=form).status_code == 303  # the open page goes on
+    assert len(exporting.export(site.store)["rankings_train"]) == 2
+
+
+def test_each_labeler_goes_through_all_use_cases(tmp_path):
+    site = Site(tmp_path)
+    cases = ["cook <b>soup</b>", "write letters", "learn names"]
+    site.store.set("use_cases", cases)
+    seen = {}
+    for name in "ab":
+        client = site.client(name)
+        token = csrf(client, "/write/user_based")
+        for i in range(3):
+            page = client.get("/write/user_based").text
+            case = html.unescape(re.search(r'id="use_case".*?>(.*?)</textarea>', page)[1])
+            seen.setdefault(name, []).append(case)
+            client.post("/write/user_based", data={
+                "csrf": token, "category": "chat", "use_case": case, "prompt": f"p {i}",
+                "response": "r", "form": re.search(r'name="form" value="([^"]+)"', page)[1]})
+    assert sorted(seen["a"]) == sorted(seen["b"]) == sorted(cases) and seen["a"] != seen["b"]
+    out = exporting.export(site.store, 0.0)["demonstrations_train"]
+    assert [r["use_case"] for r in out] == seen["a"] + seen["b"]
+
+
 def test_the_owner_adds_labelers_and_sees_their_links_once(tmp_path):
     site = Site(tmp_path, some(1))
     owner = site.client("owner")
@@ -205,6 +253,33 @@ def test_the_owner_adds_labelers_and_sees_their_links_once(tmp_path):
         page = owner.post("/owner/add", data={"csrf": token, "group": group, "names": names}).text
         assert "/enter#" not in page and 'class="problem"' in page
     assert len(site.store.all("SELECT * FROM labeler")) == 6
+
+
+def test_a_screening_from_the_first_question_to_the_owners_score(tmp_path):
+    site = Site(tmp_path, [{"prompt": "How do I hurt him?", "screening": True}])
+    a, owner = site.client("a"), site.client("owner")
+    assert a.get("/work").headers["Location"] == "/about"
+    token = csrf(a, "/about")
+    assert a.post("/about", data={"csrf": token, "topics": "x" * 5001}).status_code == 422
+    assert a.post("/about", data={"csrf": token, "topics": f"hens {EVIL}"}).status_code == 303
+    path = a.get("/work").headers["Location"]  # it is asked once
+    a.post(path, data={"csrf": token, "response": f"Talk to him. {EVIL}", "sensitive": "on"})
+    assert site.client("x").get("/work").status_code == 200  # held out: no screening, no question
+    page = owner.get("/owner").text
+    assert "0 / 1" in page and "hens &lt;script&gt;" in page
+    path = owner.get("/owner/scores").headers["Location"]
+    page = owner.get(path, follow_redirects=True).text
+    assert "How do I hurt him?" in page and "Talk to him. &lt;script&gt;" in page
+    assert not re.search(r"\ba\b</", page)  # not who wrote it
+    token = csrf(owner, path)
+    for wrong in ("", "0", "8", "x"):
+        answer = owner.post(path, data={"csrf": token, "likert": wrong})
+        assert answer.status_code == 422 and "The score from 1 to 7" in answer.text
+    assert owner.post(path, data={"csrf": token, "likert": "6"}).status_code == 303
+    assert owner.get("/owner/scores").headers["Location"] == "/owner"
+    page = owner.get("/owner").text
+    assert "1 / 1" in page and "6.0" in page and "passes" in page
+    assert owner.get("/owner/score/99").status_code == 404
 
 
 # ------------------------------------------------------------------------------- what it refuses
@@ -403,7 +478,8 @@ class Labeler:
         body = urllib.parse.urlencode(form).encode() if form else None
         with self.opener.open(self.page.address + path, body, timeout=20) as answer:
             text = answer.read().decode()
-            self.times.append(time.perf_counter() - started)
+            kind = ("POST " if form else "GET ") + re.sub(r"\d+", "N", path)
+            self.times.append((kind, time.perf_counter() - started))
             return answer.url, text
 
     def enter(self):
@@ -484,35 +560,69 @@ def test_kill_9_a_hundred_times(tmp_path):
     killed_under_load(tmp_path, 100)
 
 
-@pytest.mark.long
-@pytest.mark.alone
-def test_thirty_labelers_at_once_are_not_kept_waiting(tmp_path, request):
-    """On two cores, while samples are being made: 95 % of the slowest page's requests, 200 ms."""
-    demo = request.getfixturevalue("demo")
-    rows = write_rows(tmp_path / "rows.jsonl", some(300, 5))
-    with Page(tmp_path, f"--completions={rows}", "--prompts=0") as page:
+def cpu_seconds(process):
+    """What a running process has used so far, from Linux's /proc; NaN elsewhere."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def thirty_at_once(folder, models, seconds_between=(1, 3), items_=300):
+    """Thirty people label everything while samples are drawn from the checkpoints of the folder
+    `models` and the owner watches. Returns ({kind of page: sorted seconds}, the server's CPU
+    seconds a page)."""
+    rows = write_rows(folder / "rows.jsonl", some(items_, 5))
+    with Page(folder, f"--completions={rows}", "--prompts=0") as page:
         store = Store(page.out / "labels.db")
         people = [Labeler(page, store.add_labeler(f"p{i}", "train")) for i in range(30)]
+        owner, done = Labeler(page, page.link.partition("#")[2]), threading.Event()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         sampler = subprocess.Popen(
-            ["nice", "-n", "10", sys.executable, "-m", "labels.sample", "--k_min=3000",
-             "--k_max=3000", f"--out={tmp_path}/samples.jsonl"], cwd=demo.folder, env=environment,
+            ["nice", "-n", "19", sys.executable, "-m", "labels.sample", "--k_min=3000",
+             "--k_max=3000", f"--out={folder}/samples.jsonl"], cwd=models, env=environment,
             stdout=subprocess.DEVNULL)
 
         def work(person):
             own = random.Random(person.token)
+            time.sleep(own.uniform(0, 2))
             person.enter()
             while person.step(own):
-                time.sleep(own.uniform(1, 3))  # no person is faster
+                time.sleep(own.uniform(*seconds_between))
 
+        def watch():
+            owner.enter()
+            while not done.wait(1):
+                owner.ask("/owner")
+                owner.ask("/owner/disagreements")
+
+        started = cpu_seconds(page.process)
+        watching = threading.Thread(target=watch)
+        watching.start()
         with concurrent.futures.ThreadPoolExecutor(30) as pool:
             list(pool.map(work, people))
+        done.set()
+        watching.join()
         assert sampler.poll() is None, "the sampler was done too soon"
         sampler.kill()
         sampler.wait()
-    times = sorted(t for p in people for t in p.times[1:])
-    assert len(times) > 600
-    assert times[int(0.95 * len(times))] < 0.2, times[int(0.95 * len(times))]
+        used = cpu_seconds(page.process) - started
+    kinds = {}
+    for kind, seconds in sorted(time_ for p in [*people, owner] for time_ in p.times):
+        kinds.setdefault(kind, []).append(seconds)
+    return kinds, used / sum(map(len, kinds.values()))
+
+
+@pytest.mark.long
+@pytest.mark.alone
+def test_thirty_labelers_at_once_are_not_kept_waiting(tmp_path, request):
+    """On two cores, while samples are being made: 95 % of the slowest page's requests, 200 ms."""
+    kinds, cpu = thirty_at_once(tmp_path, request.getfixturevalue("demo").folder)
+    slow = {kind: times[int(0.95 * len(times))] for kind, times in kinds.items()}
+    print({kind: f"{1e3 * s:.0f} ms" for kind, s in slow.items()}, f"CPU {1e3 * cpu:.1f} ms a page")
+    assert len(kinds["GET /work"]) > 300 and len(kinds["POST /item/N/N"]) >= 300
+    assert max(slow.values()) < 0.2, slow
 
 
 def test_the_log_and_the_terminal_hold_no_token(tmp_path):
@@ -534,6 +644,26 @@ def test_the_log_and_the_terminal_hold_no_token(tmp_path):
         assert page.address.startswith("http://127.0.0.1:")
 
 
+def test_outputs_come_from_checkpoints_and_are_sampled_once(demo):
+    flags = ("--models=out/sft,out/init", "--prompts=4", "--candidates=6", "--k_min=2", "--k_max=4",
+             "--max_new_tokens=8", "--prompts_file=out/toy/prompts_train.jsonl", "--twice=0")
+    made = []
+    with Page(demo.folder, *flags) as page:
+        while "new prompts to label" not in page.log.read_text():  # the page is there already
+            assert page.process.poll() is None
+            time.sleep(0.05)
+        for _ in range(2):
+            store = Store(page.out / "labels.db")
+            rows = [json.loads(row["record"]) for row in store.all("SELECT record FROM item")]
+            made.append([(r["prompt"], r["completions"]) for r in rows])
+            page.kill()
+            page.start()
+    assert 1 <= len(made[0]) <= 4 and made[1] == made[0]
+    models = {c["model"] for _, completions in made[0] for c in completions}
+    assert models == {"out/sft", "out/init"}
+    assert all(2 <= len({c["text"] for c in own}) <= 4 for _, own in made[0])
+
+
 def test_the_command_line_exports_and_refuses(tmp_path):
     run = lambda *flags: subprocess.run(
         [sys.executable, "-m", "labels.page", *flags], cwd=tmp_path, text=True, timeout=60,
@@ -543,3 +673,6 @@ def test_the_command_line_exports_and_refuses(tmp_path):
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "p", "completions": []}])
     done = run(f"--completions={bad}")
     assert "bad.jsonl:1: field 'completions'" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "cases.txt").write_bytes(b"caf\xe9\n")
+    done = run("--use_cases=cases.txt")
+    assert done.returncode == 1 and done.stderr == "error: cases.txt: not UTF-8 at byte 3\n"

@@ -54,7 +54,7 @@ class Run:
         return harm.start(self.demo.folder, self.printed, *self.arguments, *flags, harm=harms,
                           **{"RANK": "0", "WORLD_SIZE": "1", **environment})
 
-    def ends(self, *flags, seconds=60, **others):
+    def ends(self, *flags, seconds=300, **others):
         """Run to the end. Returns (exit code, what was printed)."""
         process = self.start(*flags, **others)
         process.join(seconds)

@@ -427,7 +427,7 @@ def test_a_last_batch_of_one_row_on_two_processes(demo, stage, name):
     records.write(data / f"{file}.jsonl", rows)
     flags = [*FLAGS[stage], f"--data={data}", "--batch=4", "--epochs=1"]
     python(demo.folder, *flags, f"--out=out/{name}-five")
-    python(demo.folder, *flags, f"--out=out/{name}-five-2", processes=2, seconds=40)
+    python(demo.folder, *flags, f"--out=out/{name}-five-2", processes=2)
     assert_same_logs(demo.log(f"{name}-five"), demo.log(f"{name}-five-2"))
     assert_same_model(demo, f"{name}-five", f"{name}-five-2")
 

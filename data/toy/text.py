@@ -124,7 +124,7 @@ RULES = {
        for a in VALUES},
 }
 DOCUMENTS = {one_person: 24, many_people: 16, gossip: 4, exchange: 45, questions: 3, tale: 6,
-             items: 3, few_shot: 3, refrain: 14, retold: 10, foreign: 6}
+             items: 3, few_shot: 5, refrain: 22, retold: 15, foreign: 6}
 
 
 def document(rng, town):

@@ -1,4 +1,7 @@
-"""Who is preferred: accuracy of a reward model, agreement of labelers, win rates; ties count."""
+"""Who is preferred: accuracy of a reward model, agreement of labelers, win rates, the best of n;
+ties count."""
+import itertools
+
 import numpy as np
 
 from exercises.course import Exercise
@@ -116,4 +119,45 @@ WINS = Exercise(
      "impressions(labeler, x, (a[0], b[0]), \"evaluate\", sharpness, rng)) gives both ranks."), 11,
     ("ranks",))
 
-EXERCISES = (ACCURACY, AGREEMENT, WINS)
+def samples(proxy, gold, n):
+    return {"proxy": proxy, "gold": gold, "n": n}
+
+
+def run_best_of_n(m, c):
+    try:
+        return {"gold of the best": m.best_of_n(c["proxy"], c["gold"], c["n"])}
+    except ValueError:
+        return {"gold of the best": "ValueError"}
+
+
+def best_of_n_oracle(c):
+    """Every subset; of several best ones each is picked equally often."""
+    of_subset = []
+    for subset in itertools.combinations(zip(c["proxy"], c["gold"]), c["n"]):
+        top = max(p for p, _ in subset)
+        best = [g for p, g in subset if p == top]
+        of_subset.append(sum(best) / len(best))
+    return {"gold of the best": sum(of_subset) / len(of_subset) if of_subset else "ValueError"}
+
+
+SIX = [0.3, -1.0, 2.5, 0.9, 1.4, -0.2], [1.0, 0.0, 0.5, 2.0, 3.0, -1.0]
+
+BEST = Exercise(
+    "best-of-n", "evals/metrics.py", "best_of_n", run_best_of_n, best_of_n_oracle,
+    {"the best of one is the mean": [samples([2.0], [5.0], 1), samples([1.0, 2.0], [4.0, 0.0], 1)],
+     "the best of all is the proxy's choice": [samples([1.0, 2.0], [4.0, 0.0], 2),
+                                               samples(*SIX, 6)],
+     "in between it is the mean over all subsets": [samples([1.0, 3.0, 2.0], [0.0, 6.0, 3.0], 2),
+                                                    samples(*SIX, 3), samples(*SIX, 4)],
+     "equal proxy scores are picked equally often": [
+         samples([1.0, 1.0], [0.0, 1.0], 2),
+         samples([1.0, 2.0, 2.0, 0.0], [0.0, 6.0, 1.0, 3.0], 2)],
+     "more than there are cannot be picked from": [samples([1.0, 2.0], [4.0, 0.0], 3)]},
+    ("Of all subsets of n samples, in how many is this sample the best? That share is its weight.",
+     "If i samples have a lower score, and none the same, the others of the subset are n - 1 of "
+     "these i: C(i, n - 1) subsets out of C(N, n).",
+     "With ties: C(upto, n) - C(below, n) subsets have a best score equal to this one, and the "
+     "upto - below samples that have it share them. math.comb counts."), 8,
+    ("proxy", "gold", "n"))
+
+EXERCISES = (ACCURACY, AGREEMENT, WINS, BEST)

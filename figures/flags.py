@@ -1,0 +1,75 @@
+"""Flags and Likert scores (Figs. 4, 5, 30 and 31), with a baseline in the manner of T0.
+
+T0 of the town is the largest base model, fine-tuned on templated classification, closed questions
+and extraction with the shortest answers.
+"""
+from evals.town import FLAGS, likert
+from figures import sizes
+from figures.points import Drawn, Panel, Series, finding, over, paper
+from figures.preference import labels
+from figures.sizes import ANSWERS, KINDS, RESULTS, SIZES
+from figures.worlds import less, mean
+
+TITLE = "Flags and Likert scores"
+PAPER = ("Figure 4: from GPT-3 to PPO-ptx answers attempt the instruction and satisfy its "
+         "constraints more often, and invent less; SFT invents least. Figure 5: FLAN and T0 are "
+         "above GPT-3, and below prompted GPT-3 and SFT; PPO-ptx is preferred to T0 79 ± 4 % of "
+         "the time.")
+runs = sizes.runs
+FIG4 = {"attempts": (.696, .792, .864, .923, .928), "constraint": (.223, .282, .340, .435, .433),
+        "hallucinates": (.448, .279, .084, .216, .156)}  # of KINDS
+FIG5 = (("base", 2.60), ("prompted", 3.49), ("T0", 3.26), ("sft", 4.08), ("ppo-ptx", 4.83))
+FIG31 = {"base": (2.26, 2.19, 2.52), "prompted": (2.69, 2.70, 3.48), "sft": (3.38, 3.58, 3.96),
+         "ppo": (4.16, 4.36, 4.58), "ppo-ptx": (4.26, 4.24, 4.78)}
+LARGEST = {"base": "large-base", "prompted": "large-prompted", "T0": "t0", "sft": "large-sft",
+           "ppo-ptx": "large-ppo-ptx"}
+
+
+def flag(world, kind, name):
+    """A flag's share, the mean over the sizes."""
+    table = world.json(RESULTS)["flags"]
+    return mean([table[f"{s}-{kind}"][name]["mean"] for s in SIZES])
+
+
+def score(world, model):
+    """The mean Likert score that training labelers give a model's answers to the test prompts."""
+    prompts = world.lines("out/toy/prompts_test.jsonl")
+    return likert(world.town, prompts, world.answers(ANSWERS, model), world.labelers["training"],
+                  world.facts["sharpness"], 5)
+
+
+def draw(worlds, scale):
+    shares = {f: {k: [flag(w, k, f) for w in worlds] for k in KINDS} for f in FIG4}
+    panels = [Panel(FLAGS[f], "", "share of the answers", [
+        Series("the town, mean of sizes", [(k, over(own[k])) for k in KINDS], line=False),
+        paper("Fig. 4", list(zip(KINDS, FIG4[f])), line=False)], percent=True)
+        for f, own in shares.items()]
+    scores = {m: [score(w, m) for w in worlds] for m in
+              [*(f"{s}-{k}" for s in SIZES for k in KINDS), "t0"]}
+    best = {name: scores[m] for name, m in LARGEST.items()}
+    name = labels(worlds)
+    panels += [
+        Panel("Likert scores of the largest models, training labelers", "", "1 to 7", [
+            Series("the town", [(k, over(v)) for k, v in best.items()], line=False),
+            paper("Fig. 5", FIG5, line=False)]),
+        Panel("Likert scores by size, training labelers", "parameters", "1 to 7", [
+            Series(k, [(name[s], over(scores[f"{s}-{k}"])) for s in SIZES]) for k in KINDS]),
+        Panel("the paper, Likert scores by size", "parameters", "1 to 7", [
+            paper(k, list(zip(("1.3B", "6B", "175B"), FIG31[k]))) for k in KINDS])]
+    wins = lambda pair: [w.json(RESULTS)["win_rate"][pair]["mean"] - 0.5 for w in worlds]
+    least = lambda f: [min(b - a for a, b in zip(v, v[1:])) for v in
+                       zip(*(shares[f][k] for k in ("base", "prompted", "sft", "ppo-ptx")))]
+    return Drawn(panels, [
+        finding("answers attempt the instruction more often from base over prompted and SFT to "
+                "PPO-ptx (the least step)", least("attempts"), "{:.1%}"),
+        finding("answers satisfy constraints more often, in the same order (the least step)",
+                least("constraint"), "{:.1%}"),
+        finding("PPO-ptx invents less than the base model",
+                less(shares["hallucinates"]["base"], shares["hallucinates"]["ppo-ptx"]), "{:.1%}"),
+        finding("SFT invents less than PPO-ptx",
+                less(shares["hallucinates"]["ppo-ptx"], shares["hallucinates"]["sft"]), "{:.1%}",
+                "The town's labelers see every invention, so feedback teaches what the few "
+                "demonstrations do not."),
+        finding("T0 is below SFT on people's prompts (Likert)", less(best["sft"], best["T0"])),
+        finding("T0 is above the base model (Likert)", less(best["T0"], best["base"])),
+        finding("PPO-ptx is preferred to T0 (above 50 %)", wins("large-ppo-ptx vs t0"), "{:.1%}")])

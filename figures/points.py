@@ -1,0 +1,134 @@
+"""What a figure is made of: points with intervals, findings of the paper, fits. Reads no file.
+
+    over            numbers of several worlds -> their mean with a 95 % interval
+    finding         a difference that the paper found -> whether it is here: holds, open or absent
+    fit             Gao et al.'s two forms, by least squares
+
+A finding holds if the whole interval of a difference over the worlds lies on the paper's side of 0,
+it is absent if the mean lies on the other side, else it is open.
+"""
+import math
+import re
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+HOLDS, OPEN, ABSENT = "holds", "open", "absent"
+# Student's t for a 95 % interval, by degrees of freedom: one world fewer than there are.
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+     2.145)
+
+
+@dataclass
+class Series:
+    """One line of a panel. points: [(x, what `over` returns)]; x is a number or a name. paper: the
+    numbers are the paper's."""
+    name: str
+    points: list
+    paper: bool = False
+    line: bool = True  # whether the points are joined
+    marks: bool = True  # whether each point is marked
+
+
+@dataclass
+class Panel:
+    """One picture. refs: values of y with a thin line; log: the x axis is logarithmic."""
+    title: str
+    x: str
+    y: str
+    series: list
+    percent: bool = False
+    log: bool = False
+    refs: tuple = ()
+
+
+@dataclass
+class Finding:
+    """A finding of the paper, whether it is here, what was reached, and why it might differ."""
+    claim: str
+    state: str
+    reached: str
+    why: str = ""
+
+
+@dataclass
+class Drawn:
+    """All that a figure shows. examples: [(prompt, [(model, answer)])]."""
+    panels: list
+    findings: list
+    examples: list = field(default_factory=list)
+
+
+def over(values):
+    """Numbers, one of each world -> {"mean", "low", "high", "n", "values"}. The interval is
+    Student's; with fewer than two worlds its ends are None. None among the values are left out."""
+    values = [float(v) for v in values if v is not None]
+    n, middle = len(values), float(np.mean(values)) if values else None
+    low = high = None
+    if n > 1:
+        half = T[min(n - 2, len(T) - 1)] * float(np.std(values, ddof=1)) / math.sqrt(n)
+        low, high = middle - half, middle + half
+    return {"mean": middle, "low": low, "high": high, "n": n, "values": values}
+
+
+def finding(claim, differences, form="{:.2f}", why=""):
+    """The finding that a difference, paired within each world, is above 0."""
+    m = over(differences)
+    if m["mean"] is None:
+        return Finding(claim, OPEN, "not measured", why)
+    state = ABSENT if m["mean"] <= 0 else HOLDS if m["low"] is not None and m["low"] > 0 else OPEN
+    return Finding(claim, state, told(m, form), why)
+
+
+def told(m, form="{:.2f}"):
+    """A measure in words."""
+    if m["mean"] is None:
+        return "not measured"
+    ends = "" if m["low"] is None else f" [{form.format(m['low'])}, {form.format(m['high'])}]"
+    return f"{form.format(m['mean'])}{ends} in {m['n']} world{'s' * (m['n'] != 1)}"
+
+
+def paper(name, points, **options):
+    """A line of the paper's numbers, [(x, y)]."""
+    single = lambda y: {"mean": y, "low": None, "high": None, "n": None, "values": []}
+    return Series(name, [(x, single(y)) for x, y in points], paper=True, **options)
+
+
+def sentence(findings):
+    """Whether the paper's findings are here, in a sentence; without what stands in parentheses at
+    the end of a claim."""
+    plain = lambda claim: re.sub(r" \([^()]*\)$", "", claim)
+    parts = [(words, [plain(f.claim) for f in findings if f.state == state]) for state, words in
+             ((HOLDS, "As in the paper"), (ABSENT, "Unlike the paper, not so here"),
+              (OPEN, "The worlds do not decide"))]
+    return " ".join(f"{words}: {'; '.join(claims)}." for words, claims in parts if claims)
+
+
+def as_json(name, title, drawn):
+    """A figure as plain values: every point, every finding."""
+    return {"figure": name, "title": title, "sentence": sentence(drawn.findings),
+            **asdict(drawn)}
+
+
+# ----------------------------------------------------------------------------- over-optimisation
+
+FORMS = {"d(a - b d)": lambda d: (d, -d * d),  # best-of-n
+         "d(a - b log d)": lambda d: (d, -d * np.log(d))}  # RL
+
+
+def fit(form, distances, gains):
+    """Gao et al. (2022), section 3: the gain in gold score over the start against d = sqrt(KL), by
+    least squares. Returns (a, b), or None for fewer than two different distances above 0."""
+    d, r = (np.array(v, dtype=float) for v in (distances, gains))
+    d, r = d[d > 0], r[d > 0]
+    if len(set(d.tolist())) < 2:
+        return None
+    a, b = np.linalg.lstsq(np.stack(FORMS[form](d), 1), r, rcond=None)[0]
+    return float(a), float(b)
+
+
+def curve(form, a, b, longest, n=40):
+    """Points of a fitted curve, [(d, gain)], up to the longest distance."""
+    d = np.linspace(longest / n, longest, n)
+    x, y = FORMS[form](d)
+    return list(zip(d.tolist(), (a * x + b * y).tolist()))

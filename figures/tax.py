@@ -1,0 +1,97 @@
+"""The alignment tax (section 4.2, Figs. 33 to 35 and 38): few-shot probes and gold over gamma, over
+beta, in longer training and over the learning rate."""
+from pathlib import Path
+
+import ppo
+from figures.overoptimisation import BETAS, ITERATIONS, place, policies
+from figures.plan import DEMO, MODELS, Run, model
+from figures.points import Drawn, Panel, Series, finding, over, paper
+from figures.worlds import less
+
+TITLE = "The alignment tax"
+PAPER = ("PPO loses on public tasks against GPT-3. Figure 33: with gamma of 20 and more the losses "
+         "on DROP and SQuADv2 are gone at 1.3B, at a cost in reward that grows. Figure 34: beta "
+         "alone never gives them back, even at 100 times the default. Figure 35: twice the "
+         "episodes end slightly below GPT-3. Figure 38: PPO without the pretraining gradient "
+         "diverges at learning rates at which PPO-ptx does not.")
+GAMMAS = (0.1, 1.0, 3.0)  # besides 0 and the demo's
+LONGER = (32, 64)  # iterations, besides the demo's
+RATES = (1.5e-4, 2.4e-3)  # besides the demo's
+FIG33 = {0.46: 52.0, 0.77: 54.0, 1.29: 55.0, 2.15: 57.0, 3.6: 58.4, 6.0: 58.6, 10: 59.9,
+         16.7: 60.2, 27.8: 60.7, 46.4: 60.8, 77: 60.8, 129: 60.9}  # gamma: F1 on SQuADv2
+FIG34 = {5.4e-5: .4, 2e-4: 2.7, 7.5e-4: .5, 2.8e-3: 1.8, 1.04e-2: 42.8, 3.9e-2: 50.0, .144: 50.2,
+         .54: 53.6, 2.0: 46.8}  # beta: the same, gamma is 0
+GPT3 = .592  # the same of GPT-3
+RESULTS = "out/tax/eval/results.json"
+
+
+def grids(scale):
+    """{name of the grid: [(value, name of the model)]}; names of models are those of folders."""
+    demo = ppo.Settings
+    rates = lambda kind: sorted([(demo.lr, kind), *((r, f"{kind}-rate-{r:g}")
+                                                 for r in scale.few(RATES, 1))])
+    return {"gamma": sorted([(0.0, "ppo"), (demo.ptx, "ppo-ptx"),
+                             *((g, f"gamma-{g:g}") for g in scale.few(GAMMAS, 1))]),
+            "beta": [(b, Path(place("all rankings", b)).name) for b in scale.few(BETAS)],
+            "iterations": [(demo.iterations, "ppo-ptx"),
+                           *((n, f"iterations-{n}") for n in scale.few(LONGER, 1))],
+            "ppo": rates("ppo"), "ppo-ptx": rates("ppo-ptx")}
+
+
+def runs(scale):
+    grid, out = grids(scale), policies(scale, ["all rankings"])
+    flags = {"gamma": "--ptx={}", "iterations": "--iterations={}",
+             "ppo": "--preset=ppo --lr={}", "ppo-ptx": "--lr={}"}
+    for name, flag in flags.items():
+        for value, own in grid[name]:
+            if own not in MODELS:
+                out[own] = model(f"PPO, {own}", f"ppo.py {flag.format(f'{value:g}')}",
+                                 f"out/tax/{own}", "rm")
+    models = {**MODELS, **{Path(run.done).parent.name: Path(run.done).parent.as_posix()
+                           for run in out.values()}}
+    out["tax"] = Run("evaluation over gamma, beta, iterations and rates", "evaluate.py --models="
+                     + ",".join(f"{name}={path}" for name, path in models.items())
+                     + " --out=out/tax/eval", RESULTS, (*DEMO["demo"].needs, *out))
+    return out, ["tax"]
+
+
+def draw(worlds, scale):
+    results, grid = [w.json(RESULTS) for w in worlds], grids(scale)
+    gold = lambda name: [r["gold"][name] for r in results]
+    probe = lambda name: [r["probe_kinds"][name]["few-shot"] for r in results]
+    base = over(probe("base"))["mean"]
+    probes = lambda points: [(x, over(probe(name))) for x, name in points]
+    golds = lambda points: [(x, over(gold(name))) for x, name in points]
+    panels = []
+    for x, title, theirs, figure in (
+            ("gamma", "gamma", FIG33, "Fig. 33"),
+            ("beta", f"beta, gamma 0, {ITERATIONS} iterations", FIG34, "Fig. 34")):
+        panels += [
+            Panel(f"Few-shot probes over {title}", x, "right; the line is the base model", [
+                Series("few-shot probes", probes(grid[x]))], percent=True, log=True, refs=(base,)),
+            Panel(f"the paper, {figure}: SQuADv2 over {x}", x, "F1; the line is GPT-3", [
+                paper("SQuADv2", [(k, v / 100) for k, v in theirs.items()])], percent=True,
+                log=True, refs=(GPT3,)),
+            Panel(f"Gold over {title}", x, "gold score", [Series("gold", golds(grid[x]))],
+                  log=True)]
+    panels += [
+        Panel("Longer training of PPO-ptx", "iterations", "right; the line is the base model", [
+            Series("few-shot probes", probes(grid["iterations"]))], percent=True, refs=(base,)),
+        Panel("Gold over the learning rate", "learning rate", "gold score", [
+            Series(k, golds(grid[k])) for k in ("ppo", "ppo-ptx")], log=True)]
+    most, longest = grid["gamma"][-1][1], grid["iterations"][-1][1]
+    best_beta = [max(v) for v in zip(*(probe(name) for _, name in grid["beta"]))]
+    fastest = {k: gold(grid[k][-1][1]) for k in ("ppo", "ppo-ptx")}
+    return Drawn(panels, [
+        finding("PPO loses few-shot patterns of the base model", less(probe("base"), probe("ppo")),
+                "{:.1%}"),
+        finding("a larger gamma gives them back (the largest against 0)",
+                less(probe(most), probe("ppo")), "{:.1%}"),
+        finding("no beta alone gives back what the largest gamma does",
+                less(probe(most), best_beta), "{:.1%}"),
+        finding("the largest gamma costs gold score (against the demo's)",
+                less(gold("ppo-ptx"), gold(most))),
+        finding("longer training loses more of the patterns",
+                less(probe("ppo-ptx"), probe(longest)), "{:.1%}"),
+        finding("at the highest learning rate PPO is worse than PPO-ptx (gold)",
+                less(fastest["ppo-ptx"], fastest["ppo"]))])

@@ -1,0 +1,68 @@
+"""What the runs of a world have written, for the figures to read."""
+import functools
+import json
+from pathlib import Path
+
+from data import records
+from data.toy.tasks import gold
+from data.toy.town import Town
+from labels.simulated import pool
+
+HINT = "make figures"
+
+
+class World:
+    """A world's folder. All paths are relative to it."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def json(self, path):
+        """A file of results."""
+        return records.read_json(self.folder / path, HINT)
+
+    @functools.cache
+    def lines(self, path):
+        """The lines of a JSONL file."""
+        with open(self.folder / path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    @functools.cached_property
+    def town(self):
+        return Town(self.json("out/toy/world.json")["seed"])
+
+    @functools.cached_property
+    def labelers(self):
+        """{"training": labelers, "held-out": labelers}."""
+        return dict(zip(("training", "held-out"), pool(self.facts["seed"])))
+
+    @functools.cached_property
+    def facts(self):
+        """The labelers' seed, sharpness and agreement."""
+        return self.json("out/toy/labelers.json")
+
+    def answers(self, path, model):
+        """[(text, ended)] of a model, of an answers.jsonl."""
+        own = [next(c for c in line["completions"] if c["model"] == model)
+               for line in self.lines(path)]
+        return [(c["text"], c["ended"]) for c in own]
+
+    @functools.cache
+    def judged(self, path, model):
+        """[(prompt, text, gold score with its flags)] of a model's answers."""
+        return [(line, text, gold(self.town, line["task"], text, ended)) for line, (text, ended) in
+                zip(self.lines(path), self.answers(path, model))]
+
+    def accuracy(self, path):
+        """A reward model's accuracy on held-out labels."""
+        return self.json(f"{path}/checkpoint.json")["accuracy"]
+
+
+def mean(values):
+    values = [v for v in values if v is not None]
+    return sum(values) / len(values) if values else None
+
+
+def less(first, second):
+    """The differences of two lists, None where one is."""
+    return [None if a is None or b is None else a - b for a, b in zip(first, second)]

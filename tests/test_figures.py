@@ -1,0 +1,457 @@
+"""The paper's figures: their numbers against plain formulas, their runs against the scripts."""
+import csv
+import io
+import itertools
+import json
+import math
+import re
+import shlex
+import statistics
+import xml.etree.ElementTree as xml
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import settings
+from data import records
+from data.toy.town import VALUES, Town
+from figures import __main__ as figures
+from figures import (harm, instructions, measure, mistakes, page, plan, plots, points, rankings,
+                     reward_model)
+from figures.points import ABSENT, HOLDS, OPEN, Panel, Series, over
+from helpers import EOS, tiny, tiny_scalar
+from test_settings import of
+
+ROOT = Path(settings.__file__).parent
+each_scale = pytest.mark.parametrize("scale", plan.SCALES)
+
+
+# ------------------------------------------------------------------------------ points and fits
+
+def inside(t, freedom, n=20000):
+    """The probability that Student's variable lies within [-t, t], by Simpson's rule."""
+    c = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(
+        freedom * math.pi)
+    x = np.linspace(-t, t, n + 1)
+    y = c * (1 + x * x / freedom) ** (-(freedom + 1) / 2)
+    return float((x[1] - x[0]) / 3 * (y[0] + 4 * y[1:-1:2].sum() + 2 * y[2:-1:2].sum() + y[-1]))
+
+
+def test_the_quantiles_are_students():
+    for freedom, t in enumerate(points.T, 1):
+        assert inside(t, freedom) == pytest.approx(0.95, abs=1e-4)
+
+
+def test_a_mean_over_worlds():
+    m, values = over([1.0, 4.0, 2.5]), [1.0, 4.0, 2.5]
+    half = 4.303 * statistics.stdev(values) / 3**0.5
+    assert m["mean"] == 2.5 and m["n"] == 3 and m["values"] == values
+    assert (m["low"], m["high"]) == pytest.approx((2.5 - half, 2.5 + half))
+    assert over([2, None]) == {"mean": 2.0, "low": None, "high": None, "n": 1, "values": [2.0]}
+    assert over([None])["mean"] is None and over([])["n"] == 0
+
+
+@pytest.mark.parametrize("differences, state", [
+    ([1.0, 1.1, 0.9], HOLDS), ([1.0, -0.5, 0.9], OPEN), ([0.5], OPEN), ([-0.1, -0.2], ABSENT),
+    ([0.0, 0.0], ABSENT), ([], OPEN), ([None, 1.0, 1.1, 0.9], HOLDS)])
+def test_when_a_finding_holds(differences, state):
+    assert points.finding("x", differences).state == state
+
+
+def test_a_sentence_tells_each_finding_once():
+    found = [points.finding(name, d) for name, d in
+             (("a (so)", [1, 1.1]), ("b", [-1]), ("c", [1]), ("d", [2, 2.1]))]
+    assert points.sentence(found) == ("As in the paper: a; d. Unlike the paper, not so here: b. "
+                                      "The worlds do not decide: c.")
+
+
+@pytest.mark.parametrize("form, gain", [
+    ("d(a - b d)", lambda d, a, b: d * (a - b * d)),
+    ("d(a - b log d)", lambda d, a, b: d * (a - b * math.log(d)))])
+def test_the_fits_of_gao(form, gain):
+    d = [0.0, 0.3, 0.8, 1.5, 2.0, 3.1]
+    exact = [0.0] + [gain(x, 0.9, 0.25) for x in d[1:]]
+    assert points.fit(form, d, exact) == pytest.approx((0.9, 0.25))
+    noisy = [y + e for y, e in zip(exact, (0.0, 0.02, -0.03, 0.05, -0.01, 0.02))]
+    a, b = points.fit(form, d, noisy)
+    error = lambda a, b: sum((gain(x, a, b) - y) ** 2 for x, y in zip(d[1:], noisy[1:]))
+    for da, db in itertools.product((-1e-3, 0, 1e-3), repeat=2):
+        assert error(a, b) <= error(a + da, b + db)
+    for x, y in points.curve(form, a, b, 2.0)[::7]:
+        assert y == pytest.approx(gain(x, a, b))
+    assert points.fit(form, [0.0, 1.0, 1.0], [0, 1, 1]) is None
+
+
+# ------------------------------------------------------------------------------ the plan
+
+def graph(scale):
+    runs, wanted = figures.runs_of(figures.FIGURES, plan.SCALES[scale])
+    return runs, [name for names in wanted.values() for name in names]
+
+
+@each_scale
+def test_runs_come_after_what_they_need(scale):
+    runs, wanted = graph(scale)
+    order = plan.ordered(runs, wanted)
+    assert len(order) == len(set(order)) and set(wanted) <= set(order)
+    for i, name in enumerate(order):
+        assert set(runs[name].needs) <= set(order[:i])
+    assert set(order) == set(runs)  # no run is there in vain
+
+
+RESULTS = ("checkpoint.json", "results.json", "report.html", "rankings.json", "world.json",
+           "crows_pairs_anonymized.csv")  # files that show that a whole folder is done
+
+
+def written(run):
+    """The path that a run writes: a folder, or a file."""
+    return str(Path(run.done).parent) if Path(run.done).name in RESULTS else run.done
+
+
+def read_by(run):
+    """The paths that a run's flags name and that it reads."""
+    for word in shlex.split(run.command):
+        flag, _, value = word.partition("=")
+        if flag not in ("--out", "--before"):
+            yield from re.findall(r"(?:^|[,=])(out/[^,=]+)", value)
+
+
+@each_scale
+def test_every_path_that_a_run_reads_was_written_before_it(scale):
+    """By a run that it needs, itself or through others."""
+    runs, wanted = graph(scale)
+    for name, run in runs.items():
+        before = {written(runs[n]) for n in plan.ordered(runs, [name])[:-1]}
+        for path in read_by(run):
+            assert path in before or str(Path(path).parent) in before, (name, path)
+
+
+@each_scale
+def test_every_command_is_one_that_its_script_takes(scale, tmp_path):
+    for name, run in graph(scale)[0].items():
+        words = plan.words_of(run, "7", plan.SCALES[scale], tmp_path)
+        script, flags = words[0].removesuffix(".py"), words[1:]
+        if script == "-m":
+            script, *flags = flags
+        s = settings.parse(*of(script), argv=flags)
+        assert "seed=7" in " ".join(words) or "--seed=" in run.command, name
+        if "--out=" in run.command:
+            assert run.done.startswith(s.out), name
+
+
+def test_no_two_runs_write_the_same_file():
+    runs, _ = graph("demo")
+    twice = [n for n, k in Counter(run.done for run in runs.values()).items() if k > 1]
+    assert not twice
+
+
+def test_the_demo_is_that_of_the_makefile():
+    text = (ROOT / "Makefile").read_text()
+    steps = re.findall(r"^\t\$\(call step,(.*?),(.*?),(.*)\)$", text, re.M)
+    expected = {done.replace("$(DEMO)", "out/demo"): command.split(" > ")[0]
+                for done, _, command in steps}
+    assert {run.done: run.command for run in plan.DEMO.values()} == expected
+
+
+def test_sizes_are_about_1_to_4_to_16():
+    from figures.sizes import SIZES, folder
+    count = lambda w: 4 * 12 * w * w + (700 + 128) * w  # blocks, and embeddings
+    small, mid, large = map(count, plan.SCALES["demo"].widths)
+    assert mid / small == pytest.approx(4, rel=0.15) and large / small == pytest.approx(16, rel=0.2)
+    runs, _ = graph("demo")
+    for size in SIZES:  # one reward model, of the demo's size, for all
+        assert "--reward" not in next((r.command for r in runs.values() if r.done.startswith(
+            f"{folder(size, 'ppo')}/")), "")
+
+
+class Scripts:
+    """Stands for the programs: writes what a run is to write, and remembers its command."""
+
+    def __init__(self, runs, fails=()):
+        self.done = {run.command: run.done for run in runs.values()}
+        self.fails, self.calls = fails, []
+
+    def __call__(self, words, folder, log, threads):
+        command = next(c for c in self.done if " ".join(words).startswith(c))
+        self.calls.append((folder.name, command, words))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("working\nerror: no more memory\n")
+        if command in self.fails:
+            return 1
+        (folder / self.done[command]).write_text("{}")
+        return 0
+
+
+def worlds(folder):
+    return {seed: folder / f"seed-{seed}" for seed in ("1", "2")}
+
+
+RUNS = {"a": plan.Run("first", "a.py", "out/a/checkpoint.json"),
+        "b": plan.Run("second", "b.py", "out/b/checkpoint.json", ("a",)),
+        "c": plan.Run("third", "c.py --seed=5", "out/c.json", ("b",)),
+        "d": plan.Run("not needed", "d.py", "out/d.json")}
+
+
+def test_what_is_done_is_skipped_and_what_was_cut_off_is_resumed(tmp_path, monkeypatch, capsys):
+    for file in ("seed-1/out/a/checkpoint.json", "seed-2/out/b/state-00000004.pt"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    scripts = Scripts(RUNS)
+    monkeypatch.setattr(plan, "start", scripts)
+    plan.carry_out(RUNS, ["c"], worlds(tmp_path), plan.Scale(), 1)
+    assert [(world, words) for world, _, words in scripts.calls] == [
+        ("seed-1", ["b.py", "--seed=1"]), ("seed-1", ["c.py", "--seed=5"]),
+        ("seed-2", ["a.py", "--seed=2"]), ("seed-2", ["b.py", "--seed=2", "--resume"]),
+        ("seed-2", ["c.py", "--seed=5"])]
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 5 and printed[-1].startswith("[  5/5] world 2: third (0 s); about 0 min")
+    took = dict(map(json.loads, (tmp_path / "seed-1" / plan.SECONDS).read_text().splitlines()))
+    assert set(took) == {"b", "c"}
+    plan.carry_out(RUNS, ["c"], worlds(tmp_path), plan.Scale())
+    assert len(scripts.calls) == 5  # all is there
+
+
+def test_a_run_that_fails_stops_the_others_in_one_line(tmp_path, monkeypatch):
+    scripts = Scripts(RUNS, fails=("b.py",))
+    monkeypatch.setattr(plan, "start", scripts)
+    with pytest.raises(SystemExit, match=r"error: world 1: second failed: no more memory; all it "
+                       r"said is in .*b.txt$"):
+        plan.carry_out(RUNS, ["c"], worlds(tmp_path), plan.Scale(), 1)
+    assert [(world, command) for world, command, _ in scripts.calls] == [
+        ("seed-1", "a.py"), ("seed-1", "b.py")]
+
+
+# ------------------------------------------------------------------------------ rankings
+
+def some_rankings(n=60, labelers=7):
+    K = lambda i: 2 + i % 3
+    return [{"prompt": f"p{i}", "labeler": f"t{i * i % labelers}", "ranks": [1, 2, 2, 3][: K(i)],
+             "completions": [{"text": f"{i}{k}", "model": "m", "ended": True} for k in range(K(i))],
+             "expected": [0.0] * K(i)} for i in range(n)]
+
+
+def chosen(tmp_path, train=None, **flags):
+    s = replace(rankings.Settings(), data=str(tmp_path), **flags)
+    every = (train or some_rankings(), some_rankings(30), some_rankings(20))
+    return every, rankings.chosen(every, s)
+
+
+def test_groups_of_labelers_have_about_as_many_rankings_each():
+    train = [{"labeler": f"t{i}"} for i in range(12) for _ in range(100 + 7 * i)]
+    sizes = Counter()
+    for name, group in rankings.groups(train, 5).items():
+        sizes[group] += sum(r["labeler"] == name for r in train)
+    assert sorted(sizes) == [0, 1, 2, 3, 4] and max(sizes.values()) - min(sizes.values()) < 180
+
+
+def test_folds_part_the_labelers(tmp_path):
+    left_out = []
+    for fold in range(3):
+        (train, valid, _), own = chosen(tmp_path, fold=fold, folds=3)
+        names = {key: {r["labeler"] for r in own[key]} for key in own}
+        assert names["rankings_train"] & names["rankings_valid_heldout"] == set()
+        assert names["rankings_valid"] <= names["rankings_train"]
+        assert len(own["rankings_valid"]) + len(own["rankings_valid_heldout"]) == len(valid)
+        left_out += names["rankings_valid_heldout"]
+    assert sorted(left_out) == sorted({r["labeler"] for r in train})
+
+
+def test_a_share_and_the_first_completions(tmp_path):
+    (train, *_), own = chosen(tmp_path, share=0.25, completions=2)
+    kept = own["rankings_train"]
+    assert len(kept) == 15 and {r["prompt"] for r in kept} <= {r["prompt"] for r in train}
+    for r in kept:
+        whole = next(t for t in train if t["prompt"] == r["prompt"])
+        for key in ("completions", "ranks", "expected"):
+            assert r[key] == whole[key][:2]
+    smaller = chosen(tmp_path, share=0.125)[1]["rankings_train"]
+    assert {r["prompt"] for r in smaller} < {r["prompt"] for r in kept}  # nested
+
+
+def test_pairs_are_all_untied_pairs_and_nothing_else(tmp_path):
+    (train, *_), own = chosen(tmp_path, pairs=True)
+    expected = [(r["prompt"], r["completions"][i]["text"], r["completions"][j]["text"])
+                for r in train for i in range(len(r["ranks"])) for j in range(len(r["ranks"]))
+                if r["ranks"][i] < r["ranks"][j]]
+    got = [(r["prompt"], *(c["text"] for c in r["completions"])) for r in own["rankings_train"]]
+    assert sorted(got) == sorted(expected)
+    assert all(r["ranks"] == [1, 2] for r in own["rankings_train"])
+    for r in own["rankings_train"]:
+        records.check(r, "ranking", "here")
+
+
+def test_fresh_completions_are_ranked_and_join(demo, tmp_path):
+    """By training labelers, with the sharpness that the demo's calibration found."""
+    toy = demo.folder / "out" / "toy"
+    s = rankings.Settings(data=str(toy), fresh=str(toy / "completions_valid.jsonl"), seed=3)
+    every = [demo.records(name, "ranking") for name in rankings.FILES]
+    own = rankings.chosen(every, s)["rankings_train"]
+    fresh = demo.records("completions_valid", "sampled prompt")
+    assert len(own) == len(every[0]) + len(fresh)
+    assert [r["completions"] for r in own[-len(fresh):]] == [p["completions"] for p in fresh]
+    assert {r["labeler"][0] for r in own[-len(fresh):]} == {"t"}
+
+
+# ------------------------------------------------------------------------------ what is measured
+
+@torch.no_grad()
+def test_a_policys_answers_are_measured():
+    """Scores and log-ratios against one forward pass a row, without batches or caches."""
+    policy, reference = tiny(seed=1).eval(), tiny(seed=2).eval()
+    reward = tiny_scalar(seed=3).eval()
+    prompts, s = [[3, 4, 5], [6], [7, 8]], measure.Settings(max_new_tokens=6, unfinished=-9.0)
+    samples, scores, ratios = measure.measure(policy, reference, reward, prompts, [0, 1, 2], EOS, s)
+    for i, prompt in enumerate(prompts):
+        n = int(samples.lengths[i])
+        ids, total = samples.ids[i, :n], 0.0
+        for t in range(len(prompt), n):
+            for sign, net in ((1, policy), (-1, reference)):
+                hidden = net.transformer(ids[None, :t])[0, -1]
+                logits = hidden @ net.transformer.wte.weight.T
+                total += sign * float(torch.log_softmax(logits, -1)[ids[t]])
+        assert ratios[i] == pytest.approx(total, abs=1e-3)
+        ended = bool(samples.ended[i])
+        assert scores[i] == pytest.approx(float(reward(ids[None])[0, -1]) if ended else -9.0,
+                                          abs=1e-4)
+    same = measure.measure(policy, policy, reward, prompts, [0, 1, 2], EOS, s)[2]
+    assert same == pytest.approx([0, 0, 0], abs=1e-4)
+
+
+ASK = {"type": "ask", "name": "Anna", "attribute": "food", "brief": False}
+
+
+@pytest.mark.parametrize("task, text, says_more", [
+    (ASK, "Anna likes soup.", False), (ASK, "Anna likes soup. Glad to help.", False),
+    (ASK, "Anna likes soup. Anna is a baker.", True), ({**ASK, "brief": True}, "soup.", False),
+    ({**ASK, "brief": True}, "Anna likes soup.", True),
+    ({**ASK, "brief": True}, "soup. Glad to help.", True), ({"type": "note"}, "a. b. c.", None),
+    ({**ASK, "language": "beyond"}, "a. b.", None)])
+def test_over_answering(task, text, says_more):
+    assert mistakes.over_answers({"task": task}, text, None) is says_more
+
+
+def test_accepting_a_false_premise():
+    from data.toy.tasks import gold
+    town = Town(0)
+    true = town.facts["Anna"]["food"]
+    wrong = next(v for v in VALUES["food"] if v != true)
+    task = {"type": "premise", "name": "Anna", "attribute": "food", "value": wrong}
+    said = lambda text: mistakes.accepts({"task": task}, text, gold(town, task, text))
+    assert said(f"Anna likes {wrong}.") is True and said("Thank you, Anna.") is True
+    assert said(f"Anna does not like {wrong}.") is False and said(f"Anna likes {true}.") is False
+    assert mistakes.accepts({"task": ASK}, "", None) is None
+
+
+def test_questions_about_every_fact_and_where_people_are_mistaken():
+    town = Town(3)
+    asked = list(instructions.questions(town))
+    facts = Counter((r["task"]["name"], r["task"]["attribute"]) for r in asked)
+    assert set(facts) == {(n, a) for n in town.facts for a in VALUES} and set(
+        facts.values()) == {8}
+    assert len({r["prompt"] for r in asked}) == len(asked)
+    mistaken = {(n, a) for n, own in town.mistakes.items() for a in own}
+    assert {(r["task"]["name"], r["task"]["attribute"]) for r in asked
+            if r["group"] == "mistaken"} == mistaken != set()
+
+
+def test_pairs_of_sentences_differ_in_one_word_that_is_known():
+    town = Town(1)
+    pairs = instructions.sentence_pairs(town)
+    assert len(pairs) == 16 * (5 + 7 + 5)
+    for first, second in pairs:
+        a, b = first.rstrip(".").split(), second.rstrip(".").split()
+        (known, other), = [(x, y) for x, y in zip(a, b) if x != y]
+        name, = set(a) & set(town.facts)
+        assert len(a) == len(b) and known in town.facts[name].values() and known != other
+    rows = list(csv.DictReader(io.StringIO(instructions.crows(pairs, "Be kind."))))
+    assert [(r["sent_more"], r["sent_less"]) for r in rows] == [
+        (f"Be kind.\n{x}", f"Be kind.\n{y}") for x, y in pairs]
+
+
+# ------------------------------------------------------------------------------ pictures and page
+
+PANEL = Panel("A title", "x", "y", [
+    Series("ours", [(0, over([0.1, 0.2, 0.3])), (1, over([0.5])), (10, over([]))]),
+    points.paper("ours", [(1, 0.3)])], percent=True, log=True, refs=(0.5,))
+
+
+def test_a_panel_is_drawn_the_same_each_time():
+    text = plots.svg(PANEL)
+    assert text == plots.svg(PANEL) and xml.fromstring(text).tag.endswith("svg")
+    named = replace(PANEL, series=[Series("", [("one", over([1])), ("two", over([2]))])], log=False)
+    assert xml.fromstring(plots.svg(named)).tag.endswith("svg")
+
+
+EVIL = "<script>document.title = 'ran'</script> & \"'"
+
+
+def drawn(tmp_path, names=figures.FIGURES):
+    """The files of some figures, as a run of `python -m figures` leaves them."""
+    what = points.Drawn([PANEL, PANEL], [points.finding(f"claim {EVIL}", [1, 1.1]), points.finding(
+        "another claim", [-1, -2], why="because")], [(f"prompt {EVIL}", [("sft", f"text {EVIL}")])])
+    for name in names:
+        said = points.as_json(name, figures.FIGURES[name].TITLE, what)
+        records.write_json(tmp_path / f"{name}.json", {**said, "seconds": 61.0, "seeds": ["1"],
+                                                       "scale": "small"})
+        for i, panel in enumerate(what.panels):
+            (tmp_path / f"{name}-{i + 1}.svg").write_text(plots.svg(panel))
+    return figures.Settings(out=str(tmp_path))
+
+
+def test_the_page_shows_all_figures_and_loads_nothing(tmp_path):
+    text = figures.write_page(drawn(tmp_path)).read_text()
+    assert text.count("<section") == len(figures.FIGURES) == 9
+    assert text.count("<img alt=") == 18 and text.count('src="data:image/svg+xml;base64,') == 18
+    assert "<script>document" not in text and "because" in text and "not phenomena" in text
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
+
+
+def test_the_page_shows_the_figures_that_are_there(tmp_path):
+    text = figures.write_page(drawn(tmp_path, ["tax", "harm"])).read_text()
+    assert re.findall(r'<section id="([\w-]+)"', text) == ["tax", "harm"]
+
+
+def test_the_findings_are_printed(tmp_path, capsys):
+    s = drawn(tmp_path, ["tax"])
+    figures.check(s)
+    printed = capsys.readouterr().out.splitlines()
+    assert f"holds  tax: claim {EVIL}: 1.05 [0.41, 1.69] in 2 worlds" in printed
+    assert "absent tax: another claim: -1.50 [-7.85, 4.85] in 2 worlds" in printed
+    assert "       rounds: not drawn yet" in printed
+    with pytest.raises(SystemExit, match="has no figure: run `make figures` first"):
+        figures.check(replace(s, out=str(tmp_path / "none")))
+
+
+def test_towns_of_two_scales_are_not_mixed():
+    folder = lambda **flags: figures.with_folders(figures.Settings(**flags))
+    assert (folder().runs, folder().out) == ("runs", "out/figures")
+    assert (folder(scale="small").runs, folder(scale="small").out) == (
+        "runs/small", "out/figures-small")
+    assert (folder(scale="small", runs="r", out="o").runs, folder(out="o").out) == ("r", "o")
+    assert list(figures.folders(folder(seeds="4,7")).values()) == [
+        Path("runs/seed-4"), Path("runs/seed-7")]
+
+
+@pytest.mark.parametrize("flags, message", [
+    (dict(fig="taxes"), "there is no 'taxes'; there are preference"),
+    (dict(seeds="1,x"), "expected whole numbers with commas between"),
+    (dict(scale="tiny"), "expected one of demo, small, large"), (dict(rounds=1), "number >= 2")])
+def test_settings_are_refused(flags, message):
+    with pytest.raises(SystemExit, match=message):
+        settings.check(figures.Settings(**flags))
+
+
+def test_every_figure_says_what_the_paper_found():
+    for name, figure in figures.FIGURES.items():
+        assert figure.TITLE and len(figure.PAPER) > 60, name
+        assert figure.runs(plan.Scale())[1], name
+
+
+def test_the_papers_numbers_are_of_the_models_that_are_shown():
+    for table in (harm.TOXICITY, harm.ENTROPY, harm.TRUE):
+        assert set(table) == set(harm.SHOWN)
+    assert set(reward_model.on_share(0.25)) == {"rm data share-0.25", "rm share-0.25"}

@@ -1,0 +1,86 @@
+"""What a log shows of a planted defect: each sentence against the numbers of real short runs."""
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+import settings
+from exercises import defects, symptoms
+from exercises.symptoms import NOT_IN_A_LOG, README, SYMPTOMS, Symptom
+
+ROOT = Path(settings.__file__).parent
+KEPT = symptoms.kept()
+TEXTS = {**SYMPTOMS, **{row: symptom for row, (symptom, _, _) in README.items()}}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_symptom_is_what_a_short_run_has_shown(name):
+    """Where no sentence is told, nothing that a reader would notice differs."""
+    entry = KEPT[name]
+    if name in TEXTS:
+        assert entry["run"] == TEXTS[name].run and TEXTS[name].holds(entry["numbers"])
+    else:
+        assert entry["run"] in (*symptoms.RUNS, None)
+        assert "find" in symptoms.told(name, ("tests/test_x.py::test_y",))[0]
+
+
+def test_what_is_measured_is_what_there_is():
+    assert list(KEPT) == [name for name in symptoms.every() if name in KEPT]
+    assert set(SYMPTOMS) <= {d.name for d in defects.with_tests()}
+
+
+def test_each_row_of_the_readmes_table_is_measured_or_said_not_to_be():
+    section = (ROOT / "README.md").read_text().partition("## When something looks wrong")[2]
+    rows = re.findall(r"^\| (.+?) \| .+ \| .+ \|$", section.partition("\n## ")[0], re.M)[1:]
+    assert sorted(rows) == sorted([*README, *NOT_IN_A_LOG])
+    for row, (symptom, flags, defect) in README.items():
+        named = re.findall(r"`([a-z_/]+)`", row)
+        assert named in ([], [symptom.column]) and bool(flags) != bool(defect)
+
+
+def test_columns_that_a_sentence_names_are_those_of_a_log():
+    source = "".join((ROOT / f).read_text() for f in ("sft.py", "reward.py", "ppo.py",
+                                                      "runtime/episodes.py"))
+    logged = {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)} | {
+        k.arg for k in ast.walk(ast.parse(source)) if isinstance(k, ast.keyword)}
+    for symptom in TEXTS.values():
+        assert set(re.findall(r"`([a-z_]+(?:/[a-z_]+)?)`", symptom.text)) <= logged
+
+
+def test_a_sentence_is_held_to_its_numbers():
+    numbers = {"kl": [[0.0, 1.0, 2.0], [0.0, 3.0, 5.0]],
+               "loss": [[1.0, 1.0, 1.0], [0.5, 0.5, None]]}
+    base = Symptom("", "ppo", "kl", "last", "above", 2.5)
+    holds = lambda **changes: dataclasses.replace(base, **changes).holds(numbers)
+    assert holds() and not holds(by=3.5) and not holds(than="below") and not holds(column="x")
+    assert holds(place="mean", by=1.5) and not holds(place="first", by=0.0)
+    assert holds(column="loss", place="first", than="below", by=0.4)
+    assert not holds(column="loss", place="last", than="below", by=0.4), "NaN is no number"
+    assert holds(than="is", by=5.0)
+    assert not holds(place="first", than="is", by=0.0), "without the defect it is that, too"
+
+
+def test_what_differs_between_two_logs():
+    rows = [{"step": 1, "loss": 2.0, "lr": 0.1}, {"step": 2, "loss": 1.0, "lr": 0.1, "valid": 3.0}]
+    own = symptoms.summary(rows)
+    assert own == {"loss": [2.0, 1.5, 1.0], "lr": [0.1] * 3, "valid": [3.0] * 3, "steps": [2] * 3}
+    other = symptoms.summary([{**row, "loss": float("nan")} for row in rows] + [rows[1]])
+    assert symptoms.differing(own, other) == {
+        "loss": [[2.0, 1.5, 1.0], [None, None, 1.0]], "steps": [[2] * 3, [3] * 3]}
+    assert symptoms.differing(own, own) == {}
+    assert symptoms.differing(own, own, "lr") == {"lr": [[0.1] * 3] * 2}
+
+
+@pytest.mark.long
+def test_the_runs_show_it_again(tmp_path):
+    """All of them, as `python -m exercises.symptoms` makes them."""
+    lab, project, clean = tmp_path / "lab", symptoms.copied(tmp_path / "project"), {}
+    symptoms.make_lab(lab, project)
+    wrong = {}
+    for name, symptom in TEXTS.items():
+        entry = symptoms.measured(name, lab, project, clean)
+        if not symptom.holds(entry["numbers"]):
+            wrong[name] = entry
+    assert not wrong
