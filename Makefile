@@ -7,7 +7,7 @@
 # make seeds     the demo in three worlds, and the mean of their results
 # make demo IN=runs/mine SEED=7    in a folder of its own, with other seeds
 # make long      every stage killed twenty times, each time resumed to the same bits
-# make proofs    each planted defect turns its tests red; the lessons' commands; sixty rankings
+# make proofs    each planted defect turns its tests red and shows in a log; the lessons' commands
 # make real      the commands of docs/data.md on real data, and what they promise
 # make bench     our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
@@ -17,8 +17,8 @@ export PYTHONPATH := $(CURDIR)
 SEEDED = $(if $(SEED),--seed=$(SEED))
 DEMO := out/demo
 
-PROOFS := tests/test_defects.py tests/test_lessons.py tests/test_eval_long.py \
-	tests/test_page_browser.py tests/test_plan.py
+PROOFS := tests/test_defects.py tests/test_symptoms.py tests/test_lessons.py \
+	tests/test_eval_long.py tests/test_page_browser.py tests/test_plan.py
 
 BENCH ?= --threads=1
 WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core

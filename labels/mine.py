@@ -24,8 +24,8 @@ import settings
 from data import records
 from data.batches import encode_prompt, encode_response, pad_and_mask
 from data.toy.tasks import gold
-from data.toy.town import Town
 from labels import exporting
+from labels.simulated import town_of
 from labels.store import Store
 from model import GPT
 from runtime.checkpoint import load
@@ -55,6 +55,12 @@ class Settings:
     seed: int = 7  # of the samples
 
     BOUNDS = {"epochs": "[1, inf)", "prompts": "[1, inf)"}
+
+    def problem(self):
+        for flag, name in (("policy", "policy"), ("rm", "rm")):
+            if Path(getattr(self, flag)).resolve() == Path(self.out, name).resolve():
+                return (f"--{flag}={getattr(self, flag)} would be replaced by the new one: choose "
+                        "another --out")
 
 
 # ------------------------------------------------------------------------------------- training
@@ -120,13 +126,17 @@ def answers(s, name, path):
 
 @torch.no_grad()
 def logprobs(path, rankings):
-    """log p of each completion of each ranking, by the model at `path`: lists of lists."""
+    """log p of each completion of each ranking, by the model at `path`: lists of lists; None for a
+    ranking that does not fit its context."""
     model, tokenizer, _ = load(path, {"GPT": GPT}, "make demo")
     out = []
     for ranking in rankings:
         prompt = encode_prompt(tokenizer, ranking["prompt"])
         rows = [(prompt + encode_response(tokenizer, c["text"], c.get("ended", True)), len(prompt))
                 for c in ranking["completions"]]
+        if max(len(ids) for ids, _ in rows) > model.config.block_size:
+            out.append(None)
+            continue
         ids, mask = pad_and_mask(rows, "cpu")
         logprob, _ = model(ids, mask)
         out.append(logprob.sum(1).tolist())
@@ -141,7 +151,7 @@ def moved_towards(before, after, rankings):
     50 %.
     """
     right = [a[i] - b[i] > a[j] - b[j] for b, a, r in zip(before, after, rankings)
-             for i, j in records.untied_pairs(r["ranks"])]
+             if None not in (a, b) for i, j in records.untied_pairs(r["ranks"])]
     return (sum(right) / len(right) if right else None), len(right)
 
 
@@ -173,7 +183,7 @@ def gold_score(s, rows):
     world = Path(s.data) / "world.json"
     if not world.exists() or not all("task" in r for r in rows):
         return None
-    town = Town(records.read_json(world, "python -m data.toy.world")["seed"])
+    town = town_of(s.data)
     return mean(gold(town, r["task"], text_of(r), r["completions"][0]["ended"])["score"]
                 for r in rows)
 
@@ -266,8 +276,9 @@ def main():
     s = parse(Settings)
     records.make_folder(s.out)
     rankings, heldout = your_rankings(s)
+    before = answers(s, "before", s.policy)  # first: it reads what training must not fail on
     train(s, rankings, heldout)
-    before, after = answers(s, "before", s.policy), answers(s, "after", f"{s.out}/policy")
+    after = answers(s, "after", f"{s.out}/policy")
     facts = compare(s, before, after, rankings, heldout)
     records.write_json(f"{s.out}/report.json", facts)
     records.write(f"{s.out}/pairs.jsonl", [  # to rank them yourself, not knowing which is which

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 import settings
 import test_docs
-from exercises import course, cutting, defects, exporting, hunt, student, symptoms
+from exercises import (course, cutting, defects, draw, exporting, hunt, student,
+                       symptoms)
 from test_classroom import python
 
 ROOT = Path(settings.__file__).parent
@@ -191,10 +193,10 @@ def test_the_experiments_run(demo, monkeypatch):
             continue  # the fixture is that demo
         assert words[0] == "python"
         script = words[2] if words[1] == "-m" else words[1]
-        flags = [f for f in SMALL[script].split()
+        flags = [f for f in SMALL.get(script, "").split()
                  if f.partition("=")[0] not in {w.partition("=")[0] for w in words}]
         place = words[1:] if words[1] == "-m" else [str(ROOT / words[1]), *words[2:]]
-        if script == "evaluate.py":
+        if script in ("evaluate.py", "exercises.draw"):
             late.append([*place, *flags])
             continue
         run_script([*place, *flags])
@@ -251,3 +253,32 @@ def test_commands_that_are_written_are_there():
     verbs = set(__main__.VERBS)
     assert verbs == set(re.findall(r"^    (\w+)", __main__.__doc__, re.M))
     assert set(re.findall(r"python -m exercises (\w+)", PAGE)) <= verbs
+
+
+# ----------------------------------------------------------------------- pictures of logs
+
+def test_a_picture_of_logs(tmp_path, monkeypatch, capsys):
+    """Each run is a line through its points, the running mean of some rows, with its name."""
+    monkeypatch.chdir(tmp_path)
+    for name, values in (("a", [1, 3, 5]), ("b", [2, 2, 8])):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "log.jsonl").write_text("".join(
+            json.dumps({"step": i, "loss": x, "valid": x if i else None}) + "\n"
+            for i, x in enumerate(values)))
+    flags = lambda **changes: [f"--{k}={v}" for k, v in {
+        "runs": "out/a,out/b", "x": "step", "y": "loss", "out": "new/x.svg", **changes}.items()]
+    draw.main(flags())
+    svg = ElementTree.fromstring((tmp_path / "new/x.svg").read_text())
+    lines = [[tuple(map(float, p.split(","))) for p in e.get("points").split()]
+             for e in svg.iter() if e.tag.endswith("polyline")]
+    assert [len(line) for line in lines] == [3, 3]
+    rises = [[a[1] - b[1] for a, b in zip(line, line[1:])] for line in lines]
+    assert rises[0][0] == pytest.approx(rises[0][1]) and rises[1][0] == 0 < rises[1][1]
+    assert rises[1][1] == pytest.approx(3 * rises[0][1], abs=0.2)
+    assert {"a", "b", "loss", "step"} <= {e.text for e in svg.iter() if e.tag.endswith("text")}
+    assert draw.points("out/a", "step", "valid", 1) == [(1, 3), (2, 5)]
+    assert draw.points("out/a", "step", "loss", 2) == [(0, 1), (0.5, 2), (1.5, 4)]
+    for changes, complaint in (({"runs": "out/c"}, "no out/c/log.jsonl"), ({"y": "kl"}, "has no"),
+                               ({"runs": ""}, "expected one folder")):
+        with pytest.raises(SystemExit, match=complaint):
+            draw.main(flags(**changes))
