@@ -264,9 +264,8 @@ answers to test prompts changed. In {told(facts['moved_towards'], '{:.0%}')} of
 {facts['heldout_pairs']} pairs that you ranked and no training saw, the new policy has moved towards
 the one that you prefer (50% is chance); your reward model puts
 {told(facts['rm_accuracy'], '{:.0%}')} of them in your order.</p>
-<table><thead><tr><th scope=col>what</th><th scope=col>before</th>
-<th scope=col>after</th></tr></thead>
-<tbody>{table}</tbody></table>
+<table><thead><tr><th scope=col>what</th><th scope=col>before</th><th scope=col>after</th></tr>
+</thead><tbody>{table}</tbody></table>
 <h2>Every answer, the changed ones first</h2>
 <table class="answers"><thead><tr><th scope=col>prompt</th><th scope=col>before</th>
 <th scope=col>after</th></tr></thead><tbody>{rows}</tbody></table></main></body></html>

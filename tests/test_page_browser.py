@@ -407,7 +407,8 @@ class Looks:
 BROKEN_WORDS = """
     // The headings, labels and buttons in which a word is cut in two by a line's end.
     const broken = [];
-    for (const at of document.querySelectorAll("h1, h2, th, label, legend, button, nav a, .fact")) {
+    const plain = "h1, h2, thead th, label, legend, button, nav a, .fact";
+    for (const at of document.querySelectorAll(plain)) {
       const texts = document.createTreeWalker(at, NodeFilter.SHOW_TEXT);
       for (let node; node = texts.nextNode();)
         for (const word of node.data.matchAll(/[\\p{L}\\d]{1,30}/gu)) {
