@@ -56,7 +56,10 @@ class Settings(Computing):
     BOUNDS = {"limit": "[0, inf)", "batch_tokens": "[1, inf)"}
 
     def problem(self):
-        """The default comparisons that --models lacks are left out; one that was typed is not."""
+        """The default comparisons that --models lacks are left out; one that was typed is not.
+        Rankings have models of their own."""
+        if self.rankings:
+            return None
         names = {model.partition("=")[0] for model in self.models.split(",")}
         for pair in self.versus.split(",") if not self.versus.startswith(VERSUS) else ():
             if missing := set(filter(None, pair.split("/", 1))) - names:

@@ -44,8 +44,8 @@ def chosen(s):
 
 def read_items(name, task, variant, s):
     """(examples, items, whether they share a file) of a task in one of its variants. The examples
-    are from the training file; where there is none, items of the evaluated file, which are then
-    left out of it, for every variant alike."""
+    are from the training file; where there is none, from the evaluated file. Then they are left out
+    of it, for every variant alike, and all items of a passage whose answers an example shows."""
     make = lambda row: task.item(row, variant)
     usable = lambda row: make(row).example
     rows = task.read(*locate(*task.files["test"], s.files, name))
@@ -57,8 +57,12 @@ def read_items(name, task, variant, s):
         except (hub.Unavailable, KeyError):
             examples, rows = split_off(rows, most, s.seed, usable)
             shared = True
-    items = (task.select or some)(list(map(make, rows)), s.limit, s.seed)
-    return list(map(make, examples[: task.variants[variant].shots])), items, shared
+    examples, items = list(map(make, examples)), list(map(make, rows))
+    if shared:
+        shown = {e.source for e in examples} - {None}
+        items = [item for item in items if item.source not in shown]
+    items = (task.select or some)(items, s.limit, s.seed)
+    return examples[: task.variants[variant].shots], items, shared
 
 
 def read_tasks(s, world):
@@ -217,21 +221,18 @@ def answers_of(reader, model, weights, prompts, results, s):
     return [output and tuple(output) for output in found[0]]
 
 
-def prefer(s, answers, prompts, results, world):
-    """The rows of the task `preference`."""
+def prefer(s, answers, prompts, people, results, world):
+    """The rows of the task `preference`. people: what `preference.from_rankings` gave."""
     found = []
     if answers:
         found = [(s.judge, row) for row in (
             preference.by_town(s, prompts, answers) if s.judge == "town" else
             preference.by_reward(s, prompts, answers, world))]
-    if s.rankings:
-        found += [("rankings", row) for row in preference.from_rankings(s.rankings, s.versus)]
-    for who, (model, metric, values) in found:
-        own = values if isinstance(values, dict) else interval(values, s.seed)
+    for who, (model, metric, values) in [*found, *(("rankings", row) for row in people)]:
         known = preference.METRICS.get(metric)
         results["results"].append({
             "task": "preference", "group": "preference", "model": model, "prompt": who,
-            "metric": metric, **own, "seed": s.seed, "definition":
+            "metric": metric, **interval(values, s.seed), "seed": s.seed, "definition":
             known.definition if known else f"share of answers that have the flag {metric[6:]}"})
 
 
@@ -242,6 +243,7 @@ def run(s, world):
     data, skipped, notes = read_tasks(s, world)
     judges = read_judges(s, data)
     prompts = preference.read_prompts(s) if s.prompts else []
+    people = preference.from_rankings(s.rankings, s.versus) if s.rankings else []
     records.make_folder(s.out)
     results = {"suite": "public", "seed": s.seed, "limit": s.limit, "form": s.form,
                "judges": {"toxicity": named(s.toxicity), "truth": named(s.truth),
@@ -258,7 +260,7 @@ def run(s, world):
         do_tasks(reader, name, weights, data, judges, results, s)
         if prompts:
             answers[name] = answers_of(reader, name, weights, prompts, results, s)
-    prefer(s, answers, prompts, results, world)
+    prefer(s, answers, prompts, people, results, world)
     if world.main:
         finish(s, results)
     world.close()
