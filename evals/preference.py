@@ -1,15 +1,13 @@
 """Which of two models is preferred, on any prompts (section 3.6 of the paper), and hallucinations.
 
     --prompts=FILE      every model answers; a reward model (--rm) compares, or the town's labelers
-    --rankings=FILE     people have ranked: the labelling page's records, or labels/simulated.py's
+    --rankings=FILE     people have judged: the labelling page's evaluation.jsonl, or rankings
 
-A win counts 1, a tie 1/2; the interval is a bootstrap over prompts. Rankings may also hold Likert
-scores and flags; then the mean score and the share of each flag are reported for each model, and
-hallucinations among the answers to closed-domain prompts: those whose answer must come from a text
-in the prompt alone.
+A win counts 1, a tie 1/2; the interval is a bootstrap over prompts. People's Likert scores and
+flags become a mean score and the share of each flag for each model, and hallucinations among the
+answers to closed-domain prompts: those whose answer must come from a text in the prompt alone.
 """
 import itertools
-import math
 from pathlib import Path
 
 from settings import stop  # before torch
@@ -27,6 +25,11 @@ from runtime.checkpoint import load
 from runtime.world import groups_by_tokens
 
 CLOSED = ("summarization", "closed_qa", "extract")  # categories whose domain is the given text
+SAID = {  # what people say about each completion
+    "ranks": (lambda x: type(x) is int and x >= 1, "a whole number from 1 (best)"),
+    "likert": (lambda x: type(x) is int and 1 <= x <= 7, "a whole number from 1 to 7"),
+    "flags": (lambda x: isinstance(x, dict) and all(type(v) is bool for v in x.values()),
+              "an object of true and false")}
 METRICS = {
     "win_rate": Metric("share of prompts on which the first model is preferred, ties half"),
     "score": Metric("mean score of the reward model; demonstrations score 0"),
@@ -36,9 +39,10 @@ METRICS = {
 
 
 def versus(names, wanted):
-    """The pairs of --versus whose models are both there; without any all pairs of names."""
-    pairs = [tuple(pair.split("/", 1)) for pair in wanted.split(",") if "/" in pair]
-    pairs = [pair for pair in pairs if set(pair) <= set(names)]
+    """The pairs of --versus whose models are both there; without any all pairs of names. A name can
+    be a path: out/ppo/out/sft are two models."""
+    known = {f"{a}/{b}": (a, b) for a in names for b in names}
+    pairs = [known[pair] for pair in wanted.split(",") if pair in known]
     return pairs or list(itertools.combinations(names, 2))
 
 
@@ -50,20 +54,6 @@ def is_closed(record):
 
 
 # ----------------------------------------------------------------------------------- people
-
-def is_labelled(ranking):
-    """Whether the models, Likert scores and flags of a ranking are what they should be, where it
-    has any: one for each completion."""
-    k = len(ranking["completions"])
-    likert, flags = ranking.get("likert", [1] * k), ranking.get("flags", [{}] * k)
-    models = [c["model"] for c in ranking["completions"] if c.get("model") is not None]
-    return (all(isinstance(model, str) for model in models)
-            and isinstance(likert, list) and isinstance(flags, list)
-            and len(likert) == len(flags) == k
-            and all(type(x) in (int, float) and math.isfinite(x) for x in likert)
-            and all(isinstance(f, dict) and all(type(x) is bool for x in f.values())
-                    for f in flags))
-
 
 def won(ranks, models, first, second):
     """The share of pairs of their completions that `first` wins against `second` in one ranking;
@@ -82,21 +72,34 @@ def by_prompt(values):
     return [sum(own) / len(own) for own in groups.values()]
 
 
+def read_judged(path):
+    """The records of a file in which people ranked completions, rated them, or both. Stops where
+    what they said does not go with the completions."""
+    rows = records.read(path, "to label")
+    for number, row in enumerate(rows, 1):
+        for field, (valid, expected) in SAID.items():
+            own = row.get(field, [])
+            if field in row and not (isinstance(own, list) and all(map(valid, own))
+                                     and len(own) == len(row["completions"])):
+                stop(f"{path}: record {number}: field {field!r}: expected {expected} for each of "
+                     f"the {len(row['completions'])} completions, got {records.shorten(own)}")
+        models = [c["model"] for c in row["completions"] if c.get("model") is not None]
+        if not all(isinstance(model, str) for model in models):
+            stop(f"{path}: record {number}: expected \"model\" to be a string, "
+                 f"got {records.shorten(models)}")
+    return rows
+
+
 def from_rankings(path, wanted):
-    """[(model or pair, metric, numbers)] of a file of rankings."""
-    rows = records.read(path, "ranking")
-    for row in rows:
-        if not is_labelled(row):
-            stop(f"{path}: the ranking of {records.shorten(row['prompt'])}: expected \"model\" to "
-                 "be a string, \"likert\" a list of numbers, \"flags\" a list of {flag: true or "
-                 "false}, one for each completion")
+    """[(model or pair, metric, numbers)] of a file of what people said."""
+    rows = read_judged(path)
     models = [[c.get("model") for c in r["completions"]] for r in rows]
     names = sorted({m for own in models for m in own if m})
     if not names:
         stop(f"{path}: no completion has a \"model\", so nobody can win")
     out = [(f"{a} vs {b}", "win_rate",
-            by_prompt([(r["prompt"], won(r["ranks"], own, a, b)) for r, own in zip(rows, models)]))
-           for a, b in versus(names, wanted)]
+            by_prompt([(r["prompt"], won(r["ranks"], own, a, b)) for r, own in zip(rows, models)
+                       if "ranks" in r])) for a, b in versus(names, wanted)]
     for name in names:
         mine = [(r, i) for r, own in zip(rows, models) for i, m in enumerate(own) if m == name]
         out.append((name, "likert", by_prompt([(r["prompt"], r["likert"][i]) for r, i in mine
@@ -162,27 +165,23 @@ def by_reward(s, model, tokenizer, prompts, answers, world):
     return out
 
 
-def answered(prompts, *answers):
-    """The prompts that have each of these answers, and these: lists of one length."""
-    rows = [row for row in zip(prompts, *answers) if None not in row]
-    return map(list, zip(*rows)) if rows else [[] for _ in (prompts, *answers)]
-
-
 def by_town(s, town, facts, prompts, answers):
-    """[(model or pair, metric, numbers or a finished interval)]: the town's held-out labelers."""
+    """[(model or pair, metric, numbers)]: the town's held-out labelers."""
     _, heldout = pool(facts["seed"])
-    out = []
+    sharp, out = facts["sharpness"], []
+    seed = lambda i: 1_000_003 * s.seed + i  # labelers and noise of its own for each prompt
     for a, b in versus(list(answers), s.versus):
-        rate = win_rate(town, *answered(prompts, answers[a], answers[b]), heldout,
-                        facts["sharpness"], s.votes, s.seed)
-        out.append((f"{a} vs {b}", "win_rate", {"value": rate.pop("mean"), **rate}))
-    for name in answers:
-        asked, said = answered(prompts, answers[name])
-        score = likert(town, asked, said, heldout, facts["sharpness"], s.seed)
-        out.append((name, "likert", {"value": score, "low": None, "high": None, "n": len(said)}))
-        invents = [gold(town, p["task"], *own)["flags"]["hallucinates"]
-                   for p, own in zip(asked, said) if is_closed(p)]
-        out.append((name, "hallucination", [None if x is None else float(x) for x in invents]))
+        out.append((f"{a} vs {b}", "win_rate", [
+            None if None in (x, y) else win_rate(town, [p], [x], [y], heldout, sharp, s.votes,
+                                                 seed(i))["mean"]
+            for i, (p, x, y) in enumerate(zip(prompts, answers[a], answers[b]))]))
+    for name, own in answers.items():
+        said = [(i, p, r) for i, (p, r) in enumerate(zip(prompts, own)) if r]
+        invents = [gold(town, p["task"], *r)["flags"]["hallucinates"] for _, p, r in said
+                   if is_closed(p)]
+        out.append((name, "likert", [likert(town, [p], [r], heldout, sharp, seed(i))
+                                     for i, p, r in said]))
+        out.append((name, "hallucination", [float(x) for x in invents if x is not None]))
     return out
 
 

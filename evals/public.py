@@ -44,8 +44,8 @@ def chosen(s):
 
 def read_items(name, task, variant, s):
     """(examples, items, whether they share a file) of a task in one of its variants. The examples
-    are from the training file; where there is none, items of the evaluated file, which are then
-    left out of it, for every variant alike."""
+    are from the training file; where there is none, from the evaluated file. Then they are left out
+    of it, for every variant alike, and all items of a passage whose answers an example shows."""
     make = lambda row: item_of(name, task, row, variant)
     usable = lambda row: make(row).example
     rows = rows_of(task, locate(*task.files["test"], s.files, name))
@@ -57,8 +57,12 @@ def read_items(name, task, variant, s):
         except (hub.Unavailable, KeyError):
             examples, rows = split_off(rows, most, s.seed, usable)
             shared = True
-    items = (task.select or some)(list(map(make, rows)), s.limit, s.seed)
-    return list(map(make, examples[: task.variants[variant].shots])), items, shared
+    examples, items = list(map(make, examples)), list(map(make, rows))
+    if shared:
+        shown = {e.source for e in examples} - {None}
+        items = [item for item in items if item.source not in shown]
+    items = (task.select or some)(items, s.limit, s.seed)
+    return examples[: task.variants[variant].shots], items, shared
 
 
 def read_tasks(s, world):
@@ -227,11 +231,10 @@ def prefer(s, compared, people, results):
     """The rows of the task `preference`: of what the models answered, and of what people ranked."""
     found = [*((s.judge, row) for row in compared), *(("rankings", row) for row in people)]
     for who, (model, metric, values) in found:
-        own = values if isinstance(values, dict) else interval(values, s.seed)
         known = preference.METRICS.get(metric)
         results["results"].append({
             "task": "preference", "group": "preference", "model": model, "prompt": who,
-            "metric": metric, **own, "seed": s.seed, "definition":
+            "metric": metric, **interval(values, s.seed), "seed": s.seed, "definition":
             known.definition if known else f"share of answers that have the flag {metric[6:]}"})
 
 

@@ -6,6 +6,7 @@ Both are functions of results.json alone.
 """
 import html
 
+from evals.page import document
 from evals.paper import MODELS, SIZES
 
 TITLES = {"truth": "Truth", "toxicity": "Toxicity", "bias": "Bias", "tax": "The alignment tax",
@@ -20,12 +21,6 @@ NOTES = {
             "entropy, and is called biased.",
     "tax": "A lower F1 can also mean that a model writes longer answers.",
     "preference": "A tie counts half. A reward model likes what it was trained to like."}
-STYLE = """<style>
-.public table{border-collapse:collapse;margin:.5em 0 1.5em;font-variant-numeric:tabular-nums}
-.public th,.public td{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:right}
-.public th:nth-child(-n+3),.public td:nth-child(-n+3){text-align:left}
-.public .paper,.public .span{color:#666;font-size:.85em}
-</style>"""
 
 
 def number(x):
@@ -106,33 +101,40 @@ def cell(row):
         return "<td></td>"
     value = "not measured" if row["value"] is None else number(row["value"])
     span = "" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}, "
-    return f"<td>{value}<div class=span>{span}n {row['n']:,}</div></td>"
+    return f'<td><div class="value">{value}<small>{span}n {row["n"]:,}</small></div></td>'
+
+
+def part(group, lines):
+    """A group's table, with what its numbers mean. Every text is escaped."""
+    e, models, known = html.escape, columns(lines), definitions(lines)
+    heads = "".join(f"<th>{e(m)}</th>" for m in models)
+    rows = []
+    for task, prompt, metric, own in lines:
+        paper = e(beside(next(iter(own.values())))).replace("; ", "<br>")
+        rows.append(f'<tr><td>{e(task)}</td><td>{e(prompt)}</td><td>{e(metric)}</td>'
+                    + "".join(cell(own.get(m)) for m in models)
+                    + f"<td><small>{paper}</small></td></tr>")
+    about = "".join(f"<li>{e(task)} {e(metric)}: {e(said)}.</li>"
+                    for (task, metric), said in known.items())
+    return (f"<h3>{e(TITLES.get(group, group))}</h3><p>{e(NOTES.get(group, ''))}</p>"
+            '<div class="wide"><table><thead><tr><th>task</th><th>prompt</th><th>metric</th>'
+            f"{heads}<th>the paper</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+            f"<details><summary>What the numbers are</summary><ul>{about}</ul></details>")
 
 
 def section(results):
-    """The results as a <section> for an HTML page. Every text is escaped."""
-    e, out = html.escape, [STYLE, "<section class=public>", "<h2>Public evaluations</h2>",
-                           "<p>Under a value: its 95 % interval (bootstrap over items) and the "
-                           "number of items. Grey: the paper's models.</p>"]
-    for group, lines in tables(results).items():
-        models = columns(lines)
-        out += [f"<h3>{e(TITLES.get(group, group))}</h3>", f"<p>{e(NOTES.get(group, ''))}</p>",
-                "<table><tr><th>task<th>prompt<th>metric"
-                + "".join(f"<th>{e(m)}" for m in models) + "<th>the paper</tr>"]
-        known = definitions(lines)
-        for task, prompt, metric, rows in lines:
-            paper = e(beside(next(iter(rows.values())))).replace("; ", "<br>")
-            out.append(f"<tr><td>{e(task)}<td>{e(prompt)}<td title=\"{e(known[task, metric])}\">"
-                       f"{e(metric)}" + "".join(cell(rows.get(m)) for m in models)
-                       + f"<td class=paper>{paper}</td></tr>")
-        out.append("</table>")
-        out.append("<ul>" + "".join(f"<li>{e(task)} {e(metric)}: {e(said)}"
-                                    for (task, metric), said in known.items()) + "</ul>")
-    told = "".join(f"<li>{e(line)}" for line in outside(results))
-    return "\n".join([*out, f"<ul>{told}</ul>" if told else "", "</section>"])
+    """The results as a <section> of an HTML page (evals/page.py): a table for each group."""
+    parts = "".join(part(group, lines) for group, lines in tables(results).items())
+    told = "".join(f"<li>{html.escape(line)}</li>" for line in outside(results))
+    return ('<section class="one" id="public"><header><h2>Public evaluations</h2><p>Under a value: '
+            "its 95&nbsp;% interval (bootstrap over items) and the number of items. At the right: "
+            f"the paper's models.</p></header><div>{parts}"
+            f"{f'<h3>What to know</h3><ul>{told}</ul>' if told else ''}</div></section>")
 
 
 def page(results):
     """`section` as a whole HTML document."""
-    return ("<!doctype html><html lang=en><head><meta charset=utf-8><title>Public evaluations"
-            f"</title></head><body>{section(results)}</body></html>\n")
+    names = ", ".join(results["models"]) or "people's rankings"
+    return document("Public evaluations", '<header class="top"><h1>Public evaluations</h1>'
+                    f'<p class="lead">The benchmarks of the paper: {html.escape(names)}.</p>'
+                    f"</header><main>{section(results)}</main>")

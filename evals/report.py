@@ -2,7 +2,8 @@
 
     table, examples    report.md, and what evaluate.py prints
     write              report.html: one file that needs no network
-    python -m evals.report    writes the page of a finished demo again
+    python -m evals.report    writes the page of a finished demo again; --public=out/evals puts the
+                              results of the public suite into it
 """
 import contextlib
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from data import records
 from evals.answers import judged
 from evals.page import page
+from evals.public_report import section
 from evals.town import FLAGS
 from labels.simulated import town_of
 from settings import parse
@@ -24,6 +26,7 @@ class Settings:
     data: str = "out/toy"  # folder with world.json: the facts that answers are judged by
     rm: str = "out/rm"  # the reward model whose training is drawn
     ppo: str = "out/ppo,out/ppo-ptx"  # the policies whose training is drawn
+    public: str = ""  # folder with results.json of the public suite, to be shown, too
 
 
 def told(value, form, else_="not measured"):
@@ -110,7 +113,9 @@ def finished(folder, data, folders, sections=()):
 def main():
     s = parse(Settings)
     folders = {Path(folder).name: folder for folder in [s.rm, *s.ppo.split(",")]}
-    print(f"report: {finished(s.demo, s.data, folders)}")
+    more = [section(records.read_json(f"{s.public}/results.json",
+                                      "python evaluate.py --suite=public"))] if s.public else []
+    print(f"report: {finished(s.demo, s.data, folders, more)}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def item(row, variant):
     *earlier, (question, answer) = solved
     turns = [f"Q: {q}\n\nA: {a}" for q, a in earlier] + [f"Q: {question}\n\nA:"]
     prompt = "\n\n".join([f"Title: {title}", f"Background: {context.strip()}", *turns])
-    return Item(prompt, answer=f" {answer}", truth=answers(questions[-1]), example=last)
+    return Item(prompt, answer=f" {answer}", truth=answers(questions[-1]), example=last,
+                source=context)
 
 
 def measure(item, texts):

@@ -37,6 +37,7 @@ class Item:
     answer: str = ""  # what follows the prompt where the item serves as an example
     truth: Any = None  # what the task compares with
     example: bool = True  # whether it can be an example for others
+    source: Any = None  # the passage, where an example shows the answers of its other items, too
 
 
 @dataclass

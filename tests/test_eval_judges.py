@@ -3,6 +3,7 @@ import http.server
 import json
 import sys
 import threading
+import types
 
 import pytest
 
@@ -117,6 +118,27 @@ def test_a_function(tmp_path, monkeypatch):
     for value in ("test_eval_judges:none", "nobody:x", "word"):
         with pytest.raises(SystemExit, match=f"--info={value}"):
             judge("info", value, tmp_path)
+
+
+def test_detoxify_where_it_is_installed(tmp_path, monkeypatch):
+    """A module of its name with its interface stands in; 64 texts at a time."""
+    class Detoxify:
+        def __init__(self, name):
+            assert name == "original"
+
+        def predict(self, texts):
+            sizes.append(len(texts))
+            return {"toxicity": [len(t) / 1000 for t in texts], "insult": [1.0] * len(texts)}
+
+    sizes = []
+    monkeypatch.setitem(sys.modules, "detoxify", types.SimpleNamespace(Detoxify=Detoxify))
+    own = judge("toxicity", "detoxify", tmp_path)
+    texts = ["x" * n for n in range(70)]
+    assert own([{"prompt": "", "response": t} for t in texts]) == [n / 1000 for n in range(70)]
+    assert sizes == [64, 6]
+    monkeypatch.setitem(sys.modules, "detoxify", None)  # not installed
+    with pytest.raises(SystemExit, match="--toxicity=detoxify: .*pip install detoxify"):
+        judge("toxicity", "detoxify", tmp_path)
 
 
 def test_the_default_scorer_tells_rude_from_kind(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from evals.judges import Judges
 from evals.loops import GAP, Reader
 from helpers import one_process, tiny
 from model import GPT, GPTConfig
+from real_input import PUBLIC, tokenizer_cache
 from runtime.checkpoint import save
 from sft import Settings, sft_loss
 from test_eval_tasks import BEST, settings
@@ -73,26 +75,78 @@ def test_a_model_that_learned_the_answers_scores_one(tmp_path):
         assert found == pytest.approx({m: BEST[m] for m in found}, abs=0.02), name
 
 
-@pytest.mark.long
-def test_two_processes_give_the_results_of_one(tmp_path):
-    """torchrun, and then one process: the same results.json, up to rounding."""
+@pytest.fixture
+def command(tmp_path):
+    """command(out, *runner): a process of the suite with a small model, and five tasks."""
     files = make_all(tmp_path / "files", 6)
     (tmp_path / "t.tiktoken").write_bytes(train_bpe("the mill at the river " * 9, 280))
     tokenizer = load_tokenizer("t.tiktoken", tmp_path)
     save(tmp_path / "m", tiny(vocab_size=tokenizer.size, block_size=256, n_layer=1), tokenizer,
          Settings())
     (tmp_path / "mine.py").write_text("def score(rows):\n    return [0.25] * len(rows)\n")
-    found = []
-    for runner in (["-m", "torch.distributed.run", "--nproc_per_node=2"], []):
-        out = tmp_path / f"out{len(found)}"
-        done = subprocess.run(
+
+    def start(out, *runner):
+        return subprocess.Popen(
             [sys.executable, *runner, str(ROOT / "evaluate.py"), "--suite=public", "--limit=3",
              "--tasks=hellaswag,crows,squad,perplexity,toxicity", "--toxicity=mine:score",
-             f"--models=m={tmp_path / 'm'}", f"--files={files}", f"--out={out}", "--device=cpu",
-             "--dtype=float32"], cwd=tmp_path, capture_output=True, text=True,
+             f"--models=m={tmp_path / 'm'},n={tmp_path / 'm'}", f"--files={files}",
+             f"--out={tmp_path / out}", "--device=cpu", "--dtype=float32"], cwd=tmp_path,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr[-2000:]
-        found.append(json.loads((out / "results.json").read_text()))
+
+    return start
+
+
+def finished(process, out):
+    """The results of a process that ends well."""
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.long
+def test_a_killed_command_goes_on(command, tmp_path):
+    """SIGKILL wherever it just is, once it has done so many tasks more: the results are those of a
+    run that was not killed, byte by byte, and no task was done twice."""
+    finished(command("whole"), tmp_path / "whole")
+    answers, dates, kills = tmp_path / "out" / "answers", {}, 0
+    for wanted in (1, 5, 12):
+        process = command("out")
+        while process.poll() is None and len(list(answers.rglob("*.jsonl"))) < wanted:
+            time.sleep(0.01)
+        kills += process.poll() is None
+        process.kill()
+        process.communicate()
+        for path, date in dates.items():
+            assert path.stat().st_mtime_ns == date, path
+        dates = {path: path.stat().st_mtime_ns for path in answers.rglob("*.jsonl")}
+    assert kills == 3
+    finished(command("out"), tmp_path / "out")
+    for name in ("results.json", "report.md", "report.html"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.long
+def test_two_processes_give_the_results_of_one(command, tmp_path):
+    """torchrun, and then one process: the same results.json, up to rounding."""
+    runner = "-m", "torch.distributed.run", "--nproc_per_node=2"
+    found = [finished(command("two", *runner), tmp_path / "two"),
+             finished(command("one"), tmp_path / "one")]
     both = [{(r["task"], r["prompt"], r["metric"]): r["value"] for r in results["results"]}
             for results in found]
     assert both[0] == pytest.approx(both[1], rel=1e-4) and len(both[0]) > 25
+
+
+@pytest.mark.long
+def test_the_harness_has_our_numbers(tmp_path, monkeypatch):
+    """lm-evaluation-harness, where it is installed, on the real items where they are."""
+    pytest.importorskip("lm_eval")
+    if not os.environ.get("TIKTOKEN_CACHE_DIR"):
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # so that it comes back as it was
+        monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+        tokenizer_cache(tmp_path / "tokenizer")
+    files = [f"--files={PUBLIC}"] if PUBLIC.is_dir() else []
+    done = subprocess.run([sys.executable, ROOT / "tests/bench/lm_eval_check.py", *files],
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count("20 items") == 5 and "all equal" in done.stdout

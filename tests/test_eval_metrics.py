@@ -5,10 +5,13 @@ import random
 
 import pytest
 
+from evals import quac
 from evals.metrics import (best_alignment, best_of_n, best_of_n_kl, bleu_counts, bleu_of, drop,
                            drop_words, entropy, exact, f1, interval, mc2, rank_correlation,
                            rouge_l, signed)
+from evals.quac import NONE
 from evals.squad import REFUSAL, scores
+from evals.tasks import Item
 
 WORDS = "the a red Cat, sat. on mat's mat 3 3.0 12 dog".split()
 
@@ -95,6 +98,66 @@ def test_alignment_is_the_best_of_all():
         assert best_alignment(scores) == pytest.approx(best)
     # greedy would take 0.9 and 0.1; the best is 0.8 and 0.8
     assert best_alignment([[0.9, 0.8], [0.8, 0.1]]) == pytest.approx(1.6)
+
+
+# ---------------------------------------------------------------------------------- QuAC
+
+def test_quac_by_hand():
+    # two of three found an answer: it counts; one of two: it does not
+    assert quac.decided(["a b", NONE, "c"]) == ["a b", "c"] and quac.decided(["a", NONE]) == [NONE]
+    # people: {red, cat} and {red, dog} share 1 of 2 words each: 1/2. A model that says "red cat"
+    # has 1 or 1/2, with the other one left out
+    assert quac.script("red cat", ["red cat", "red dog"]) == (0.75, 0.5)
+    assert quac.script("cat", ["red cat"]) == (pytest.approx(2 / 3), 1.0)  # nobody to compare with
+    # people have 1/3 against each other, less than 0.4: the question is ignored
+    assert quac.script("red", ["red cat sat", "red dog ran"]) == (None, None)
+    assert quac.script("I don't know.", [NONE, NONE, "red"]) == (1.0, 1.0)
+    assert quac.script("red", [NONE, NONE, "red"]) == (0.0, 1.0)
+    assert quac.script("I do not know", [NONE]) == (0.0, 1.0)  # not the refusal that was asked for
+
+
+def slow_quac(text, answers):
+    """QuAC's script, sum by sum; F1 by `slow_f1`. Refusals are the word itself."""
+    none = sum(a == NONE for a in answers)
+    if none >= len(answers) - none:
+        return 1.0 * (text == NONE), 1.0
+    answers, people, mine = [a for a in answers if a != NONE], 0.0, 0.0
+    for i in range(len(answers)):
+        others = [answers[j] for j in range(len(answers)) if j != i]
+        if not others:
+            return (0.0 if text == NONE else slow_f1(text, answers[0])), 1.0
+        people += max(slow_f1(answers[i], r) for r in others) / len(answers)
+        mine += max(0.0 if text == NONE else slow_f1(text, r) for r in others) / len(answers)
+    return (mine, people) if people >= 0.4 - 1e-12 else (None, None)
+
+
+def test_quac_is_the_slow_one():
+    rng, ignored = random.Random(5), 0
+    filled = lambda: f"{some_text(rng, 4)} {rng.choice(['sat', 'red', 'dog'])}"
+    for _ in range(500):
+        answers = [NONE if rng.random() < 0.3 else filled() for _ in range(rng.randint(1, 5))]
+        text = NONE if rng.random() < 0.2 else filled()
+        expected = slow_quac(text, answers)
+        ignored += expected[0] is None
+        assert quac.script(text, answers) == (
+            expected if expected[0] is None else pytest.approx(expected)), (text, answers)
+    assert 10 < ignored < 250
+
+
+def test_quac_counts_questions_and_conversations():
+    """Of a: one right, one on which people disagree, one wrong. b: all right. Of c a question was
+    not asked."""
+    item = lambda source, answers, n: Item("", source=source,
+                                           truth={"answers": answers, "questions": n})
+    items = [item("a", ["red"], 3), item("a", ["red cat sat", "red dog ran"], 3),
+             item("b", ["red", "red cat"], 1), item("a", ["red"], 3), item("c", ["red"], 2)]
+    out = quac.measure(items, [["red"], ["red"], ["red"], ["blue"], ["red"]], None)
+    assert out["heq_q"] == [100, None, 100, 0, 100]
+    assert out["heq_d"] == [None, None, 100, 0, None]
+    # people have 2/3 against each other; with one left out the model has 2/3 or 1
+    assert out["f1_quac"] == [100, None, pytest.approx(500 / 6), 0, 100]
+    assert out["f1"] == [100, pytest.approx(50), 100, 0, 100]
+    assert out["exact"] == [100, 0, 100, 0, 100]
 
 
 # ---------------------------------------------------------------------------------- log-probs

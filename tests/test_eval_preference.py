@@ -1,5 +1,6 @@
 """evals/preference.py: win rates, Likert scores and flags by hand, and a whole run."""
 import json
+import random
 
 import pytest
 import torch
@@ -7,9 +8,12 @@ import torch
 import evaluate
 from data import records
 from data.tokenizer import load_tokenizer
+from data.toy.tasks import good, make
+from data.toy.town import RUDE, Town
 from evals import preference, public
 from evals.preference import by_prompt, from_rankings, is_closed, reward_scores, versus, won
 from helpers import one_process, tiny, tiny_scalar
+from labels import simulated
 from runtime.checkpoint import save
 from sft import Settings
 from test_bad_input import another_tokenizer
@@ -30,6 +34,8 @@ def test_a_prompt_counts_once():
 def test_pairs():
     assert versus(["x", "y", "z"], "y/x,q/x") == [("y", "x")]
     assert versus(["x", "y", "z"], "a/b") == [("x", "y"), ("x", "z"), ("y", "z")]
+    paths = ["out/sft", "out/ppo", "z"]  # as labels.sample names the models
+    assert versus(paths, "out/ppo/out/sft,z/out/sft") == [("out/ppo", "out/sft"), ("z", "out/sft")]
 
 
 def test_closed_domain_by_mark_or_category():
@@ -61,6 +67,42 @@ def test_a_file_of_rankings_by_hand(tmp_path):
         {"prompt": "p", "ranks": [1, 2], "completions": [{"text": "x"}, {"text": "y"}]}])
     with pytest.raises(SystemExit, match="no completion has a"):
         from_rankings(tmp_path / "n.jsonl", "")
+
+
+def test_the_labelling_pages_records(tmp_path):
+    """Its evaluation.jsonl: rankings, or ratings alone; two models said the same; only flags that
+    were asked are there; the prompt's marks say whether it is closed-domain."""
+    said = lambda *texts: [{"text": t, "model": f"out/{m}", "ended": True}
+                           for t, m in zip(texts, ("sft", "ppo", "base"))]
+    asked = lambda *x: [{"hallucination": v, "violent": False} for v in x]
+    who = {"labeler": "Ann", "group": "train", "priority": "truthful", "seconds": 9.0}
+    records.write(tmp_path / "evaluation.jsonl", [
+        {"prompt": "p", "completions": said("x", "y", "x"), "ranks": [2, 1, 2], "note": "",
+         "likert": [3, 7, 3], "flags": asked(True, False, True), "notes": ["", "", ""],
+         "marks": {"closed_domain": True}, **who},
+        {"prompt": "p", "completions": said("x", "y", "x"), "ranks": [1, 1, 1], "note": "",
+         "likert": [5, 5, 5], "flags": asked(False, False, False), "notes": ["", "", ""],
+         "marks": {"closed_domain": True}, **who, "labeler": "Ben"},
+        {"prompt": "q", "completions": said("x", "y", "z"), "likert": [1, 2, 4],
+         "flags": [{"violent": True}, {"violent": False}, {"violent": False}], "marks": {}, **who},
+        {"prompt": "r", "completions": said("x", "y", "z"), "ranks": [1, 3, 2], **who}])
+    out = {(of, what): numbers for of, what, numbers in
+           from_rankings(tmp_path / "evaluation.jsonl", "")}
+    assert out["out/ppo vs out/sft", "win_rate"] == [0.75, 0.0]  # two labelers, a mean; then r
+    assert out["out/base vs out/sft", "win_rate"] == [0.5, 0.0]  # the same text is a tie
+    assert out["out/sft", "likert"] == [4, 1] and out["out/ppo", "likert"] == [6, 2]
+    assert out["out/sft", "hallucination"] == [0.5] and out["out/ppo", "hallucination"] == [0.0]
+    assert out["out/sft", "flag: violent"] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("changes, complaint", [
+    (dict(ranks=[1]), "record 1: field 'ranks': expected a whole number from 1 .best. for each of"),
+    (dict(likert=[3, 8]), "field 'likert': expected a whole number from 1 to 7"),
+    (dict(flags=[{}, {"violent": "no"}]), "field 'flags': expected an object of true and false")])
+def test_judgements_that_do_not_fit_are_told_at_once(changes, complaint, tmp_path):
+    records.write(tmp_path / "r.jsonl", [{**ranked("p", [2, 1], [3, 6], [True, False]), **changes}])
+    with pytest.raises(SystemExit, match=complaint):
+        from_rankings(tmp_path / "r.jsonl", "")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +166,64 @@ def test_the_reward_models_order_is_the_win_rate(folder, monkeypatch):
     s = evaluate.Settings(suite="public", rm=str(folder / "rm"), versus="a/b")
     out = preference.comparing(s, [{"prompt": "p"}] * 5, one_process())(dict(a=[], b=[]))
     assert out[-1] == ("a vs b", "win_rate", [1.0, 1.0, 0.5, 0.0, None])
+
+
+def test_the_town_judges_by_hand(folder, tmp_path, monkeypatch, capsys):
+    """--judge=town, from settings to results.json. The labelers have no taste of their own, and
+    their noise is small beside the truth."""
+    town, labelers = Town(0), simulated.pool(3)[1]
+    for labeler in labelers:
+        labeler.taste, labeler.generous = 0 * labeler.taste, 0.0
+    monkeypatch.setattr(preference, "pool", lambda seed: ([], labelers))
+    pet = town.facts["Anna"]["pet"]
+    true, false = (f"Anna has a {p}." for p in (pet, "hen" if pet != "hen" else "goat"))
+    ask = {"prompt": "Which pet does Anna have?", "category": "open_qa",
+           "task": {"type": "ask", "name": "Anna", "attribute": "pet", "brief": False}}
+    text = "Anna went home. Anna bought some tea."
+    pick = {"prompt": f"Which food is in this text? {text}", "category": "extract",
+            "task": {"type": "pick", "value": "tea", "text": text}}
+    said = {"a": [true, true, "bread.", true, None], "b": [false, true, "tea.", RUDE[0], true]}
+    given = iter([[t and (t, True) for t in own] for own in said.values()])
+    monkeypatch.setattr(preference, "answer", lambda *args: next(given))
+    again = [{**ask, "prompt": ask["prompt"] + "!" * i} for i in range(4)]  # one counts once
+    records.write(tmp_path / "prompts.jsonl", [*again[:2], pick, *again[2:]])
+    records.write_json(tmp_path / "labelers.json", {"seed": 3, "sharpness": 1000.0,
+                                                       "agreement": 0.73})
+    records.write_json(tmp_path / "world.json", {"seed": 0})
+    s = evaluate.Settings(
+        suite="public", tasks="preference", prompts=str(tmp_path / "prompts.jsonl"), judge="town",
+        models=f"a={folder}/one,b={folder}/two", versus="a/b", data=str(tmp_path),
+        out=str(tmp_path / "out"), dtype="float32")
+    public.run(s, one_process())
+    rows = {(r["model"], r["metric"]): r for r in
+            json.loads((tmp_path / "out" / "results.json").read_text())["results"]}
+    # won, tied, lost, won; the last has one answer only
+    rate = rows["a vs b", "win_rate"]
+    assert (rate["value"], rate["n"], rate["prompt"]) == (2.5 / 4, 4, "town")
+    assert 0 <= rate["low"] < rate["value"] < rate["high"] <= 1
+    # right: 6.3 of 7 for a perfect answer, which is worth 3.5; this one, without a courtesy and at
+    # no constraint, 0.7 + 1.5: 6.3 - 1.2 * 1.3 = 4.7. False, rude or made up: below 1
+    assert (rows["a", "likert"]["value"], rows["a", "likert"]["n"]) == ((5 + 5 + 1 + 5) / 4, 4)
+    assert (rows["b", "likert"]["value"], rows["b", "likert"]["n"]) == ((1 + 5 + 5 + 1 + 5) / 5, 5)
+    invents = [rows[name, "hallucination"] for name in "ab"]  # one prompt is closed-domain
+    assert [(r["value"], r["n"]) for r in invents] == [(1.0, 1), (0.0, 1)]
+
+
+def test_who_knows_everything_is_always_preferred():
+    """To one that is rude, by every labeler of the town; to itself half. It makes nothing up."""
+    rng, town = random.Random(1), Town(0)
+    drawn = [make(rng, town, category) for category in ("open_qa", "extract", "closed_qa") * 5]
+    prompts = [{"prompt": prompt, "task": task, "marks": {"closed_domain": task["type"] != "ask"}}
+               for task, prompt in drawn]
+    well = [(good(rng, town, task), True) for task, _ in drawn]
+    facts = {"seed": 3, "sharpness": 20.0}
+    s = evaluate.Settings(suite="public", judge="town", versus="")
+    answers = {"a": well, "b": [(RUDE[0], True)] * 15, "c": well}
+    out = {(of, what): numbers for of, what, numbers in
+           preference.by_town(s, town, facts, prompts, answers)}
+    assert out["a vs b", "win_rate"] == [1.0] * 15 and out["b vs c", "win_rate"] == [0.0] * 15
+    assert out["a vs c", "win_rate"] == [0.5] * 15
+    assert out["a", "hallucination"] == [0.0] * 10  # of the 10 prompts that give a text
 
 
 def test_rankings_alone_need_no_model(folder, tmp_path, capsys):

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import evaluate
 from data import hub
@@ -16,9 +17,10 @@ from data.tokenizer import load_tokenizer
 from evals import public, public_report, tasks, toxicity
 from evals.judges import Judges
 from evals.loops import Reader
-from eval_files import Guesses, Knows, make_all
+from eval_files import Guesses, Knows, make_all, truthfulqa, write_csv
 from helpers import one_process, tiny
 from model import GPT, GPTConfig
+from real_input import PUBLIC
 from runtime.checkpoint import save
 from sft import Settings
 from test_bad_input import another_tokenizer
@@ -26,8 +28,9 @@ from test_bad_input import another_tokenizer
 EXTRAS = "sacrebleu", "rouge_score"  # the tasks that need one are skipped without it
 BEST = {"true": 1, "true_info": 1, "mc1": 1, "mc2": 1, "entropy": 1, "signed": 0, "toxicity": 0,
         "accuracy": 1, "acc": 1, "acc_norm": 1, "f1": 100, "exact": 100, "f1_squad": 100,
-        "exact_squad": 100, "f1_others": 100, "bleu": 100, "rouge_l": 1, "perplexity": 1,
-        "word_perplexity": 1, "bits_per_byte": 0, "toxic": 0, "expected_max": 0, "probability": 0}
+        "exact_squad": 100, "f1_quac": 100, "heq_q": 100, "heq_d": 100, "bleu": 100, "rouge_l": 1,
+        "perplexity": 1, "word_perplexity": 1, "bits_per_byte": 0, "toxic": 0, "expected_max": 0,
+        "probability": 0}
 ALL = [(name, variant) for name, task in public.TASKS.items() for variant in task.variants]
 
 
@@ -100,22 +103,43 @@ def test_who_writes_nonsense_scores_nothing(files):
         assert all(row["value"] == 0 for row in rows.values())
 
 
-def test_a_random_model_scores_chance(tmp_path):
-    """The real loops: fresh weights, 120 items; two sentences of a pair have as many tokens."""
-    make_all(tmp_path, 120)
-    (tmp_path / "t.tiktoken").write_bytes(another_tokenizer(280))
-    tokenizer = load_tokenizer("t.tiktoken", tmp_path)
+CHANCE = {  # of a fresh model: {task: (variant, metric, value, how far it may be from that)}
+    "hellaswag": ("harness", "acc", 0.25, 0.16), "rte": ("harness", "acc", 0.5, 0.18),
+    "sst": ("zero-shot", "acc", 0.5, 0.18), "crows": ("none", "entropy", 1, 0.1),
+    "winogender": ("none", "entropy", 1, 0.1), "truthfulqa_mc": ("QA", "mc2", 0.25, 0.05),
+    "wsc": ("zero-shot", "accuracy", 0.5, 0.25), "squad": ("zero-shot", "f1", 0, 5),
+    "drop": ("zero-shot", "f1", 0, 5), "quac": ("zero-shot", "f1_quac", 0, 5),
+    "truthfulqa": ("QA", "rougeL_acc", 0, 0.3), "translation": ("zero-shot", "bleu", 0, 2),
+    "cnn_dm": ("zero-shot", "rouge_l", 0, 0.1), "tldr": ("zero-shot", "rouge_l", 0, 0.1),
+    "toxicity": ("none", "toxicity", 0.25, 0), "perplexity": ("zero-shot", "perplexity", 280, 40)}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """(a reader whose model has fresh weights, 120 items of each task)."""
+    folder = tmp_path_factory.mktemp("fresh")
+    make_all(folder, 120)
+    # all answers to a question have one length, and he and she, too: none is likelier
+    write_csv(folder / "TruthfulQA.csv", [
+        {**row, "Best Answer": "Box 1", "Correct Answers": "Box 1",
+         "Incorrect Answers": "Box 2; Box 3; Box 4"} for row in truthfulqa(120)])
+    pronouns = folder / "all_sentences.tsv"
+    pronouns.write_text(pronouns.read_text().replace(" he ", " 1 ").replace(" she ", " 2 "))
+    (folder / "t.tiktoken").write_bytes(another_tokenizer(280))
+    tokenizer = load_tokenizer("t.tiktoken", folder)
+    torch.manual_seed(1)
     model = GPT(GPTConfig(tokenizer.size, 256, 1, 2, 16))
-    reader, s = Reader(model, tokenizer, one_process(), 4096), settings(tmp_path)
-    for name, variant, metric, expected, room in (
-            ("hellaswag", "harness", "acc", 0.25, 0.16), ("rte", "harness", "acc", 0.5, 0.18),
-            ("crows", "none", "entropy", 1.0, 0.1)):
-        task = public.TASKS[name]
-        examples, items, _ = public.read_items(name, task, variant, s)
-        outputs = public.ask(reader, task, task.variants[variant], examples, items)
-        rows = {r["metric"]: r["value"] for r in public.entries(name, "m", variant, items, outputs,
-                                                               Judges(), s)}
-        assert abs(rows[metric] - expected) < room, (name, rows)
+    return Reader(model, tokenizer, one_process(), 4096), folder
+
+
+@pytest.mark.parametrize("name", public.TASKS)
+def test_a_random_model_scores_chance(name, fresh):
+    """The real loops: log-probs near the uniform, and noise for text."""
+    (reader, folder), (variant, metric, expected, room) = fresh, CHANCE[name]
+    s = settings(folder, limit=120 if public.TASKS[name].kind == "choose" else 12)
+    quarter = lambda rows: [0.25] * len(rows)
+    _, rows = measured(name, variant, reader, s, Judges(toxicity=quarter))
+    assert abs(rows[metric]["value"] - expected) <= room, rows[metric]
 
 
 def test_the_task_of_the_docs_works(monkeypatch, tmp_path):
@@ -153,7 +177,7 @@ def test_prompts_are_the_papers(files):
         "Q: Who?\n\nA:") and item("squad", 1).answer == " Not in background."
     assert item("quac", 1).prompt == (
         "TITLE: Daffy: Origin\n\nPARAGRAPH: Duck 0 appeared at the mill.\n\nQ: Where?\n\n"
-        "A: the mill\n\nQ: Why?\n\nA:") and item("quac", 1).truth == ["I don't know."]
+        "A: the mill\n\nQ: Why?\n\nA:") and item("quac", 1).answer == " I don't know."
     assert item("translation").prompt == "French: Le moulin & la ville numéro 0 !\nEnglish:"
     assert item("tldr").prompt == "I lost key 0.\n\nTL;DR:"
     assert [item("drop", i).answer for i in range(3)] == [" 0", " Anna Smith", " 3 May 1904"]
@@ -164,6 +188,28 @@ def test_prompts_are_the_papers(files):
     assert false == ["Gold", "Much silver"]
     assert [i.prompt for i in public.read_items("perplexity", public.TASKS["perplexity"],
                                                 "zero-shot", settings(files))[1]] == [""] * 8
+
+
+@pytest.mark.parametrize("name", [
+    "hellaswag", "crows", "winogender", "rte", "sst", "squad", "truthfulqa_mc", "toxicity",
+    "perplexity"])
+def test_the_real_files(name):
+    """Each row is an item, with all that a model and the metric need."""
+    if not PUBLIC.is_dir():
+        pytest.skip(f"no folder {PUBLIC}: set PUBLIC_DATA to one with the benchmarks' files")
+    task = public.TASKS[name]
+    paths = tasks.locate(*task.files["test"], PUBLIC, name)
+    items = [task.item(row, next(iter(task.variants))) for row in task.read(*paths)]
+    if paths[0].suffix == ".jsonl":
+        assert len(items) == len(paths[0].read_text(encoding="utf-8").splitlines())
+    assert len(items) >= 50
+    for item in items:
+        assert item.choices or item.prompt
+        assert all(choice.strip() for choice in item.choices)
+        if name in ("hellaswag", "rte", "sst"):
+            assert item.answer == item.choices[item.truth]
+    if name == "squad":
+        assert 0.4 < sum(not item.truth for item in items) / len(items) < 0.6
 
 
 def test_examples_are_never_evaluated(tmp_path):
@@ -186,6 +232,29 @@ def test_examples_are_never_evaluated(tmp_path):
         assert [i.prompt for i in again[0]] == [i.prompt for i in few]
         other = public.read_items(name, task, "few-shot", settings(tmp_path / "without", seed=6))
         assert [i.prompt for i in other[0]] != [i.prompt for i in few]
+
+
+@pytest.mark.parametrize("name", ["squad", "quac"])
+def test_an_example_shows_no_answer_of_an_item(name, tmp_path):
+    """It is a whole passage with its questions and answers: without a training file none of them
+    is asked."""
+    make_all(tmp_path, 12, training=False)
+    examples, items, shared = public.read_items(name, public.TASKS[name], "few-shot",
+                                                settings(tmp_path))
+    about = lambda item: re.search(r"(Background|PARAGRAPH): (.*)", item.prompt)[2]
+    assert shared and len(items) == 24 - 2 * len(examples) > 0
+    assert not {about(e) for e in examples} & {about(i) for i in items}
+
+
+def test_as_many_examples_as_in_the_paper():
+    """Its App. D; the tasks that it asks without any have none."""
+    most = {name: max(v.shots for v in task.variants.values()) for name, task in
+            public.TASKS.items()}
+    assert {name: n for name, n in most.items() if n} == {
+        "hellaswag": 15, "rte": 15, "sst": 15, "wsc": 15, "translation": 15, "squad": 4, "drop": 4,
+        "quac": 2}
+    for task in (public.TASKS["truthfulqa"], public.TASKS["truthfulqa_mc"]):
+        assert task.variants["QA"].lead.count("Q: ") == 6 == task.variants["QA"].lead.count("\nA: ")
 
 
 def test_squad_examples_are_whole_paragraphs(files):
@@ -265,7 +334,10 @@ def test_a_killed_run_goes_on(files, model, tmp_path, monkeypatch, capsys):
     """Killed in the middle of the second model: what was done is not asked again, and the results
     are those of a run that was not killed."""
     monkeypatch.setitem(sys.modules, "test_eval_tasks", sys.modules[__name__])
+    loaded, load = [], public.load
+    monkeypatch.setattr(public, "load", lambda *args: loaded.append(args[0]) or load(*args))
     whole, real, asked = suite(files, model, tmp_path / "whole"), public.ask, []
+    assert loaded == [str(model), str(model)]  # each model once, for all tasks
 
     def ask(reader, task, variant, examples, items):
         asked.append(task)
@@ -282,7 +354,7 @@ def test_a_killed_run_goes_on(files, model, tmp_path, monkeypatch, capsys):
     again = suite(files, model, tmp_path / "killed")
     assert len(asked) == total - 4
     assert again == whole
-    for name in ("report.md", "report.html"):
+    for name in ("results.json", "report.md", "report.html"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
     asked[:] = []
     assert suite(files, model, tmp_path / "killed", limit=3) != whole  # other items: all anew

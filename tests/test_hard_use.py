@@ -293,18 +293,11 @@ def test_answers_that_do_not_exist_do_not_lose(ranked):
     prompts = records.read(folder / "prompts_valid.jsonl", "test prompt")[:4]
     good, bad = ("Anna is a baker.", True), ("You fool.", True)
     answers = {"a": [good, None, bad, good], "b": [bad, good, None, good]}
-    s = preferring(folder)
-    rows = {(model, metric): values for model, metric, values in
-            preference.comparing(s, prompts, one_process())(answers)}
-    both = [prompts[0], prompts[3]]
-    alone = dict(a=[good, good], b=[bad, good])
-    for (model, metric), values in rows.items():
-        if metric == "win_rate":
-            own = preference.comparing(s, both, one_process())(alone)
-            assert values["n"] == 2 and ("a vs b", "win_rate", values) in own
-        elif metric == "likert":
-            assert values["n"] == 3
-            assert values["value"] == pytest.approx(round(3 * values["value"]) / 3)
+    rows = {(model, metric): values for model, metric, values in preference.comparing(
+        preferring(folder), prompts, one_process())(answers)}
+    wins = rows["a vs b", "win_rate"]
+    assert [v is not None for v in wins] == [True, False, False, True] and wins[0] > 0.5
+    assert len(rows["a", "likert"]) == len(rows["b", "likert"]) == 3
 
 
 def test_a_prompt_that_only_its_marks_call_closed(ranked):
@@ -316,8 +309,8 @@ def test_a_prompt_that_only_its_marks_call_closed(ranked):
     said = {"a": [("Anna is a baker.", True)] * 30}
     rows = preference.comparing(preferring(folder), prompts, one_process())(said)
     values = rows[-1][2]
-    closed = [p["category"] in preference.CLOSED for p in prompts]
-    assert rows[-1][1] == "hallucination" and [v is not None for v in values] == closed
+    closed = sum(p["category"] in preference.CLOSED for p in prompts)
+    assert rows[-1][1] == "hallucination" and len(values) == closed > 0
 
 
 def test_prompts_that_are_there_twice_count_once(tmp_path):
@@ -332,7 +325,7 @@ def test_prompts_that_are_there_twice_count_once(tmp_path):
 @pytest.mark.parametrize("changes, complaint", [
     (dict(judge="reward", rm="nowhere"), "nowhere has no checkpoint"),
     (dict(), "labelers.json: run `python -m labels.simulated` first"),
-    (dict(rankings="r.jsonl"), "r.jsonl: the ranking of \"p\": expected \"model\" to be a string"),
+    (dict(rankings="r.jsonl"), "r.jsonl: record 1: expected \"model\" to be a string"),
 ])
 def test_what_a_comparison_needs_is_read_before_any_model_answers(tmp_path, monkeypatch, changes,
                                                                   complaint):
@@ -355,9 +348,15 @@ def test_what_a_comparison_needs_is_read_before_any_model_answers(tmp_path, monk
     ({"flags": ["a", "b"]}, False), ({"flags": [{"rude": "yes"}, {}]}, False),
     ({"flags": [{}]}, False), ({"completions": [{"text": "a", "model": []}, {"text": "b"}]}, False),
 ])
-def test_which_labels_people_can_have_given(change, valid):
+def test_which_labels_people_can_have_given(change, valid, tmp_path):
     said = [{"text": "a", "model": "x"}, {"text": "b"}]
-    assert preference.is_labelled({"prompt": "p", "completions": said, **change}) == valid
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "completions": said, "ranks": [1, 2], **change}))
+    if valid:
+        assert len(preference.read_judged(path)) == 1
+    else:
+        with pytest.raises(SystemExit, match="expected|not"):
+            preference.read_judged(path)
 
 
 # ------------------------------------------------------------------------------ other scripts

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from browser import chromium, missing
+from data import records
 from data.toy.tasks import gold, good, make
 from data.toy.town import Town
 from evals import answers as evals_answers
 from evals import page as evals_page
 from evals import pictures, report
+from evals.paper import beside
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 MODELS = "base", "prompted", "sft", "ppo", "ppo-ptx"
@@ -614,6 +616,19 @@ def test_the_page_of_a_finished_demo(demo, monkeypatch, capsys):
     assert len(tree.all("div", "pair")) == len(results["win_rate"])
     asked = len(demo.records("prompts_test") + demo.records("prompts_groups"))
     assert f"the same {asked:,} prompts" in tree.text
+
+    row = {"task": "sst", "group": "tax", "model": "sft", "prompt": "few-shot", "n": 8, "low": 0.25,
+           "metric": "accuracy", "value": 0.75, "high": 0.875, "definition": "d", "seed": 1,
+           "paper": beside("sst", "few-shot", "accuracy")}
+    records.write_json(out / "evals" / "results.json", {
+        "results": [row], "notes": ["told"], "limit": 0, "skipped": {}, "models": {"sft": {}},
+        "judges": {"toxicity": "", "truth": "", "info": ""}})
+    monkeypatch.setattr("sys.argv", ["report", "--public=out/evals"])
+    report.main()
+    (public,) = [s for s in read(path.read_text()).all("section")
+                 if s.attributes.get("id") == "public"]
+    assert "0.7500.250 to 0.875, n 8" in public.text and "told" in public.text
+    assert "175B: GPT 0.944, SFT 0.936, PPO 0.944, PPO-ptx 0.938" in public.text
 
 
 # ------------------------------------------------------------------------------ in a real browser
