@@ -15,6 +15,7 @@ import torch
 import eval_files
 import evaluate
 from data import files, records, shards
+from data.tokenizer import of_tiktoken, train_bpe
 from data.toy import world
 from evals import preference, public, report, tasks, town
 from helpers import one_process
@@ -382,8 +383,13 @@ def test_a_file_whose_name_has_a_comma(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a,b.txt", "c.txt", "d.txt"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "t.tiktoken").write_bytes(train_bpe("a b", 257))
     assert [p.name for p in files.find_files("a,b.txt")] == ["a,b.txt"]
     assert [p.name for p in files.find_files("c.txt,d.txt")] == ["c.txt", "d.txt"]
+    with pytest.raises(SystemExit, match="--file=,, names no file"):  # "it was all there"
+        files.find_files(",,")
+    with pytest.raises(SystemExit, match="c.txt cannot be made .File exists.: choose another --o"):
+        shards.build(shards.Settings(file="d.txt", out="c.txt", tokenizer="t.tiktoken"))
 
 
 @pytest.mark.parametrize("separator, line, end", [
@@ -396,7 +402,6 @@ def test_where_a_chunk_of_text_may_end(separator, line, end):
 
 def test_a_ranking_that_does_not_fit_is_not_measured(monkeypatch):
     """It stopped `make mine` when both trainings were done."""
-    from data.tokenizer import of_tiktoken, train_bpe
     from helpers import tiny
     tokenizer = of_tiktoken(train_bpe("abc abd", 257), "t")
     model = tiny(vocab_size=tokenizer.size, block_size=24)
@@ -449,7 +454,6 @@ def test_released_samples_that_are_few_or_broken(tmp_path, monkeypatch, capsys, 
 def test_two_exports_to_one_place_and_a_link(tmp_path):
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     fcntl = pytest.importorskip("fcntl")
-    from data.tokenizer import of_tiktoken, train_bpe
     from helpers import tiny
     from runtime.huggingface import export
     tokenizer = of_tiktoken(train_bpe("abc abd", 257), "t")
