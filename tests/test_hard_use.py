@@ -174,6 +174,8 @@ def test_facts_that_are_not_whole_are_one_line(ranked, file, content, flags, com
     (["--limit=3"], "--limit is a setting of the public suite: add --suite=public"),
     (["--prompts=x"], "--prompts is a setting of the public suite"),
     (["--suite=public", "--tasks=rte,preference"], "needs --prompts=FILE or --rankings=FILE"),
+    (["--models="], "--models= names no model"),
+    (["--suite=public", "--models="], "--models= names no model"),
     (["--models=a=b", "--versus=a/c"], "there is no model c in --models"),
 ])
 def test_settings_that_contradict_each_other(flags, complaint):
@@ -246,6 +248,13 @@ def test_a_benchmark_that_cannot_be_measured(tmp_path, task, file, content, comp
     with pytest.raises(SystemExit, match=complaint) as error:
         read(tmp_path, task)
     assert "\n" not in str(error.value)
+
+
+def test_toxicity_without_a_scorer_is_told_before_a_model_answers():
+    s = evaluate.Settings(suite="public", toxicity="")
+    with pytest.raises(SystemExit, match="--toxicity= names no scorer"):
+        public.read_judges(s, {"toxicity": {}})
+    assert public.read_judges(s, {"rte": {}}).toxicity is None
 
 
 def test_examples_that_use_up_the_items_or_are_too_few(tmp_path):
