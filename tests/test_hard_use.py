@@ -482,6 +482,8 @@ def test_two_exports_to_one_place_and_a_link(tmp_path):
     export(model, tokenizer, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert {path.name for path in (tmp_path / "real").iterdir()} == names
+    export(model, tokenizer, tmp_path / "caf\udcc3\udca9")  # as LC_ALL=C gives a name in UTF-8
+    assert "# café\n" in (tmp_path / "café" / "README.md").read_text("utf-8")
     assert not list(tmp_path.glob("*.writing"))
 
 
