@@ -62,6 +62,8 @@ class Settings(Computing):
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if self.suite == "toy" and (public_only := [name for name in given if name in PUBLIC]):
             return f"--{public_only[0]} is a setting of the public suite: add --suite=public"
+        if not self.models and not self.rankings:
+            return "--models= names no model"
         if "preference" in self.tasks.split(",") and not (self.prompts or self.rankings):
             return "--tasks=preference needs --prompts=FILE or --rankings=FILE"
         if self.rankings:  # they name models of their own

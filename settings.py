@@ -91,7 +91,7 @@ BOUNDS = {
     "(0, inf]": "clip_value explode",  # inf: none
     "[0, 1]": "ema floor pretrain_mix gae_lambda discount agreement share",
     "[0, 1)": "dropout split_valid split_test",
-    "(-inf, inf)": "unfinished",
+    "[-1e6, 1e6]": "unfinished",  # the scores are float32
     "[0, 9223372036854775808)": "seed",  # 63 bits
 }
 CHOICES = {"device": "auto cpu cuda", "dtype": "auto float32 bf16", "split": "train valid test",

@@ -28,6 +28,8 @@ def find_files(names, suffixes=SUFFIXES):
         if not found:
             stop(f"no {', '.join(suffixes)} file in {path}" if path.is_dir() else f"no file {path}")
         out += found
+    if not out:
+        stop(f"--file={names} names no file")
     return list({path.resolve(): path for path in out}.values())  # no file is read twice
 
 

@@ -99,7 +99,8 @@ FIELDS = {
     "test prompt": {"prompt": (is_filled, "a string that is not empty"),
                     "task": (is_task, "an object with \"type\", as the toy town alone has"),
                     "category": (is_text, "a string")},
-    "probe": {name: (is_text, "a string") for name in ("text", "probe", "answer")},
+    "probe": {name: (is_filled, "a string that is not empty") for name in ("text", "probe",
+                                                                           "answer")},
 }
 
 

@@ -270,7 +270,7 @@ def build(settings):
     tokenizer, out = load_tokenizer(s.tokenizer), Path(s.out)
     files = [path for path in find_files(s.file) if path.name != INDEX]
     made = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    records.make_folder(out)
     records.claim(out)
     # Spawned, not forked: workers start the same way on every system.
     spawn = multiprocessing.get_context("spawn")

@@ -102,6 +102,8 @@ def read_tasks(s, world):
 def read_judges(s, data):
     """The judges that the tasks need."""
     kinds, cache = {TASKS[name].group for name in data}, f"{s.out}/judged"
+    if "toxicity" in kinds and not s.toxicity:
+        stop("--toxicity= names no scorer: name one, or leave toxicity out of --tasks")
     return Judges(judge("toxicity", s.toxicity, cache) if "toxicity" in kinds else None,
                   judge("truth", s.truth, cache), judge("info", s.info, cache))
 

@@ -74,7 +74,7 @@ def outside(results):
                     "There was no judge of truth.")
     told += results["notes"]
     if results["limit"]:
-        told.append(f"Only {results['limit']:,} items of each task were used (--limit).")
+        told.append(f"At most {results['limit']:,} items of each task were used (--limit).")
     return told + [f"{name} was skipped: {why}" for name, why in results["skipped"].items()]
 
 

@@ -7,6 +7,7 @@ the evaluations that are built on them (docs/models.md). --chat: the model learn
 turns are written "Human: ... Assistant: ..." (data/records.py). Import: pretrained.py.
 """
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -62,7 +63,8 @@ def export(model, tokenizer, folder, facts=None, chat=False):
             **special_ids(tokenizer), "do_sample": True, "temperature": 1.0, "top_k": 0,
             "top_p": 1.0, "max_length": model.config.block_size}
     texts = {name: json.dumps(content, indent=1) for name, content in files.items()}
-    texts["README.md"] = card(model, tokenizer, folder.name, facts or {}, chat)
+    name = os.fsencode(folder.name).decode(errors="replace")  # arguments of LC_ALL=C are no UTF-8
+    texts["README.md"] = card(model, tokenizer, name, facts or {}, chat)
     temporary.mkdir(parents=True, exist_ok=True)
     records.claim(temporary)  # two exports to one place would mix their files
     for old in temporary.iterdir():  # of one that was killed

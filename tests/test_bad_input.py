@@ -208,6 +208,7 @@ DEMOS, RANKS = "demonstrations_train.jsonl", "rankings_train.jsonl"
     ("evaluate", "prompts_test.jsonl", changed(task=None), "no field 'task'"),
     ("evaluate", "prompts_test.jsonl", changed(category=None), "no field 'category'"),
     ("evaluate", "probes.jsonl", changed(probe=None), "probe has no field 'probe'"),
+    ("evaluate", "probes.jsonl", changed(text=""), "field 'text': expected a string that is not"),
 ])
 def test_a_record_that_cannot_be_used(copy, stage, file, change, message):
     path = copy.folder / "out" / "toy" / file

@@ -373,7 +373,7 @@ def test_results_say_everything(files, model, tmp_path, monkeypatch, capsys):
     assert any("few-shot: " in note and "do not fit" in note for note in results["notes"])
     text = (tmp_path / "report.md").read_text()
     assert "| hellaswag | few-shot | accuracy |" in text and "Entropy is confidence" in text
-    assert "1.3B: GPT 0.550" in text and "Only 2 items" in text
+    assert "1.3B: GPT 0.550" in text and "At most 2 items" in text
     page = (tmp_path / "report.html").read_text()
     assert page.count("<table>") == 3 == page.count("</table>") and "test_eval_tasks" in page
     kept = (tmp_path / "answers" / "a" / "toxicity.none.jsonl").read_text().splitlines()

@@ -15,6 +15,7 @@ import torch
 import eval_files
 import evaluate
 from data import files, records, shards
+from data.tokenizer import of_tiktoken, train_bpe
 from data.toy import world
 from evals import preference, public, report, tasks, town
 from helpers import one_process
@@ -173,6 +174,8 @@ def test_facts_that_are_not_whole_are_one_line(ranked, file, content, flags, com
     (["--limit=3"], "--limit is a setting of the public suite: add --suite=public"),
     (["--prompts=x"], "--prompts is a setting of the public suite"),
     (["--suite=public", "--tasks=rte,preference"], "needs --prompts=FILE or --rankings=FILE"),
+    (["--models="], "--models= names no model"),
+    (["--suite=public", "--models="], "--models= names no model"),
     (["--models=a=b", "--versus=a/c"], "there is no model c in --models"),
 ])
 def test_settings_that_contradict_each_other(flags, complaint):
@@ -245,6 +248,13 @@ def test_a_benchmark_that_cannot_be_measured(tmp_path, task, file, content, comp
     with pytest.raises(SystemExit, match=complaint) as error:
         read(tmp_path, task)
     assert "\n" not in str(error.value)
+
+
+def test_toxicity_without_a_scorer_is_told_before_a_model_answers():
+    s = evaluate.Settings(suite="public", toxicity="")
+    with pytest.raises(SystemExit, match="--toxicity= names no scorer"):
+        public.read_judges(s, {"toxicity": {}})
+    assert public.read_judges(s, {"rte": {}}).toxicity is None
 
 
 def test_examples_that_use_up_the_items_or_are_too_few(tmp_path):
@@ -381,8 +391,13 @@ def test_a_file_whose_name_has_a_comma(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a,b.txt", "c.txt", "d.txt"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "t.tiktoken").write_bytes(train_bpe("a b", 257))
     assert [p.name for p in files.find_files("a,b.txt")] == ["a,b.txt"]
     assert [p.name for p in files.find_files("c.txt,d.txt")] == ["c.txt", "d.txt"]
+    with pytest.raises(SystemExit, match="--file=,, names no file"):  # "it was all there"
+        files.find_files(",,")
+    with pytest.raises(SystemExit, match="c.txt cannot be made .File exists.: choose another --o"):
+        shards.build(shards.Settings(file="d.txt", out="c.txt", tokenizer="t.tiktoken"))
 
 
 @pytest.mark.parametrize("separator, line, end", [
@@ -395,7 +410,6 @@ def test_where_a_chunk_of_text_may_end(separator, line, end):
 
 def test_a_ranking_that_does_not_fit_is_not_measured(monkeypatch):
     """It stopped `make mine` when both trainings were done."""
-    from data.tokenizer import of_tiktoken, train_bpe
     from helpers import tiny
     tokenizer = of_tiktoken(train_bpe("abc abd", 257), "t")
     model = tiny(vocab_size=tokenizer.size, block_size=24)
@@ -448,7 +462,6 @@ def test_released_samples_that_are_few_or_broken(tmp_path, monkeypatch, capsys, 
 def test_two_exports_to_one_place_and_a_link(tmp_path):
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     fcntl = pytest.importorskip("fcntl")
-    from data.tokenizer import of_tiktoken, train_bpe
     from helpers import tiny
     from runtime.huggingface import export
     tokenizer = of_tiktoken(train_bpe("abc abd", 257), "t")
@@ -468,6 +481,8 @@ def test_two_exports_to_one_place_and_a_link(tmp_path):
     export(model, tokenizer, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert {path.name for path in (tmp_path / "real").iterdir()} == names
+    export(model, tokenizer, tmp_path / "caf\udcc3\udca9")  # as LC_ALL=C gives a name in UTF-8
+    assert "# café\n" in (tmp_path / "café" / "README.md").read_text("utf-8")
     assert not list(tmp_path.glob("*.writing"))
 
 

@@ -199,6 +199,7 @@ def test_the_defaults_and_presets_are_within_the_bounds(script, field):
     ("ppo", ["--ptx_rows=0"], "--ptx_rows=0: expected a number >= 1"),
     ("ppo", ["--minibatch=0"], "--minibatch=0: expected a number >= 1"),
     ("ppo", ["--unfinished=nan"], "--unfinished=nan: expected a number"),
+    ("ppo", ["--unfinished=1e300"], "--unfinished=1e+300: expected a number >= -1e6 and <= 1e6"),
     ("labels.sample", ["--prompts=-1"], "--prompts=-1: expected a number >= 0"),
     ("labels.sample", ["--temperature=-1"], "--temperature=-1.0: expected a number >= 0"),
     ("data.toy.world", ["--prompts=0"], "--prompts=0: expected a number >= 1"),
