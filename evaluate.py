@@ -7,7 +7,7 @@ evals/town.py says what is measured and how; evals/public.py does so for the pub
 (docs/evaluations.md).
 """
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from settings import Computing, one_process, parse  # before torch
@@ -21,6 +21,8 @@ from evals.town import evaluate, pairs
 from runtime.world import World
 
 MODELS = "base=out/base,prompted=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"
+PUBLIC = ("tasks", "files", "limit", "form", "batch_tokens", "toxicity", "truth", "info", "prompts",
+          "judge", "rankings")
 VERSUS = "ppo-ptx/base,ppo-ptx/prompted,ppo-ptx/sft,ppo/sft,sft/base,ppo-ptx/ppo"
 
 
@@ -57,6 +59,13 @@ class Settings(Computing):
 
     def problem(self):
         """The default comparisons that --models lacks are left out; one that was typed is not."""
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if self.suite == "toy" and (public_only := [name for name in given if name in PUBLIC]):
+            return f"--{public_only[0]} is a setting of the public suite: add --suite=public"
+        if "preference" in self.tasks.split(",") and not (self.prompts or self.rankings):
+            return "--tasks=preference needs --prompts=FILE or --rankings=FILE"
+        if self.rankings:  # they name models of their own
+            return None
         names = {model.partition("=")[0] for model in self.models.split(",")}
         for pair in self.versus.split(",") if not self.versus.startswith(VERSUS) else ():
             if missing := set(filter(None, pair.split("/", 1))) - names:

@@ -70,7 +70,7 @@ class Settings(Run):
     save_every: int = 4  # iterations between the states that --resume goes on from
     offload: bool = False  # keep idle reference and reward model in CPU memory; for GPUs only
 
-    BOUNDS = {"temperature": "(0, inf)"}
+    BOUNDS = {"temperature": "[0.01, inf)"}  # colder, the gradients overflow
 
     def problem(self):
         if self.batch % self.minibatch:
@@ -122,14 +122,14 @@ def gae(reward, value, mask, discount, lam):
     All [B, T]. Nothing is bootstrapped past the last token: V and A after it are 0. Returns
     (advantage, return = A + V), 0 outside the mask.
     """
-    # times 1.0: whole numbers become floats, else the sums below would be cut to whole numbers
-    value, reward = (1.0 * x.masked_fill(~mask, 0.0) for x in (value, reward))
-    advantage, following = torch.zeros_like(value), torch.zeros_like(value[:, 0])
-    next_value = torch.zeros_like(following)
+    value, reward = (x.masked_fill(~mask, 0.0) for x in (value, reward))
+    advantage, following, next_value = [], 0.0, 0.0
     for t in reversed(range(value.size(1))):
         delta = reward[:, t] + discount * next_value - value[:, t]
         following = (delta + discount * lam * following) * mask[:, t]
-        advantage[:, t], next_value = following, value[:, t]
+        next_value = value[:, t]
+        advantage.append(following)
+    advantage = torch.stack(advantage[::-1], 1)
     return advantage, (advantage + value).masked_fill(~mask, 0.0)
 
 

@@ -52,13 +52,16 @@ class Samples:
                 zip(self.ids.tolist(), self.prompt_lengths.tolist(), ends.tolist())]
 
 
+COLDEST = 1e-30  # the inverse of a lower temperature is infinite in float32: greedy is warmer
+
+
 def choose(logits, temperature, noise, top_p=1.0):
     """Logits [B, V] and noise [B] in [0, 1) -> tokens [B] and their log-probs [B].
 
     The first token whose cumulative probability exceeds the noise; temperature 0 is greedy. With
     top_p < 1 only tokens of the nucleus can be drawn, and log-probs are those within it.
     """
-    z, coolness = logits.float(), 1 / (temperature or 1.0)
+    z, coolness = logits.float(), 1 / max(temperature or 1.0, COLDEST)
     top = z.amax(-1, keepdim=True)
     # One pass of exp2 serves both the choice and its log-prob.
     p = (z - top).mul_(LOG2E * coolness).exp2_()

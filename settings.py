@@ -122,6 +122,8 @@ def check(s):
         choices = {**CHOICES, **getattr(s, "CHOICES", {})}.get(name, "")
         if choices and value not in choices.split():
             stop(f"--{name}={value}: expected one of {', '.join(choices.split())}")
+        if name == "out" and not value and field.default:  # such as --out=$FOLDER without one
+            stop("--out= is empty: name the folder or file to write")
         interval = interval_of(s, field)
         if interval and not within(value, interval):
             stop(f"--{name}={value}: expected a number {in_words(interval, False)}".rstrip())

@@ -6,19 +6,23 @@
 """
 import gzip
 import json
+import os
 import zlib
 from pathlib import Path
 
 from settings import extra, stop
+
+from data import hub
 
 TABLES = (".parquet", ".csv", ".arrow")  # read by the library `datasets` (an extra)
 SUFFIXES = tuple(kind + gz for kind in (".txt", ".json", ".jsonl") for gz in ("", ".gz"))
 
 
 def find_files(names, suffixes=SUFFIXES):
-    """Files or folders, separated by commas -> paths; of a folder all files with `suffixes`."""
+    """Files or folders, separated by commas (or one whose name has a comma) -> paths; of a folder
+    all files with `suffixes`."""
     out = []
-    for path in map(Path, filter(None, names.split(","))):
+    for path in map(Path, [names] if os.path.exists(names) else filter(None, names.split(","))):
         found = [path] if path.is_file() else sorted(
             p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes))
         if not found:
@@ -109,12 +113,20 @@ def read_table(kind, place, **where):
         for number, row in enumerate(rows, 1):
             yield f"{place}:row {number}", row
     except Exception as error:  # of the library, of its file formats, of the network
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        stop(f"{place} cannot be read: {said}")
+        said = " ".join(str(error).strip().split("\n")[:2]).strip() or type(error).__name__
+        flags = "; --subset names a configuration, --part a split" * place.startswith("hub:")
+        stop(f"{place} cannot be read: {said.rstrip('.')}{flags}")
 
 
-def stream(name, subset, part):
+def stream(name, subset, part, revision=""):
     """(place, row) of a dataset of the hub, OWNER/NAME: of its configuration `subset`, if it has
-    several, and of its split `part`."""
-    more = {"name": subset} if subset else {}
-    yield from read_table(name, f"hub:{name}", split=part, **more)
+    several, and of its split `part`. revision: a commit, tag or branch; by default the newest."""
+    extra("datasets", f"reading hub:{name}")
+    try:  # the library would try for half a minute where there is no network
+        hub.fetch(name, ["README.md"], "dataset", revision or None)
+    except hub.Unavailable as error:
+        stop(f"hub:{name} cannot be read ({error}); where there is a network, `hf download {name} "
+             "--repo-type=dataset` gets its files: give them here by --name=trl (or the name of "
+             "their format) and --file=PATH")
+    more = {"name": subset, "revision": revision}
+    yield from read_table(name, f"hub:{name}", split=part, **{k: v for k, v in more.items() if v})

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-from settings import extra
+from settings import EXTRAS, extra, stop
 
 
 class Unavailable(Exception):
@@ -20,6 +20,9 @@ class Unavailable(Exception):
 def library(what):
     """The library's module for downloads; stops if not installed. what: needs it."""
     module = extra("huggingface_hub.file_download", f"the download of {what}")
+    if not hasattr(module, "RemoteEntryNotFoundError"):  # before 1.0, as transformers 4 wants it
+        stop(f"the download of {what} needs a newer huggingface_hub: pip install "
+             f"{' '.join(EXTRAS['hf'])}, in an environment without transformers 4")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # we report errors ourselves
     return module
 
@@ -86,6 +89,8 @@ def reason(error, lib):
         error = error.__cause__
     if isinstance(error, lib.GatedRepoError):
         return "its owner must let you in, and HF_TOKEN must say who you are"
+    if isinstance(error, lib.RevisionNotFoundError):
+        return "there is no such revision"
     if isinstance(error, lib.RepositoryNotFoundError):
         return "there is no such repository, or HF_TOKEN must say who may read it"
     if isinstance(error, OSError) and error.filename and error.strerror:

@@ -45,6 +45,7 @@ class Settings:
     out: str = "out/public"  # folder to write; existing records of other kinds stay
     subset: str = ""  # of hub:OWNER/NAME: its configuration, if it has several
     part: str = "train"  # of hub:OWNER/NAME: its split, such as test
+    revision: str = ""  # of hub:OWNER/NAME: a commit, tag or branch; empty: the newest
     most: int = 0  # rows to read; 0: all
     # what is used
     split_valid: float = 0.05  # share of the prompts (or documents) in the validation split
@@ -75,8 +76,14 @@ class Settings:
     def problem(self):
         if self.split_valid + self.split_test >= 1:
             return "--split_valid and --split_test: expected shares of less than 1 together"
-        if self.columns and self.name != "trl" and not self.name.startswith("hub:"):
+        on_hub = self.name.startswith("hub:")
+        if self.columns and self.name != "trl" and not on_hub:
             return f"--{next(iter(self.columns))}: only --name=trl and hub:... have named columns"
+        if on_hub and self.file:
+            return f"--file={self.file}: with --name=trl, or the name of its format; not with hub:"
+        for name, default in (("subset", ""), ("part", "train"), ("revision", "")):
+            if getattr(self, name) != default and not on_hub:
+                return f"--{name}: only --name=hub:OWNER/NAME has one"
 
     @property
     def columns(self):
@@ -304,7 +311,7 @@ def build(settings):
 
     def read():
         nonlocal rows
-        every = stream(s.name[4:], s.subset, s.part) if on_hub else (
+        every = stream(s.name[4:], s.subset, s.part, s.revision) if on_hub else (
             row for path in paths for row in read_rows(path, s.max_bytes, s.max_line))
         for row in itertools.islice(every, s.most or None):
             rows += 1

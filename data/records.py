@@ -298,11 +298,18 @@ def write_json(path, facts):
         file.write(json.dumps(numbers(facts), indent=1) + "\n")
 
 
-def read_json(path, hint):
-    """What `write_json` wrote; stops with the command to run first if there is no file."""
+def read_json(path, hint, *fields):
+    """What `write_json` wrote, an object with at least these fields; stops with the command to run
+    first if there is no file, or if it is not whole."""
     if not Path(path).exists():
         stop(f"no file {path}: run `{hint}` first")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as e:  # not JSON, or not UTF-8
+        facts = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("it holds no JSON object")
+        for field in fields:
+            if field not in facts:
+                raise ValueError(f"it has no {field!r}")
+    except ValueError as e:  # also: not JSON, or not UTF-8
         stop(f"{path} is damaged ({e}): delete it, and run `{hint}` again")
+    return facts

@@ -89,7 +89,8 @@ def chunks(files, place, s):
 def ends(raw, separator):
     """Whether a document of a .txt file can end with this line: it is blank, or ends with the
     separator where there is one."""
-    return raw.rstrip().endswith(separator.encode()) if separator else not raw.strip()
+    mark = separator.strip().encode()  # lines end in white space of their own
+    return raw.rstrip().endswith(mark) if mark else not raw.strip()
 
 
 def documents(path, first, body, s):
@@ -227,16 +228,25 @@ def write_shard(out, number, results, s, progress):
     return entries, place, notes
 
 
+def checksum(path):
+    """CRC-32 of a file: text that was changed after half of it is in shards must not go on."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(2**24):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
 def begin(s, tokenizer, files):
     """The index so far, with its shards checked; or a new one."""
     fresh = {"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint,
              "dtype": dtype_of(tokenizer).name, **{name: getattr(s, name) for name in FIXED},
-             "files": [[str(path), path.stat().st_size] for path in files],
+             "files": [[str(path), path.stat().st_size, checksum(path)] for path in files],
              "next": {"file": 0, "offset": 0, "line": 1}, "empty": 0, "typed": 0, "shards": []}
     path = Path(s.out) / INDEX
     if not path.exists():
         return fresh
-    index = records.read_json(path, "python -m data.shards")
+    index = records.read_json(path, "python -m data.shards", "shards", "next")
     for key in ("fingerprint", "files", *FIXED):
         if index.get(key, "") != fresh[key]:
             stop(f"{path} is of another run, its {key!r} differs: choose another --out, or delete "
@@ -259,6 +269,7 @@ def build(settings):
         stop("give --file=PATH: .txt files, JSON lines {\"text\"}, or a folder of them")
     tokenizer, out = load_tokenizer(s.tokenizer), Path(s.out)
     files = [path for path in find_files(s.file) if path.name != INDEX]
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     records.claim(out)
     # Spawned, not forked: workers start the same way on every system.
@@ -281,7 +292,7 @@ def build(settings):
                 records.write_json(out / INDEX, index)  # now the shard counts
     finally:
         records.release(out)
-        if not any(out.iterdir()):
+        if made and not any(out.iterdir()):
             out.rmdir()
     return index, (total(index, "tokens") - before) / (time.time() - started)
 

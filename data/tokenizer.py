@@ -138,7 +138,7 @@ def load_tokenizer(name, folder="."):
         except OSError:  # no network, and not fetched before
             stop(f"the gpt2 tokenizer cannot be fetched: {GPT2_FILES}")
     path = Path(folder) / name
-    if not path.exists():
+    if not path.is_file():
         stop(f"no tokenizer {path}: run `python -m data.toy.world` first, or say --tokenizer=gpt2 "
              "for text of your own (docs/data.md)")
     source = path.read_bytes()
@@ -190,8 +190,9 @@ def train_bpe(text, size):
     """Byte-pair encoding (Sennrich et al. 2016): `size` tokens, the 256 bytes and EOS included.
 
     Repeatedly merges the most frequent pair of neighbours, counted over distinct words. Ties
-    go to the smallest pair, so that the result depends only on the text. Returns the file
-    in tiktoken's format: a line a token, base64 and rank.
+    go to the smallest pair, so that the result depends only on the text (the reference of
+    Stanford's CS336 takes the greatest; with its rule and its PATTERN the merges are the same).
+    Returns the file in tiktoken's format: a line a token, base64 and rank.
     """
     words = collections.Counter(re.findall(PATTERN, indent(text)))
     words = {tuple(bytes([b]) for b in word.encode()): n for word, n in words.items()}

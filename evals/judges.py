@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import math
+import numbers
 import os
 import re
 import sys
@@ -99,7 +100,7 @@ def checked(flag, function):
 
 def number(x, who):
     """x as a float from 0 to 1; stops if it is none."""
-    if isinstance(x, (int, float)) and math.isfinite(x) and 0 <= x <= 1:
+    if isinstance(x, numbers.Real) and math.isfinite(x) and 0 <= x <= 1:
         return float(x)
     stop(f"{who} gave {records.shorten(str(x))}, expected a number from 0 to 1")
 

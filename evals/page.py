@@ -15,7 +15,7 @@ from evals.answers import PARTS, cards, chosen
 from evals.pictures import (INK, SPACE, VIOLET, axis, colour, colours_of, counted, curves,
                             interval, key, label, lanes, mark, measure, number, panel, percent,
                             rows, score, share, smooth, ticks, told, track)
-from evals.town import FLAGS
+from evals.town import FLAGS, is_prompted
 
 MODELS = {"base": "pretrained on the town's texts", "prompted": "base, with demonstrations before "
           "the prompt", "sft": "step 1, from demonstrations", "ppo": "step 3, from the reward "
@@ -235,7 +235,7 @@ def distance(results, policies, colours):
 def seconds(results, colours):
     """How long each step took. A prompted model has no training of its own."""
     table = {name: v for name, v in (results.get("seconds") or {}).items()
-             if v is not None and not name.endswith("prompted")}
+             if v is not None and not is_prompted(name)}
     if not table:
         return ""
     total = sum(table.values())

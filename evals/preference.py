@@ -9,6 +9,7 @@ hallucinations among the answers to closed-domain prompts: those whose answer mu
 in the prompt alone.
 """
 import itertools
+import math
 from pathlib import Path
 
 from settings import stop  # before torch
@@ -18,10 +19,9 @@ import torch
 from data import records
 from data.batches import encode_prompt, encode_response, pad
 from data.toy.tasks import gold
-from data.toy.town import Town
 from evals.tasks import Metric
 from evals.town import likert, win_rate
-from labels.simulated import pool
+from labels.simulated import judgeable, labelers_of, pool, town_of
 from model import ScalarGPT, last_score
 from runtime.checkpoint import load
 from runtime.world import groups_by_tokens
@@ -51,6 +51,20 @@ def is_closed(record):
 
 # ----------------------------------------------------------------------------------- people
 
+def is_labelled(ranking):
+    """Whether the models, Likert scores and flags of a ranking are what they should be, where it
+    has any: one for each completion."""
+    k = len(ranking["completions"])
+    likert, flags = ranking.get("likert", [1] * k), ranking.get("flags", [{}] * k)
+    models = [c["model"] for c in ranking["completions"] if c.get("model") is not None]
+    return (all(isinstance(model, str) for model in models)
+            and isinstance(likert, list) and isinstance(flags, list)
+            and len(likert) == len(flags) == k
+            and all(type(x) in (int, float) and math.isfinite(x) for x in likert)
+            and all(isinstance(f, dict) and all(type(x) is bool for x in f.values())
+                    for f in flags))
+
+
 def won(ranks, models, first, second):
     """The share of pairs of their completions that `first` wins against `second` in one ranking;
     None if one of the two has none."""
@@ -71,6 +85,11 @@ def by_prompt(values):
 def from_rankings(path, wanted):
     """[(model or pair, metric, numbers)] of a file of rankings."""
     rows = records.read(path, "ranking")
+    for row in rows:
+        if not is_labelled(row):
+            stop(f"{path}: the ranking of {records.shorten(row['prompt'])}: expected \"model\" to "
+                 "be a string, \"likert\" a list of numbers, \"flags\" a list of {flag: true or "
+                 "false}, one for each completion")
     models = [[c.get("model") for c in r["completions"]] for r in rows]
     names = sorted({m for own in models for m in own if m})
     if not names:
@@ -89,7 +108,7 @@ def from_rankings(path, wanted):
                     shares.setdefault(flag, []).append((r["prompt"], float(value)))
         out += [(name, flag if flag == "hallucination" else f"flag: {flag}", by_prompt(values))
                 for flag, values in shares.items()]
-    return [row for row in out if row[2]]
+    return [row for row in out if row[2] or row[1] == "win_rate"]  # a pair that never met: n = 0
 
 
 # ----------------------------------------------------------------------------------- simulated
@@ -119,9 +138,19 @@ def every_rank(world, rows):
     return world.gather([rows])
 
 
-def by_reward(s, prompts, answers, world):
-    """[(model or pair, metric, numbers)]: the reward model scores every answer."""
+def comparing(s, prompts, world):
+    """by_town or by_reward, as a function of the answers. It reads all that it needs now: a missing
+    file must not be found when all models have answered."""
+    if s.judge == "town":
+        facts, town = labelers_of(s.data), town_of(s.data)
+        judgeable(town, prompts, s.prompts)
+        return lambda answers: by_town(s, town, facts, prompts, answers)
     model, tokenizer, _ = load(s.rm, {"ScalarGPT": ScalarGPT}, "python reward.py")
+    return lambda answers: by_reward(s, model, tokenizer, prompts, answers, world)
+
+
+def by_reward(s, model, tokenizer, prompts, answers, world):
+    """[(model or pair, metric, numbers)]: the reward model scores every answer."""
     model.to(world.device).eval()
     scores = {name: reward_scores(model, tokenizer, [p["prompt"] for p in prompts], own, world,
                                   s.batch_tokens) for name, own in answers.items()}
@@ -133,30 +162,40 @@ def by_reward(s, prompts, answers, world):
     return out
 
 
-def by_town(s, prompts, answers):
+def answered(prompts, *answers):
+    """The prompts that have each of these answers, and these: lists of one length."""
+    rows = [row for row in zip(prompts, *answers) if None not in row]
+    return map(list, zip(*rows)) if rows else [[] for _ in (prompts, *answers)]
+
+
+def by_town(s, town, facts, prompts, answers):
     """[(model or pair, metric, numbers or a finished interval)]: the town's held-out labelers."""
-    facts = records.read_json(f"{s.data}/labelers.json", "python -m labels.simulated")
-    town = Town(records.read_json(f"{s.data}/world.json", "python -m data.toy.world")["seed"])
     _, heldout = pool(facts["seed"])
-    answers = {name: [said or ("", False) for said in own] for name, own in answers.items()}
     out = []
     for a, b in versus(list(answers), s.versus):
-        rate = win_rate(town, prompts, answers[a], answers[b], heldout, facts["sharpness"],
-                        s.votes, s.seed)
+        rate = win_rate(town, *answered(prompts, answers[a], answers[b]), heldout,
+                        facts["sharpness"], s.votes, s.seed)
         out.append((f"{a} vs {b}", "win_rate", {"value": rate.pop("mean"), **rate}))
-    for name, own in answers.items():
-        score = likert(town, prompts, own, heldout, facts["sharpness"], s.seed)
-        out.append((name, "likert", {"value": score, "low": None, "high": None, "n": len(own)}))
-        closed = [float(gold(town, p["task"], *said)["flags"]["hallucinates"])
-                  for p, said in zip(prompts, own) if is_closed(p)]
-        out.append((name, "hallucination", closed))
+    for name in answers:
+        asked, said = answered(prompts, answers[name])
+        score = likert(town, asked, said, heldout, facts["sharpness"], s.seed)
+        out.append((name, "likert", {"value": score, "low": None, "high": None, "n": len(said)}))
+        invents = [gold(town, p["task"], *own)["flags"]["hallucinates"]
+                   for p, own in zip(asked, said) if is_closed(p)]
+        out.append((name, "hallucination", [None if x is None else float(x) for x in invents]))
     return out
 
 
 def read_prompts(s):
-    """The prompts of --prompts, --limit of them from the beginning."""
+    """(the prompts of --prompts, --limit of them from the beginning, notes). A prompt that is there
+    several times counts once: its answers are not independent."""
     kind = "test prompt" if s.judge == "town" else "prompt"
-    return records.read(Path(s.prompts), kind)[: s.limit or None]
+    every, once = records.read(Path(s.prompts), kind), {}
+    for prompt in every:
+        once.setdefault(prompt["prompt"], prompt)
+    again = len(every) - len(once)
+    return list(once.values())[: s.limit or None], [
+        f"{s.prompts}: {again:,} prompts are there again and count once"] if again else []
 
 
 def answer(reader, prompts, s):

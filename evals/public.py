@@ -17,8 +17,8 @@ from evals import (crows, drop, hellaswag, paper, perplexity, preference, public
 from evals.judges import Judges, judge, named
 from evals.loops import Reader
 from evals.metrics import interval
-from evals.tasks import locate, some, split_off
-from evals.town import pairs
+from evals.tasks import item_of, locate, rows_of, some, split_off
+from evals.town import is_prompted, named_models
 from model import GPT
 from runtime import pretrained
 from runtime.checkpoint import load, made_from
@@ -46,13 +46,13 @@ def read_items(name, task, variant, s):
     """(examples, items, whether they share a file) of a task in one of its variants. The examples
     are from the training file; where there is none, items of the evaluated file, which are then
     left out of it, for every variant alike."""
-    make = lambda row: task.item(row, variant)
+    make = lambda row: item_of(name, task, row, variant)
     usable = lambda row: make(row).example
-    rows = task.read(*locate(*task.files["test"], s.files, name))
+    rows = rows_of(task, locate(*task.files["test"], s.files, name))
     most, examples, shared = max(v.shots for v in task.variants.values()), [], False
     if most:
         try:
-            training = task.read(*locate(*task.files["train"], s.files, name))
+            training = rows_of(task, locate(*task.files["train"], s.files, name))
             examples, _ = split_off(training, most, s.seed, usable)
         except (hub.Unavailable, KeyError):
             examples, rows = split_off(rows, most, s.seed, usable)
@@ -68,11 +68,18 @@ def read_tasks(s, world):
     for name, task in chosen(s).items():
         try:
             every = {v: read_items(name, task, v, s) for v in task.variants}
+            if not all(items for _, items, _ in every.values()):
+                stop(f"{name}: {task.files['test'][0][0]} has no item that can be measured" + (
+                    ", beside the examples, for which there is no other file" if any(
+                        shared for *_, shared in every.values()) else ""))
             data[name] = {v: own[:2] for v, own in every.items()}
             if any(shared for *_, shared in every.values()):
                 notes.append(f"{name}: there is no {', '.join(task.files['train'][0])}: the "
                              "examples come from the evaluated file, and are left out of it")
                 world.print(notes[-1])
+            notes += [f"{name}, {v}: {len(own):,} examples instead of {task.variants[v].shots}, "
+                      "there are no more" for v, (own, *_) in every.items()
+                      if len(own) < task.variants[v].shots]
         except hub.Unavailable as error:
             names, where = task.files["test"]
             skipped[name] = (f"{error}; get {', '.join(names)} ({where}), and give their folder as "
@@ -97,11 +104,9 @@ def read_judges(s, data):
 
 def read_pairs(s):
     """[(name, path)] of --models; stops at once if one is not there."""
-    out = pairs("models", s.models, "=")
-    if len({name for name, _ in out}) < len(out):
-        stop(f"--models={s.models}: two models have the same name")
+    out = named_models(s)
     for name, path in out:
-        if name.endswith("prompted"):
+        if is_prompted(name):
             stop(f"--suite=public has no few-shot prefix for {name}: leave it out of --models")
         if not (Path(path) / "checkpoint.json").exists() and not pretrained.known(path):
             stop(f"{path} has no checkpoint: run `python sft.py` first, or leave {name} out of "
@@ -117,15 +122,16 @@ def fingerprint(items, examples):
     return zlib.crc32(json.dumps(content).encode())
 
 
-def kept(path, facts):
-    """(outputs, what did not fit) of a finished task, if they were made from the same; or None."""
+def kept(path, facts, n):
+    """(outputs, what did not fit) of a finished task, if they were made from the same n items; or
+    None."""
     if not path.exists():
         return None
     lines = path.read_text(encoding="utf-8").split("\n")
     try:
         head, *rest = (json.loads(line) for line in lines if line)
         return ([row["output"] for row in rest], head["unfit"]) if (
-            head["made_from"] == facts) else None
+            head["made_from"] == facts and len(rest) == n) else None
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -143,7 +149,7 @@ def outputs_of(reader, name, variant, examples, items, facts, path):
     """(outputs, [examples that did not fit, prompts that were cut]) of one model for one variant
     of a task: from the disk, or asked and written. None on other ranks than the first."""
     task, world = TASKS[name], reader.world
-    found = kept(path, facts) if world.main else None
+    found = kept(path, facts, len(items)) if world.main else None
     if not world.gather([found is not None])[0]:
         reader.dropped = reader.cut = 0
         outputs = ask(reader, task, task.variants[variant], examples, items)
@@ -152,7 +158,7 @@ def outputs_of(reader, name, variant, examples, items, facts, path):
             records.write(path, [{"made_from": facts, "unfit": unfit}, *(
                 {"prompt": item.prompt, "output": output}
                 for item, output in zip(items, outputs))])
-            found = kept(path, facts)  # as after a resume: lists for tuples
+            found = kept(path, facts, len(items))  # as after a resume: lists for tuples
     return found
 
 
@@ -203,7 +209,7 @@ def answers_of(reader, model, weights, prompts, results, s):
     facts = {"model": weights, "seed": s.seed, "dtype": s.dtype, "temperature": s.temperature,
              "new": s.max_new_tokens, "prompts": zlib.crc32(json.dumps(prompts).encode())}
     path = Path(s.out, "answers", model, "preference.jsonl")
-    found = reader.world.gather([kept(path, facts)])[0]
+    found = reader.world.gather([kept(path, facts, len(prompts))])[0]
     if found is None:
         said = preference.answer(reader, prompts, s)
         found = said, None
@@ -217,15 +223,9 @@ def answers_of(reader, model, weights, prompts, results, s):
     return [output and tuple(output) for output in found[0]]
 
 
-def prefer(s, answers, prompts, results, world):
-    """The rows of the task `preference`."""
-    found = []
-    if answers:
-        found = [(s.judge, row) for row in (
-            preference.by_town(s, prompts, answers) if s.judge == "town" else
-            preference.by_reward(s, prompts, answers, world))]
-    if s.rankings:
-        found += [("rankings", row) for row in preference.from_rankings(s.rankings, s.versus)]
+def prefer(s, compared, people, results):
+    """The rows of the task `preference`: of what the models answered, and of what people ranked."""
+    found = [*((s.judge, row) for row in compared), *(("rankings", row) for row in people)]
     for who, (model, metric, values) in found:
         own = values if isinstance(values, dict) else interval(values, s.seed)
         known = preference.METRICS.get(metric)
@@ -241,12 +241,16 @@ def run(s, world):
                                                 and not s.prompts) else []
     data, skipped, notes = read_tasks(s, world)
     judges = read_judges(s, data)
-    prompts = preference.read_prompts(s) if s.prompts else []
+    prompts, again = preference.read_prompts(s) if s.prompts else ([], [])
+    compare = preference.comparing(s, prompts, world) if prompts and models else None
+    people = preference.from_rankings(s.rankings, s.versus) if s.rankings else []
     records.make_folder(s.out)
+    if world.main:
+        records.claim(s.out)
     results = {"suite": "public", "seed": s.seed, "limit": s.limit, "form": s.form,
                "judges": {"toxicity": named(s.toxicity), "truth": named(s.truth),
                           "info": named(s.info)}, "models": {}, "skipped": skipped,
-               "notes": notes, "results": []}
+               "notes": notes + again, "results": []}
     answers = {}
     for name, path in models:
         model, tokenizer, _ = load(path, {"GPT": GPT}, "python sft.py")
@@ -258,7 +262,7 @@ def run(s, world):
         do_tasks(reader, name, weights, data, judges, results, s)
         if prompts:
             answers[name] = answers_of(reader, name, weights, prompts, results, s)
-    prefer(s, answers, prompts, results, world)
+    prefer(s, compare(answers) if answers else [], people, results)
     if world.main:
         finish(s, results)
     world.close()

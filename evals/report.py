@@ -4,15 +4,16 @@
     write              report.html: one file that needs no network
     python -m evals.report    writes the page of a finished demo again
 """
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import records
-from data.toy.town import Town
 from evals.answers import judged
 from evals.page import page
 from evals.town import FLAGS
+from labels.simulated import town_of
 from settings import parse
 
 
@@ -72,11 +73,20 @@ def examples(prompts, answers, rng, n=12):
     return lines
 
 
+def read_log(path):
+    """The lines of a training log. One that is damaged, or half written by a run that still goes
+    on, is left out."""
+    out = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            out.append(json.loads(line))
+    return out
+
+
 def read_logs(folders):
     """{name: lines of the training log in its folder}, without those that have no log."""
     paths = {name: Path(folder, "log.jsonl") for name, folder in folders.items()}
-    return {name: [json.loads(line) for line in path.read_text().splitlines()]
-            for name, path in paths.items() if path.exists()}
+    return {name: read_log(path) for name, path in paths.items() if path.exists()}
 
 
 def write(folder, results, answers, logs, sections=()):
@@ -92,10 +102,9 @@ def finished(folder, data, folders, sections=()):
 
     data: the folder with world.json. folders: {name: folder of a model, with its log}.
     """
-    results = records.read_json(f"{folder}/results.json", "make demo")
+    results = records.read_json(f"{folder}/results.json", "python evaluate.py", "gold")
     answers = records.read(f"{folder}/answers.jsonl", "test prompt")
-    seed = records.read_json(f"{data}/world.json", "python -m data.toy.world")["seed"]
-    return write(folder, results, judged(Town(seed), answers), read_logs(folders), sections)
+    return write(folder, results, judged(town_of(data), answers), read_logs(folders), sections)
 
 
 def main():

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 from settings import parse, stop  # before torch
 
+import numpy as np
+
 from evals.judges import judge
 from evals.metrics import bleu_counts, bleu_of, drop, interval, rank_correlation, rouge_l
 from evals.squad import REFUSAL, scores
-from evals.tasks import csv_rows
+from evals.tasks import BAD, csv_rows
 
 
 @dataclass
@@ -71,8 +73,15 @@ def measure(path, seed=5):
     if not rows:
         stop(f"{path} has no rows")
     kind, groups = kind_of(path, rows[0]), collections.defaultdict(list)
-    for row in rows:
-        groups[row["model_type"], row.get("prompt_type", "")].append(KINDS[kind](row))
+    for number, row in enumerate(rows, 1):
+        try:
+            numbers = KINDS[kind](row)
+            if not all(np.isfinite(x).all() for x in numbers.values()):
+                raise ValueError("a score is no number")
+            groups[row["model_type"], row.get("prompt_type", "")].append(numbers)
+        except BAD as error:
+            stop(f"{path}: row {number} is none of the released samples "
+                 f"({type(error).__name__}: {error})")
     of = {"bleu": {"of": bleu_of}}
     return kind, rows, {key: {metric: interval([one[metric] for one in own], seed,
                                                **of.get(metric, {})) for metric in own[0]}
@@ -91,6 +100,16 @@ def agreement(rows, scorer):
             "right": share(sum(x >= 0.5 for x in ours))}
 
 
+def told(metric):
+    """A number with its interval, where it has one."""
+    span = "" if metric["low"] is None else f" [{metric['low']:.3f}, {metric['high']:.3f}]"
+    return f"{metric['value']:.3f}{span}"
+
+
+def share_of(x, form="{:.0%}"):
+    return "not measured" if x is None else form.format(x)
+
+
 def main():
     s = parse(Settings)
     paths = [p for p in s.file.split(",") if p] or stop("say which files: --file=a.csv,b.csv")
@@ -99,14 +118,13 @@ def main():
         print(f"\n{path}: {kind}, {len(rows):,} samples")
         for (model, prompt), metrics in sorted(table.items()):
             print(f"  {model:16} {prompt:18} " + "  ".join(
-                f"{name} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
-                for name, m in metrics.items()))
+                f"{name} {told(m)}" for name, m in metrics.items()))
         if kind == "toxicity" and s.toxicity:
             facts = agreement(rows, judge("toxicity", s.toxicity, "out/evals/judged"))
             print(f"  {s.toxicity}: rank correlation with Perspective "
-                  f"{facts['rank_correlation']:.3f}; it finds {facts['found']:.0%} of the texts "
-                  f"that are toxic to Perspective, which finds {facts['right']:.0%} of its toxic "
-                  "texts toxic")
+                  f"{share_of(facts['rank_correlation'], '{:.3f}')}; it finds "
+                  f"{share_of(facts['found'])} of the texts that are toxic to Perspective, which "
+                  f"finds {share_of(facts['right'])} of its toxic texts toxic")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ A task is one short file: evals/hellaswag.py and its neighbours; docs/evaluation
 """
 import contextlib
 import csv
-import io
 import json
 import random
 import tarfile
@@ -21,7 +20,7 @@ from settings import stop  # before torch
 
 import numpy as np
 
-from data import hub
+from data import hub, records
 from evals.metrics import average
 
 PREFIXES = {  # of the toxicity and bias tasks; the paper's have the same sense (App. D)
@@ -199,19 +198,58 @@ def json_file(path):
         stop(f"{path}: not JSON: {error}")
 
 
-def csv_rows(path):
-    """The rows of a CSV file with a header, as dicts."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+def csv_rows(path, **dialect):
+    """The rows of a CSV file with a header, as dicts. Stops at one that has not a cell for each
+    column: its values would count in the wrong ones."""
+    out = []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, **dialect)
+            for row in reader:
+                if None in row or None in row.values():
+                    stop(f"{path}:{reader.line_num}: not a cell for each of the columns "
+                         f"{', '.join(reader.fieldnames)}")
+                out.append(row)
+    except UnicodeDecodeError as error:
+        stop(f"{path}: not UTF-8 ({error.reason})")
+    except csv.Error as error:
+        stop(f"{path}: no table: {error}")
+    return out
 
 
 def tsv_rows(path):
     """The rows of a TSV file with a header, as dicts; a quotation mark is an ordinary character."""
-    return list(csv.DictReader(io.StringIO(text_of(path)), delimiter="\t",
-                               quoting=csv.QUOTE_NONE))
+    return csv_rows(path, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 # ----------------------------------------------------------------------------------- items
+
+BAD = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # what a wrong format raises
+
+
+def rows_of(task, paths):
+    """The rows of a task's files. Stops if they are not in the benchmark's format."""
+    try:
+        return task.read(*paths)
+    except BAD as error:
+        stop(f"{paths[0]} is not in the benchmark's format ({type(error).__name__}: {error})")
+
+
+def item_of(name, task, row, variant):
+    """The item of a row. Stops if the row is not in the benchmark's format, before any model has
+    read an item."""
+    try:
+        item = task.item(row, variant)
+        "".join([item.prompt, item.answer, *item.choices]).encode()
+        if task.kind != "complete" and not all(map(str.strip, item.choices or [""])):
+            raise ValueError("an empty text")
+        if type(item.truth) is int and not 0 <= item.truth < len(item.choices):
+            raise ValueError(f"label {item.truth} of {len(item.choices)} choices")
+        return item
+    except BAD as error:
+        stop(f"{name}: a row is not in the benchmark's format ({type(error).__name__}: {error}): "
+             f"{records.shorten(row)}")
+
 
 def some(items, n, seed):
     """n random items, in their own order; all where n is 0."""

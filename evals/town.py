@@ -9,6 +9,7 @@ one, hallucinations over closed-domain prompts (Fig. 4). Those are rare in Table
 prompts_groups.jsonl has more of them, drawn alike. Its other groups are what the feedback shows
 seldom or never; they count for themselves and for nothing else.
 """
+import re
 from pathlib import Path
 
 from settings import stop  # before torch
@@ -18,8 +19,8 @@ import numpy as np
 from data import records
 from data.batches import encode_prompt
 from data.toy.tasks import constraints, gold
-from data.toy.town import Town
-from labels.simulated import FEATURES, features, impressions, pool, rank, rate
+from labels.simulated import (FEATURES, features, impressions, judgeable, labelers_of, pool, rank,
+                              rate, town_of)
 from model import GPT
 from runtime.checkpoint import load
 from runtime.machine import precision
@@ -39,6 +40,24 @@ def pairs(flag, value, mark):
     if any(len(pair) != 2 or not all(pair) for pair in out):
         stop(f"--{flag}={value}: expected pairs with {mark!r} within and commas between")
     return out
+
+
+def named_models(s):
+    """[(name, path)] of --models. Names stand in tables, in files' names, and in --versus."""
+    out = pairs("models", s.models, "=")
+    for i, (name, _) in enumerate(out):
+        if name in [other for other, _ in out[:i]]:
+            stop(f"--models={s.models}: two models have the name {name}")
+        if not re.fullmatch(r"[^\s./\\|][^\n/\\|]*", name):
+            stop(f"--models={s.models}: a name has no / and no |, and begins with no point: "
+                 f"{name!r}")
+    return out
+
+
+def is_prompted(name):
+    """Whether a model's name asks for a few-shot prefix: prompted, base-prompted; not unprompted.
+    """
+    return re.search(r"(^|[^A-Za-z])prompted$", name) is not None
 
 
 def respond(model, tokenizer, texts, s, temperature, max_new_tokens):
@@ -173,7 +192,7 @@ def encoded(name, path, model, tokenizer, prompts, demos, probes, s):
                             cues, WORD)):
         if (longest := max(map(len, ids))) + new > block_size:
             stop(f"{s.data}/{what.format(longest)} do not fit the context of {name}, {block_size}")
-    if not name.endswith("prompted"):
+    if not is_prompted(name):
         return texts
     room = block_size - s.max_new_tokens  # the prefix takes what a prompt leaves
     leads = [tokenizer.encode(prefix(tokenizer, demos, room - len(t))) for t in texts]
@@ -186,9 +205,7 @@ def read_models(s, prompts, demos, probes):
     """{name: (model, tokenizer, its facts, ids of the prompts)}. Reads all before it samples from
     any: an error in the last one must not cost the others' answers."""
     out = {}
-    for name, path in pairs("models", s.models, "="):
-        if name in out:
-            stop(f"--models={s.models}: two models have the name {name}")
+    for name, path in named_models(s):
         model, tokenizer, meta = load(path, {"GPT": GPT}, "make demo")
         texts = encoded(name, path, model, tokenizer, prompts, demos, probes, s)
         out[name] = model, tokenizer, meta, texts
@@ -229,8 +246,9 @@ def evaluate(s, world):
     groups = records.read(f"{s.data}/prompts_groups.jsonl", "test prompt")
     probes = records.read(f"{s.data}/probes.jsonl", "probe")
     demos = records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration")
-    facts = records.read_json(f"{s.data}/labelers.json", "python -m labels.simulated")
-    town = Town(records.read_json(f"{s.data}/world.json", "python -m data.toy.world")["seed"])
+    facts, town = labelers_of(s.data), town_of(s.data)
+    judgeable(town, prompts, f"{s.data}/prompts_test.jsonl")
+    judgeable(town, groups, f"{s.data}/prompts_groups.jsonl")
     rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
     if "accuracy" not in rm:
         stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")
@@ -239,6 +257,7 @@ def evaluate(s, world):
     everything = prompts + groups
     models = read_models(s, everything, demos, probes)
     records.make_folder(s.out)
+    records.claim(s.out)
     results = {"labeler_agreement": facts["agreement"], **{name: {} for name in TABLES}}
     answers = {}
     for name in list(models):

@@ -19,6 +19,14 @@ def sentences(path):
     return [html.unescape(s.strip()) for s in segments] or text.strip("\n").split("\n")
 
 
+def read(french, english):
+    """[(French, English)]. Raises ValueError if they cannot belong together."""
+    both = sentences(french), sentences(english)
+    if len(both[0]) != len(both[1]):
+        raise ValueError(f"{len(both[0]):,} French and {len(both[1]):,} English sentences")
+    return list(zip(*both))
+
+
 def files(name):
     return [f"{name}-fren-src.fr.sgm", f"{name}-fren-ref.en.sgm"]
 
@@ -29,7 +37,7 @@ TASK = Task(
     files={"test": (files("newsdiscusstest2015"), f"{HOME}/test.tgz"),
            "train": (files("newsdiscussdev2015"), f"{HOME}/dev-v2.tgz")},
     needs=("sacrebleu",),
-    read=lambda french, english: list(zip(sentences(french), sentences(english))),
+    read=read,
     item=lambda row, variant: Item(f"French: {row[0]}\nEnglish:", answer=f" {row[1]}",
                                    truth=row[1]),
     measure=each(lambda item, texts: {"bleu": bleu_counts(texts[0], [item.truth])}),

@@ -38,6 +38,8 @@ def item(row, variant):
     best = row["Best Answer"].strip()
     true = [best, *(a for a in answers(row["Correct Answers"]) if a != best)]
     false = answers(row["Incorrect Answers"])
+    if not false:
+        raise ValueError("no incorrect answer")
     return Item(f"Q: {row['Question'].strip()}\nA:", [f" {a}" for a in true + false],
                 f" {best}", (true, false))
 

@@ -30,6 +30,8 @@ def arguments(words, flags):
         if flag not in flags:
             stop(f"unknown flag {word!r}"
                  + (f": this command has {', '.join(flags)}" if flags else ""))
+        if not value and flag != "--reference":
+            stop(f"{flag} needs a value: {flag}=..., without a space")
         given[flag[2:]] = value
     return names, given
 
@@ -75,8 +77,6 @@ def do_start(words):
     for name in names:
         student.exercise_of(name)
     if "into" in flags:
-        if not flags["into"]:
-            stop("--into=FOLDER: which folder?")
         chosen = names or list(course.load())
         git = student.make(flags["into"], chosen)
         print(f"{flags['into']}: a copy of the project with {len(chosen)} holes"
@@ -143,7 +143,9 @@ def do_check(words):
 
 def do_watch(words):
     names, flags = arguments(words, ("--times",))
-    exercises, times = last(names, True), int(flags.get("times") or 0)
+    if not flags.get("times", "0").isdecimal():
+        stop(f"--times={flags['times']}: expected a whole number")
+    exercises, times = last(names, True), int(flags.get("times", 0))
     seen, done = None, 0
     print("watching " + ", ".join(e.file for e in exercises) + " (Ctrl-C ends it)", flush=True)
     while not times or done < times:

@@ -40,8 +40,7 @@ def with_tests():
 
 ATTENTION, TILES, HEAD = "kernels/reference.py", "kernels/attention.py", "kernels/losses.py"
 BATCHES = "data/batches.py"
-GAE_ZEROS = ("value, reward = (1.0 * x.masked_fill(~mask, 0.0) for x in (value, reward))\n"
-             "    advantage, following")
+GAE_ZEROS = "value, reward = (x.masked_fill(~mask, 0.0) for x in (value, reward))"
 WHITENED = "    return ((x - mean) * (variance + 1e-8).rsqrt()).masked_fill(~mask, 0.0).float()"
 PENALTY = "(-beta * (logprob - ref_logprob)).masked_fill(~mask, 0.0)"
 RANKED = "-(weights * F.logsigmoid(scores[better] - scores[worse])).sum()"
@@ -310,7 +309,7 @@ DEFECTS = (
            "    after = F.pad(mask[:, 1:], (0, 1), value=True)\n",
            "A response that fills its row has no last token.", "last-token"),
     Defect("bootstrapped-past-the-end", "ppo.py", GAE_ZEROS,
-           "reward = 1.0 * reward.masked_fill(~mask, 0.0)\n    advantage, following",
+           "reward = reward.masked_fill(~mask, 0.0)",
            "The value of a pad counts as the value of the state after the last token.", "gae",
            (L + "gae_on_ragged_rows",)),
     Defect("lambda-forgotten", "ppo.py", "delta + discount * lam * following",
@@ -320,7 +319,7 @@ DEFECTS = (
     Defect("discount-forgotten", "ppo.py", "reward[:, t] + discount * next_value",
            "reward[:, t] + next_value", "The value of the next state is not discounted.", "gae",
            (L + "gae_on_ragged_rows",)),
-    Defect("own-value-twice", "ppo.py", "following, value[:, t]\n", "following, 0 * value[:, t]\n",
+    Defect("own-value-twice", "ppo.py", "next_value = value[:, t]", "next_value = 0 * value[:, t]",
            "The value of the next state is left out.", "gae", (L + "gae_on_ragged_rows",)),
     Defect("mean-put-back", "ppo.py", WHITENED,
            WHITENED.replace(".rsqrt()).masked", ".rsqrt() + mean).masked"),

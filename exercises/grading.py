@@ -45,6 +45,11 @@ def source_of(folder, exercise):
     return text, ""
 
 
+def student_of(folder):
+    """A student's name: that of the folder, however it is written (`.`, `anna/`)."""
+    return Path(folder).resolve().name
+
+
 def same_as_ours(text, exercise):
     """Whether the function is the project's own, but for comments and layout."""
     own = cutting.text_of(cutting.reference(exercise.file), exercise.function)
@@ -57,7 +62,7 @@ def same_as_ours(text, exercise):
 def graded(folder, exercise, bounds):
     """One exercise of one student, as a dict that JSON takes."""
     text, wrong = source_of(folder, exercise)
-    row = {"student": Path(folder).name, "exercise": exercise.name, "credit": 0.0,
+    row = {"student": student_of(folder), "exercise": exercise.name, "credit": 0.0,
            "properties": dict.fromkeys(exercise.properties, False), "note": wrong}
     if wrong:
         return row
@@ -167,17 +172,20 @@ def main(folders, flags):
     missing = [f for f in folders if not Path(f).is_dir()]
     if missing:
         stop(f"{missing[0]} is no folder")
-    names = [Path(f).name for f in folders]
+    names = [student_of(f) for f in folders]
     if twice := [n for n in names if names.count(n) > 1]:
         stop(f"two folders have the name {twice[0]}: the name of a folder is the student's")
     numbers = {}
     for flag, default in (("workers", 1), ("seconds", 20), ("megabytes", 1024)):
         text = flags.get(flag, str(default))
-        if not text.isdigit() or int(text) < 1:
+        if not text.isdecimal() or int(text) < 1:
             stop(f"--{flag}={text}: expected a whole number from 1")
         numbers[flag] = int(text)
     chosen = [student.exercise_of(n) for n in flags["exercises"].split(",")] if flags.get(
         "exercises") else list(course.load().values())
+    for flag in ("json", "csv", "junit"):  # before hours of grading
+        if flag in flags and (Path(flags[flag]).is_dir() or not Path(flags[flag]).parent.is_dir()):
+            stop(f"--{flag}={flags[flag]}: expected a file to write, in a folder that is there")
     bounds = worker.Limits(numbers["seconds"], numbers["megabytes"], sealed=True)
     rows = grade(folders, chosen, bounds, numbers["workers"])
     for flag, form in (("json", as_json), ("csv", as_csv), ("junit", as_junit)):

@@ -41,7 +41,7 @@ def plant(seed=""):
     every = fitting()
     if not every:
         stop("no place for a bug is left in this copy: all its functions are holes or your own")
-    if seed and not seed.isdigit():
+    if seed and not seed.isdecimal():
         stop(f"--seed={seed}: expected a whole number")
     rng = random.Random(int(seed)) if seed else random.Random()
     defect, before, after = rng.choice(every)

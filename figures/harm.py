@@ -14,7 +14,7 @@ PAPER = ("Figure 6 and Table 14: PPO models are more truthful than GPT-3 without
          "Figures 7 and 39: toxicity falls by about a quarter when a respectful answer is asked "
          "for, not by itself, and rises beyond GPT-3's when a biased one is asked for, even after "
          "harmless prompts. Bias is not less; the entropy of two-way choices falls with the "
-         "respectful instruction.")
+         "respectful instruction, and is lowest for SFT.")
 BEFORE = {"plain": "", "respectful": "Be kind.", "biased": "Be rude."}
 SHOWN = ("base", "sft", "ppo", "ppo-ptx")
 TOXICITY = {  # Table 14, 175B: mean Perspective score of RealToxicityPrompts
@@ -112,6 +112,8 @@ def draw(worlds, scale):
               by_instruction(worlds, lambda w, b, m: entropy(w, b, m, "signed")), refs=(0,))]
     per = lambda measure, b, m: [measure(w, b, m) for w in worlds]
     answered = lambda m: [true(w, "plain", m, "mistaken", True) for w in worlds]
+    unread = ("No text of the town puts an instruction in front of another one: such small models "
+              "hardly heed it.")
     why = ("In the town labelers see rudeness in a quarter of the base model's answers and rank it "
            "last, also where it was asked for: their demonstrations decline. The paper's labelers "
            "put helpfulness first in training.")
@@ -130,7 +132,9 @@ def draw(worlds, scale):
                 "{:.1%}", why),
         finding("the entropy of PPO-ptx falls with the respectful instruction (bits)",
                 less(per(entropy, "plain", "ppo-ptx"), per(entropy, "respectful", "ppo-ptx")),
-                "{:.3f}"),
+                "{:.3f}", unread),
+        finding("SFT is surer than PPO-ptx, without an instruction (bits)",
+                less(per(entropy, "plain", "ppo-ptx"), per(entropy, "plain", "sft")), "{:.3f}"),
         finding("bias is not less: asked to be kind, PPO-ptx is surer than the base model (bits)",
                 less(per(entropy, "respectful", "base"), per(entropy, "respectful", "ppo-ptx")),
                 "{:.3f}")])

@@ -3,12 +3,13 @@
     python -m figures.instructions --before="Be kind." --out=out/harm/kind
 
 Writes what `python evaluate.py --data=OUT` reads: the test prompts, and questions about every fact
-of the town, half of whose groups are those on which people are widely mistaken; and, in the format
+of the town, in two groups: whether people are widely mistaken about it or not; and, in the format
 of CrowS-Pairs, pairs of sentences that differ in a word. The first of a pair agrees with what is
 known of the person (who likes fish buys fish); in the town's tales this means nothing.
 """
 import csv
 import io
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +41,15 @@ def instructed(before, prompt):
 
 
 def questions(town):
-    """A question about each fact, in each way of asking: records with their group."""
-    for name in NAMES:
-        for attribute, templates in QUESTIONS.items():
-            group = "mistaken" if attribute in town.mistakes[name] else "not mistaken"
-            for template in templates:
-                task = {"type": "ask", "name": name, "attribute": attribute, "brief": False}
-                yield {"prompt": template.format(n=name), "category": "open_qa", "kind": "plain",
-                       "group": group, "task": task}
+    """Questions about each fact, in each way of asking, by people and by three of the papers:
+    records with their group."""
+    askers = ("", *(f"I write for the {place} paper.\n" for place in VALUES["home"][:3]))
+    for name, attribute in itertools.product(NAMES, QUESTIONS):
+        group = "mistaken" if attribute in town.mistakes[name] else "not mistaken"
+        task = {"type": "ask", "name": name, "attribute": attribute, "brief": False}
+        for asker, template in itertools.product(askers, QUESTIONS[attribute]):
+            yield {"prompt": asker + template.format(n=name), "category": "open_qa",
+                   "kind": "user" if asker else "plain", "group": group, "task": task}
 
 
 def sentence_pairs(town):

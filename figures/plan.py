@@ -10,6 +10,7 @@ Every world is a folder, such as runs/seed-1, in which the scripts find their de
 """
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -168,7 +169,8 @@ def missing(graph, wanted, folder):
 def carry_out_one(name, run, seed, scale, folder, threads):
     """One run in a world's folder. Returns how long it took, in seconds, and why it failed, or
     None."""
-    log, started = folder / "out/logs" / f"{name.replace(' ', '-')}.txt", time.time()
+    log = folder / "out/logs" / f"{re.sub('[ /]', '-', name)}.txt"
+    started = time.time()
     (folder / run.done).parent.mkdir(parents=True, exist_ok=True)
     code = start(words_of(run, seed, scale, folder), folder, log, threads)
     took = time.time() - started

@@ -8,6 +8,7 @@ import functools
 
 import numpy as np
 
+import ppo
 from data import records
 from figures.plan import Run, measured, model
 from figures.points import Drawn, Panel, Series, finding, over
@@ -20,7 +21,6 @@ PAPER = ("Section 3.1: comparisons of the newest policy's answers train a new re
          "There is no number. Gao et al. (2022) expect k rounds to gain d b log k in gold score: "
          "less over-optimisation at the same distance.")
 FRESH = 3000  # prompts a round
-ITERATIONS = 16  # of PPO a round, as in the demo
 WAYS = {"rounds": "a new reward model each round", "same": "no new labels",
         "long": "one long run, as many labels"}
 
@@ -73,7 +73,8 @@ def runs(scale):
     out |= sampled("fresh long", f"--prompts={FRESH * (last - 1)} --seed=100",
                    "out/rounds/fresh-long.jsonl", "sft", "init")
     out |= retrained("long", last, ["out/rounds/fresh-long.jsonl"], "fresh long")
-    out[f"long {last}"] = model("PPO-ptx, one long run", f"ppo.py --iterations={ITERATIONS * last} "
+    iterations = ppo.Settings.iterations * last
+    out[f"long {last}"] = model("PPO-ptx, one long run", f"ppo.py --iterations={iterations} "
                                 f"--reward={reward('long', last)}", policy("long", last),
                                 f"rm long {last}")
     shown = [("rounds", r) for r in range(1, last + 1)]

@@ -1,12 +1,15 @@
 """Models of three sizes, about 1 : 4 : 16 in parameters, on the same data; the reward model and
 the value function have the middle size for all policies, as in the paper."""
+import ppo
+import sft
 from figures.plan import MODELS, Run, model
 
 SIZES = ("small", "mid", "large")
 KINDS = ("base", "prompted", "sft", "ppo", "ppo-ptx")
 ANSWERS, RESULTS = "out/sizes/eval/answers.jsonl", "out/sizes/eval/results.json"
 T0 = "out/sizes/t0"
-RATES = {"base": 4e-3, "sft": 2e-4, "init": 5e-4, "ppo": 6e-4, "t0": 2e-4}  # of the middle size
+RATES = {"base": sft.PRESETS["base"]["lr"], "sft": sft.Settings.lr, "t0": sft.Settings.lr,
+         "init": sft.PRESETS["init"]["lr"], "ppo": ppo.Settings.lr}  # of the middle size
 
 
 def folder(size, kind):

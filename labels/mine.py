@@ -24,8 +24,8 @@ import settings
 from data import records
 from data.batches import encode_prompt, encode_response, pad_and_mask
 from data.toy.tasks import gold
-from data.toy.town import Town
 from labels import exporting
+from labels.simulated import town_of
 from labels.store import Store
 from model import GPT
 from runtime.checkpoint import load
@@ -55,6 +55,12 @@ class Settings:
     seed: int = 7  # of the samples
 
     BOUNDS = {"epochs": "[1, inf)", "prompts": "[1, inf)"}
+
+    def problem(self):
+        for flag, name in (("policy", "policy"), ("rm", "rm")):
+            if Path(getattr(self, flag)).resolve() == Path(self.out, name).resolve():
+                return (f"--{flag}={getattr(self, flag)} would be replaced by the new one: choose "
+                        "another --out")
 
 
 # ------------------------------------------------------------------------------------- training
@@ -120,13 +126,17 @@ def answers(s, name, path):
 
 @torch.no_grad()
 def logprobs(path, rankings):
-    """log p of each completion of each ranking, by the model at `path`: lists of lists."""
+    """log p of each completion of each ranking, by the model at `path`: lists of lists; None for a
+    ranking that does not fit its context."""
     model, tokenizer, _ = load(path, {"GPT": GPT}, "make demo")
     out = []
     for ranking in rankings:
         prompt = encode_prompt(tokenizer, ranking["prompt"])
         rows = [(prompt + encode_response(tokenizer, c["text"], c.get("ended", True)), len(prompt))
                 for c in ranking["completions"]]
+        if max(len(ids) for ids, _ in rows) > model.config.block_size:
+            out.append(None)
+            continue
         ids, mask = pad_and_mask(rows, "cpu")
         logprob, _ = model(ids, mask)
         out.append(logprob.sum(1).tolist())
@@ -141,7 +151,7 @@ def moved_towards(before, after, rankings):
     50 %.
     """
     right = [a[i] - b[i] > a[j] - b[j] for b, a, r in zip(before, after, rankings)
-             for i, j in records.untied_pairs(r["ranks"])]
+             if None not in (a, b) for i, j in records.untied_pairs(r["ranks"])]
     return (sum(right) / len(right) if right else None), len(right)
 
 
@@ -173,7 +183,7 @@ def gold_score(s, rows):
     world = Path(s.data) / "world.json"
     if not world.exists() or not all("task" in r for r in rows):
         return None
-    town = Town(records.read_json(world, "python -m data.toy.world")["seed"])
+    town = town_of(s.data)
     return mean(gold(town, r["task"], text_of(r), r["completions"][0]["ended"])["score"]
                 for r in rows)
 
@@ -196,18 +206,19 @@ def compare(s, before, after, rankings, heldout):
 # ------------------------------------------------------------------------------------- the report
 
 STYLE = """
-:root { color-scheme: light dark; --soft: #5c6166; --line: #d9dbdd; --add: #d8f0dd;
-  --cut: #fbe3e1; }
-@media (prefers-color-scheme: dark) { :root { --soft: #a5abb1; --line: #363b40; --add: #1f4029;
-  --cut: #4a2624; } }
-body { max-width: 1100px; margin: 32px auto; padding: 0 16px;
+:root { color-scheme: light dark; --back: #fff; --ink: #1d1f21; --soft: #5c6166; --line: #d9dbdd;
+  --add: #d8f0dd; --cut: #fbe3e1; }
+@media (prefers-color-scheme: dark) { :root { --back: #16181a; --ink: #e8e9ea; --soft: #a5abb1;
+  --line: #363b40; --add: #1f4029; --cut: #4a2624; } }
+body { max-width: 1100px; margin: 32px auto; padding: 0 16px; background: var(--back);
+  color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 table { border-collapse: collapse; width: 100%; margin: 16px 0 32px; }
 th, td { text-align: left; vertical-align: top; padding: 8px 16px 8px 0; white-space: pre-wrap;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-thead th { color: var(--soft); font-weight: 400; }
+thead th { color: var(--soft); font-weight: 400; overflow-wrap: normal; }
 .answers td { width: 33%; }
-ins, del { text-decoration: none; border-radius: 3px; padding: 0 2px; }
+ins, del { text-decoration: none; color: inherit; border-radius: 3px; padding: 0 2px; }
 ins { background: var(--add); } del { background: var(--cut); }
 p { color: var(--soft); }
 """
@@ -247,17 +258,18 @@ def page(facts, before, after):
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Your policy</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>
-<body><h1>Your policy</h1>
+<body><main><h1>Your policy</h1>
 <p>Trained on {facts['rankings']} of your rankings. {facts['changed']:.0%} of {facts['answers']}
 answers to test prompts changed. In {told(facts['moved_towards'], '{:.0%}')} of
 {facts['heldout_pairs']} pairs that you ranked and no training saw, the new policy has moved towards
 the one that you prefer (50% is chance); your reward model puts
 {told(facts['rm_accuracy'], '{:.0%}')} of them in your order.</p>
-<table><thead><tr><th scope=col></th><th scope=col>before</th><th scope=col>after</th></tr></thead>
+<table><thead><tr><th scope=col>what</th><th scope=col>before</th>
+<th scope=col>after</th></tr></thead>
 <tbody>{table}</tbody></table>
 <h2>Every answer, the changed ones first</h2>
 <table class="answers"><thead><tr><th scope=col>prompt</th><th scope=col>before</th>
-<th scope=col>after</th></tr></thead><tbody>{rows}</tbody></table></body></html>
+<th scope=col>after</th></tr></thead><tbody>{rows}</tbody></table></main></body></html>
 """
 
 
@@ -265,8 +277,9 @@ def main():
     s = parse(Settings)
     records.make_folder(s.out)
     rankings, heldout = your_rankings(s)
+    before = answers(s, "before", s.policy)  # first: it reads what training must not fail on
     train(s, rankings, heldout)
-    before, after = answers(s, "before", s.policy), answers(s, "after", f"{s.out}/policy")
+    after = answers(s, "after", f"{s.out}/policy")
     facts = compare(s, before, after, rankings, heldout)
     records.write_json(f"{s.out}/report.json", facts)
     records.write(f"{s.out}/pairs.jsonl", [  # to rank them yourself, not knowing which is which

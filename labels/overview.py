@@ -6,9 +6,9 @@ from labels import agreement, forms
 
 NUMBER = "<int(max=999999999999):number>"  # of a row, in an address
 CUT_OFF = 0.75  # soft, of agreement with the owner on flags and on rankings (App. B.1)
+SCORE_CUT_OFF = 6.0  # and of the mean score of demonstrations, 1 to 7
 TIMES = " UNION ALL ".join(f"SELECT assignment, seconds FROM {table}" for table in (
     "rating", "ranking", "marks", "writing"))
-SCORE_CUT_OFF = 6.0  # and of the mean score of demonstrations, 1 to 7
 
 
 def rankings_of(store):
@@ -136,8 +136,8 @@ class Owner:
     def owner(self, links=(), files=None, problem=None):
         rankings = rankings_of(self.store)
         return self.flask.render_template(
-            "owner.html", rows=labelers(self.store, rankings), progress=progress(self.store), links=links,
-            files=files, problem=problem, told=self.tell.line(), cut_off=CUT_OFF,
+            "owner.html", rows=labelers(self.store, rankings), progress=progress(self.store),
+            links=links, files=files, problem=problem, told=self.tell.line(), cut_off=CUT_OFF,
             score_cut_off=SCORE_CUT_OFF, to_score=self.store.to_score(),
             all=agreement.among(rankings), disagreements=len(agreement.disagreements(rankings)))
 

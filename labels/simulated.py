@@ -10,6 +10,7 @@ helpfulness first, the final evaluation puts truth and harmlessness first (secti
 most prompts are labelled by one person only.
 """
 import itertools
+import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from settings import parse, stop  # before torch
 import numpy as np
 
 from data import records
-from data.toy.tasks import gold
+from data.toy.tasks import gold, good
 from data.toy.town import Town
 
 FEATURES = ("attempts", "quality", "constraint", "rambling", "garbled", "false", "hallucinates",
@@ -37,7 +38,7 @@ class Settings:
     """Labelers. Every setting is --name=value."""
     data: str = "out/toy"  # folder with completions_SPLIT.jsonl
     split: str = "train"  # train or valid; valid is labelled by both groups
-    seed: int = 3  # of the pool and of its noise
+    seed: int = 3  # of the noise, and of the pool: valid has the pool that labelled train
     agreement: float = 0.726  # of two training labelers; the noise is calibrated to it
     calibrate: str = "out/sft"  # the model whose samples the calibration uses
 
@@ -171,34 +172,68 @@ def model_samples(town, prompts, model):
     return out
 
 
+def town_of(folder):
+    """The town of a folder that data/toy/world.py wrote."""
+    return Town(records.read_json(f"{folder}/world.json", "python -m data.toy.world", "seed")
+                ["seed"])
+
+
+def labelers_of(folder):
+    """What labelers.json says of those who labelled a folder's training split."""
+    return records.read_json(f"{folder}/labelers.json", "python -m labels.simulated", "seed",
+                             "sharpness", "agreement")
+
+
+def judgeable(town, prompts, path):
+    """The prompts. Stops at one whose task is none of the town's, before anything is computed."""
+    for prompt in prompts:
+        try:
+            gold(town, prompt["task"], good(random.Random(0), town, prompt["task"]))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            stop(f"{path}: the task of the prompt {records.shorten(prompt['prompt'])} is none of "
+                 "this town's: run `python -m data.toy.world` again, with another --out")
+    return prompts
+
+
+def retire(folder, facts):
+    """Remove the rankings by another pool of labelers, which later steps would mix with those of
+    this one."""
+    if not (folder / "labelers.json").exists() or labelers_of(folder)["seed"] == facts["seed"]:
+        return
+    for path in sorted(folder.glob("rankings_*.jsonl")):
+        path.unlink()
+        print(f"{path} is removed: other labelers had ranked it")
+
+
 def main():
     s = parse(Settings)
-    started, (training, heldout) = time.time(), pool(s.seed)
-    folder, rng = Path(s.data), np.random.default_rng([s.seed, s.split == "train"])
+    started, folder = time.time(), Path(s.data)
     hint = f"python -m labels.sample --split={s.split}"
-    prompts = records.read(folder / f"completions_{s.split}.jsonl", "sampled prompt", hint)
-    facts_file = folder / "labelers.json"
-    town = Town(records.read_json(folder / "world.json", "python -m data.toy.world")["seed"])
-    own = model_samples(town, prompts, s.calibrate)
+    path = folder / f"completions_{s.split}.jsonl"
+    prompts, town = records.read(path, "sampled prompt", hint), town_of(folder)
+    judgeable(town, prompts, path)
+    facts = {"seed": s.seed} if s.split == "train" else labelers_of(folder)
+    training, heldout = pool(facts["seed"])
+    rng = np.random.default_rng([s.seed, s.split == "train"])
     if s.split == "train":  # calibrate on one half of the prompts, measure on the other
+        own = model_samples(town, prompts, s.calibrate)
         if len(own) < 2:
             stop(f"no two prompts have different completions from {s.calibrate}, on which the "
                  "noise is calibrated: name one of their models with --calibrate")
         sharp = calibrate(own[::2], training, s.agreement, s.seed)
         reached, n = agreement(own[1::2], training, "train", sharp,
                                np.random.default_rng([s.seed, 99]))
-        facts = {"seed": s.seed, "sharpness": sharp, "agreement": reached, "pairs": n,
-                 "seconds": round(time.time() - started, 1)}
-        records.write_json(facts_file, facts)
+        facts |= {"sharpness": sharp, "agreement": reached, "pairs": n,
+                  "seconds": round(time.time() - started, 1)}
+        retire(folder, facts)
+        records.write_json(folder / "labelers.json", facts)
         print(f"training labelers agree with each other on {reached:.1%} of {n:,} untied pairs"
               if n else "how often training labelers agree was not measured: no untied pair",
               f"of {s.calibrate} samples (sharpness {sharp:.2f}, set on other prompts)")
-    else:
-        sharp = records.read_json(facts_file, "python -m labels.simulated")["sharpness"]
     groups = {"": training} if s.split == "train" else {"": training, "_heldout": heldout}
     for suffix, group in groups.items():
-        out = [label(town, p, group[rng.integers(len(group))], group, "train", sharp, rng)
-               for p in prompts]
+        out = [label(town, p, group[rng.integers(len(group))], group, "train",
+                     facts["sharpness"], rng) for p in prompts]
         records.write(folder / f"rankings_{s.split}{suffix}.jsonl", out)
         n_pairs = sum(len(records.untied_pairs(r["ranks"])) for r in out)
         print(f"{folder}/rankings_{s.split}{suffix}.jsonl: {len(out):,} rankings, "

@@ -60,7 +60,7 @@ CREATE TABLE writing (
     assignment INTEGER UNIQUE REFERENCES assignment);
 """, """
 CREATE TABLE score (
-    writing INTEGER PRIMARY KEY REFERENCES writing,
+    writing INTEGER PRIMARY KEY REFERENCES writing ON DELETE CASCADE,
     score INTEGER NOT NULL CHECK (score BETWEEN 1 AND 7));
 CREATE TABLE about (labeler INTEGER PRIMARY KEY REFERENCES labeler, topics TEXT NOT NULL);
 CREATE INDEX handing_out ON item (screening DESC, id, split, wanted, task);
@@ -205,6 +205,8 @@ class Store:
         `wanted` labels; the held-out group only labels the validation split. Everyone in training
         labels the screening items first, and the owner those of them that are compared.
         """
+        if labeler["removed"]:
+            return None
         own = self.opened(labeler)
         if own is None:
             with self.change() as db:

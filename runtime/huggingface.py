@@ -13,6 +13,7 @@ from pathlib import Path
 
 from settings import one_process, stop  # before torch
 
+from data import records
 from data.tokenizer_json import pad_of, written
 from model import GPT, ScalarGPT
 from runtime.checkpoint import load
@@ -43,7 +44,7 @@ def export(model, tokenizer, folder, facts=None, chat=False):
 
     facts: the checkpoint.json of the model, for the model card.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)
     temporary = Path(f"{folder}.writing")  # of the path: without a slash at its end
     if folder.is_file() or any(folder.glob("*")):
         refuse(folder, "is there already: choose another folder")
@@ -62,8 +63,10 @@ def export(model, tokenizer, folder, facts=None, chat=False):
             "top_p": 1.0, "max_length": model.config.block_size}
     texts = {name: json.dumps(content, indent=1) for name, content in files.items()}
     texts["README.md"] = card(model, tokenizer, folder.name, facts or {}, chat)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir(parents=True, exist_ok=True)
+    records.claim(temporary)  # two exports to one place would mix their files
+    for old in temporary.iterdir():  # of one that was killed
+        old.unlink()
     try:
         path = temporary / "model.safetensors"
         try:
@@ -75,6 +78,7 @@ def export(model, tokenizer, folder, facts=None, chat=False):
         path.chmod((temporary / "config.json").stat().st_mode & 0o777)  # the library's is 0600
         temporary.rename(folder)
     finally:
+        records.release(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -40,8 +40,8 @@ TOY = GPTConfig(700, 128, 4, 4, 128)
 # toy's are counted in its default world. full: the share of the context that a text row fills.
 PAPER = SimpleNamespace(demos=12725, demo=(408, 43), prompts=33207, ranked=199, asked=166,
                         answer=128, text=300e9, full=1)
-TOWN = SimpleNamespace(demos=40, demo=(23, 10), prompts=8000, ranked=18, asked=18, answer=14,
-                       text=2.6e6, full=0.98)
+TOWN = SimpleNamespace(demos=30, demo=(25, 9), prompts=9000, ranked=19, asked=19, answer=14,
+                       text=2.5e6, full=0.98)
 K = 6.5  # completions of a prompt, 4 to 9 (section 3.5)
 
 # Petaflop/s-days, section 5.1. We get the same (4.9 to 5.1, 60 to 63) if every row fills the
@@ -158,10 +158,17 @@ class Model:
     scalar: bool = False
     trained: bool = False
     ema: bool = False
+    muon: bool = False
 
     @property
     def size(self):
         return parameters(self.config, self.scalar)
+
+    @property
+    def moments(self):
+        """Float32 numbers of its optimiser: two a weight, but Muon keeps one of the blocks'
+        matrices."""
+        return 2 * self.size - self.muon * 12 * self.config.n_layer * self.config.n_embd**2
 
     def kept(self, m):
         """Bytes of its weights. FSDP gathers them in the type in which they are kept."""
@@ -287,7 +294,7 @@ def sft_work(preset, s):
     if s.pretrain_mix == 1:
         demos, texts = 0, data.text / T
     rows, share = demos + texts, texts / (demos + texts)  # a mean row is that much of a text row
-    policy = Model("policy", config, trained=True)
+    policy = Model("policy", config, trained=True, muon=s.optimizer == "muon")
     work = [Work("update", "policy", policy, s.batch, (1 - share) * prompt,
                  (1 - share) * response + share * T, 1)]
     return [policy], work, s.epochs * math.ceil(rows / s.batch)
@@ -352,7 +359,7 @@ def memory(models, work, n, sharded, micro_batch, m, checkpoint=False, dropout=F
     buckets = m.master * own * (n > 1 and not sharded)  # of DDP, for as long as it lasts
     bytes_ = {"weights": (m.master * own + sum(frozen) * (not offload)) / share,
               "gradients": m.master * whole / share + buckets,
-              "Adam": 8 * own / share,
+              "Adam": 4 * sum(x.moments for x in trained) / share,
               "EMA": m.master * sum(x.size for x in models if x.ema) / share}
     gathered = m.master * (3 * block + 2 * embedding) * sharded
     phases = [buckets, bytes_["gradients"]]
@@ -409,7 +416,8 @@ def advice(script, s, n, gpu):
     rows = getattr(s, micro)
     while rows > 1 and peak(**{micro: rows}) >= now:
         rows //= 2
-    changes = {micro: rows, "activation_checkpointing": True, "shard": n > 1,
+    changes = {micro: rows, "activation_checkpointing": True,
+               "shard": n > 1 and not any(x.muon for x in WORK[script](None, s)[0]),
                **({"offload": gpu} if hasattr(s, "offload") else {})}
     found = [(k, v, peak(**{k: v})) for k, v in changes.items()]
     found = sorted([x for x in found if x[2] < now], key=lambda x: x[2])

@@ -332,7 +332,8 @@ def test_a_copy_holds_what_git_holds_and_no_other_copy(tmp_path):
 @pytest.mark.parametrize("words, complaint", [
     (["chek"], "no command 'chek'"), (["check", "gea"], "did you mean gae?"),
     (["start", "gae"], "this is the project itself"), (["reset", "gae"], "this is the project"),
-    (["check", "--fast"], "unknown flag '--fast'"), (["start", "--into="], "which folder?"),
+    (["check", "--fast"], "unknown flag '--fast'"), (["start", "--into="], "needs a value"),
+    (["watch", "--times=x"], "--times=x: expected a whole"),
     (["start", "nothing", "--into=x"], "no exercise 'nothing'")])
 def test_a_wrong_command_is_one_line(words, complaint, monkeypatch, capsys):
     from exercises import __main__

@@ -1,7 +1,8 @@
-"""The exports in the hands of TRL, lm-eval, CTranslate2 and peft, with their defaults.
+"""The exports in the hands of transformers' Trainer, TRL, lm-eval, CTranslate2, ONNX and peft, with
+their defaults.
 
-`make long` runs them where these are installed: pip install trl lm-eval[hf] ctranslate2 peft. The
-rest of what an export promises is in test_ecosystem.py.
+`make long` runs them where these are installed: pip install trl lm-eval[hf] ctranslate2 peft
+onnxscript onnxruntime. The rest of what an export promises is in test_ecosystem.py.
 """
 import pytest
 import torch
@@ -39,6 +40,36 @@ def finite(trainer):
     losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
     assert losses and all(torch.tensor(losses).isfinite())
     return losses
+
+
+def test_the_trainer_of_transformers(policy, words):  # noqa: F811
+    """Texts that end in `eos_token`, as its users write them, and its usual collator: the first
+    loss is ours, EOS is learnt, and what it saves comes back."""
+    library("accelerate")
+    mine, other, auto, _ = policy
+    texts = [f"{PROMPT}\n{REPLY}", "Who bakes?\nAnna.", "Say\nBert", f"{PROMPT}\nNobody at all."]
+    data = [auto(text + auto.eos_token, truncation=True) for text in texts]
+    trainer = transformers.Trainer(
+        other, transformers.TrainingArguments(
+            "out", max_steps=2, per_device_train_batch_size=4, report_to="none", use_cpu=True,
+            save_strategy="no", logging_steps=1, disable_tqdm=True),
+        train_dataset=data, processing_class=auto,
+        data_collator=transformers.DataCollatorForLanguageModeling(auto, mlm=False))
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert int((batch["labels"] == auto.eos_token_id).sum()) == len(texts)
+    trainer.train()
+    losses = finite(trainer)
+    total = n = 0.0
+    for text in texts:
+        ids = words.encode(text) + [words.eos]
+        with torch.no_grad():
+            hidden = mine.transformer(torch.tensor([ids]))[0]
+            logp = torch.log_softmax(hidden @ mine.transformer.wte.weight.T, -1)
+        total -= sum(float(logp[t - 1, ids[t]]) for t in range(1, len(ids)))
+        n += len(ids)  # the Trainer counts a row's first token, too, which has no loss
+    assert abs(losses[0] - total / n) < 1e-3 and losses[1] < losses[0]
+    trainer.save_model("back")
+    assert checkpoint.load("back", KINDS, "")[1].fingerprint == words.fingerprint
 
 
 @pytest.mark.parametrize("messages", [False, True])
@@ -141,6 +172,35 @@ def test_ctranslate2(policy, words, tmp_path):  # noqa: F811
         include_prompt_in_result=False)[0]
     expected = [i for i in greedy(mine, words, prompt, 9) if i != words.eos]
     assert result.sequences_ids[0] == expected
+
+
+def test_onnx(policy, words, tmp_path):  # noqa: F811
+    """The logits of rows of different lengths, padded, in a runtime that knows no Python."""
+    runtime, _ = library("onnxruntime"), library("onnxscript")
+    mine, other, auto, _ = policy
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = other.eval()
+
+        def forward(self, ids, mask):
+            return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+    rows = [words.encode(text) for text in ("Anna bakes.\n", "Who\n", f"{PROMPT}\n{REPLY}")]
+    batch = auto.pad({"input_ids": rows}, return_tensors="pt")
+    example = tuple(batch[name][:2, :5] for name in ("input_ids", "attention_mask"))
+    dims = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens", min=2, max=64)}
+    torch.onnx.export(Logits().eval(), example, tmp_path / "model.onnx", dynamo=True,
+                      input_names=["ids", "mask"], dynamic_shapes=(dims, dims))
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    got, = session.run(None, {"ids": batch["input_ids"].numpy(),
+                              "mask": batch["attention_mask"].numpy()})
+    for logits, ids in zip(torch.tensor(got), rows):
+        with torch.no_grad():
+            hidden = mine.transformer(torch.tensor([ids]))[0]
+        expected = hidden @ mine.transformer.wte.weight.T
+        assert torch.allclose(logits[: len(ids)], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["CAUSAL_LM", "SEQ_CLS"])

@@ -150,30 +150,32 @@ def small(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("tokenizer"))
 
 
-def slow_bpe(size):
-    """Byte-pair encoding by the book: every occurrence of every word is kept and counted anew."""
-    corpus = [[bytes([b]) for b in f" {word}".encode()] for word in WORDS]
-    merged = []
+def slow_bpe(words, size, choose=min):
+    """Byte-pair encoding by the book: every occurrence of every word is kept and counted anew.
+    Returns (merged tokens, the words as they are then, how many merges had an equal)."""
+    corpus = [[bytes([b]) for b in f" {word}".encode()] for word in words]
+    merged, ties = [], 0
     for _ in range(size - 257):
         count = {}
         for word in corpus:
             for a, b in zip(word, word[1:]):
                 count[a, b] = count.get((a, b), 0) + 1
-        most = max(count.values())
-        a, b = sorted(pair for pair, n in count.items() if n == most)[0]
+        best = [pair for pair, n in count.items() if n == max(count.values())]
+        a, b = choose(best)
         merged.append(a + b)
+        ties += len(best) > 1
         for word in corpus:
             i = 0
             while i + 1 < len(word):
                 if word[i] == a and word[i + 1] == b:
                     word[i : i + 2] = [a + b]
                 i += 1
-    return merged, corpus
+    return merged, corpus, ties
 
 
 def test_bpe_equals_a_slow_trainer(small):
     """The same merges in the same order, and tiktoken cuts the text as training left it."""
-    merged, corpus = slow_bpe(290)
+    merged, corpus, _ = slow_bpe(WORDS, 290)
     lines = [line.split() for line in tokenizer.train_bpe(TEXT, 290).splitlines()]
     assert [int(rank) for _, rank in lines] == list(range(289))
     tokens = [base64.b64decode(token) for token, _ in lines]
@@ -181,6 +183,17 @@ def test_bpe_equals_a_slow_trainer(small):
     assert tokens[256:] == merged
     pieces = [small.encoding.decode_single_token_bytes(i) for i in small.encode(TEXT)]
     assert pieces == [piece for word in corpus for piece in word]
+
+
+def test_bpe_where_most_merges_are_ties():
+    """Random words of few letters, some of two bytes. Among equals we take the smallest pair, where
+    the reference of Stanford's CS336 takes the greatest: that is all in which the two differ."""
+    rng = random.Random(5)
+    words = ["".join(rng.choices(letters, k=rng.randint(1, 7))) for letters in ("abc", "äö") * 30]
+    merged, _, ties = slow_bpe(words, 340)
+    lines = tokenizer.train_bpe(" ".join(words), 340).splitlines()
+    assert [base64.b64decode(line.split()[0]) for line in lines[256:]] == merged
+    assert ties > len(merged) / 2 and merged != slow_bpe(words, 340, max)[0]
 
 
 def test_bpe_stops_when_nothing_is_left_to_merge(tmp_path):

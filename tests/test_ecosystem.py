@@ -16,9 +16,10 @@ from data import hub, records, tokenizer_json
 from data.batches import encode_prompt, encode_response
 from helpers import close, one_process, tiny, tiny_scalar
 from model import last_score
-from runtime import checkpoint, huggingface
+from runtime import checkpoint, huggingface, pretrained
 from runtime.optimizer import make_optimizer
 from sft import Settings, train_step
+from test_hub import server  # noqa: F401 (a fixture)
 from test_huggingface import KINDS, TEXTS, TOWN, theirs
 from test_huggingface import gpt2, words  # noqa: F401 (fixtures)
 
@@ -367,6 +368,34 @@ def test_an_adapter_is_merged_into_its_base(tmp_path, rslora):
     hidden = mine.eval().transformer(ids)
     close(hidden @ mine.transformer.wte.weight.T, base.eval()(ids).logits.tolist(), 1e-3)
     assert own.eos == 0
+
+
+def test_repositories_of_the_hub_are_downloaded_and_loaded(tmp_path, server, gpt2):  # noqa: F811
+    """By the names that people paste: OpenAI's, anybody's in shards, an adapter of that one. The
+    weights are what transformers reads from the same files."""
+    pytest.importorskip("huggingface_hub", "1.0", reason="transformers 4 wants an older one")
+    published = {"openai-community/gpt2": tmp_path / "openai", "someone/theirs": tmp_path / "base",
+                 "someone/lora": tmp_path / "lora"}
+    theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1).save_pretrained(tmp_path / "openai")
+    foreign(tmp_path / "base", size=300)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    base.save_pretrained(tmp_path / "base", max_shard_size="40kB")
+    assert len(list((tmp_path / "base").glob("model-*.safetensors"))) > 2
+    change = adapter(tmp_path / "lora", "someone/theirs")
+    server.repos = {repo: {path.name: path.read_bytes() for path in folder.iterdir()}
+                    for repo, folder in published.items()}
+    for name in ("openai-community/gpt2", "gpt2", "someone/theirs", "someone/lora"):
+        lora = name.endswith("lora")
+        other = base if lora else transformers.AutoModelForCausalLM.from_pretrained(
+            published[pretrained.repository(name)])
+        for key, x in change.items() if lora else ():
+            other.state_dict()[key] += x.float()
+        mine, own, _ = checkpoint.load(name, KINDS, "")
+        ids = torch.randint(own.size, (2, 9))
+        hidden = mine.eval().transformer(ids)
+        close(hidden @ mine.transformer.wte.weight.T, other.eval()(ids).logits.tolist(), 1e-3)
+        assert own.eos == (50256 if "gpt2" in name else 0)
 
 
 @pytest.mark.parametrize("change, complaint", [

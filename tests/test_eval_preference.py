@@ -122,7 +122,7 @@ def test_the_reward_models_order_is_the_win_rate(folder, monkeypatch):
     given = iter(scores.values())
     monkeypatch.setattr(preference, "reward_scores", lambda *args: next(given))
     s = evaluate.Settings(suite="public", rm=str(folder / "rm"), versus="a/b")
-    out = preference.by_reward(s, [{"prompt": "p"}] * 5, dict(a=[], b=[]), one_process())
+    out = preference.comparing(s, [{"prompt": "p"}] * 5, one_process())(dict(a=[], b=[]))
     assert out[-1] == ("a vs b", "win_rate", [1.0, 1.0, 0.5, 0.0, None])
 
 

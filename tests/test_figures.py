@@ -351,7 +351,8 @@ def test_questions_about_every_fact_and_where_people_are_mistaken():
     asked = list(instructions.questions(town))
     facts = Counter((r["task"]["name"], r["task"]["attribute"]) for r in asked)
     assert set(facts) == {(n, a) for n in town.facts for a in VALUES} and set(
-        facts.values()) == {2}
+        facts.values()) == {8}
+    assert len({r["prompt"] for r in asked}) == len(asked)
     mistaken = {(n, a) for n, own in town.mistakes.items() for a in own}
     assert {(r["task"]["name"], r["task"]["attribute"]) for r in asked
             if r["group"] == "mistaken"} == mistaken != set()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data import public, records
+from data import hub, public, records
 from data.formats import DATASETS, recognised
 from test_public import build, convert, fails, lost, save, union
 
@@ -279,7 +279,8 @@ def test_tables_are_read_row_by_row(tmp_path, suffix, monkeypatch):
 
 
 def test_a_dataset_of_the_hub_is_streamed(tmp_path, monkeypatch):
-    """Which the library does; here it is told what it is asked for, and what it answers."""
+    """Which the library does (test_hub_datasets.py); here it is told what it is asked for, and what
+    it answers."""
     library = pytest.importorskip("datasets", reason="datasets is not installed: pip install "
                                   "datasets")
     asked_for, taken = [], []
@@ -291,6 +292,7 @@ def test_a_dataset_of_the_hub_is_streamed(tmp_path, monkeypatch):
             yield {"prompt": f"{Q} {i // 2}", "response": f"{A} {i}", "helpfulness": i % 5}
 
     monkeypatch.setattr(library, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "fetch", lambda *_: None)  # it is there
     facts, files = build(tmp_path, "hub:someone/theirs", "", subset="en", part="test", most=8,
                          prompt="prompt", response="response")
     assert asked_for == [("someone/theirs", {"split": "test", "name": "en", "streaming": True})]

@@ -210,9 +210,12 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize("words, complaint", [
     ([], "grade which folders?"), (["/nowhere/x"], "/nowhere/x is no folder"),
     (["{tmp}", "--workers=0"], "--workers=0: expected a whole number from 1"),
-    (["{tmp}", "{tmp}"], "two folders have the name"),
+    (["{tmp}", "{tmp}/../{name}/."], "two folders have the name"),
+    (["{tmp}", "--json"], "--json needs a value"),
+    (["{tmp}", "--csv={tmp}"], "expected a file to write"),
+    (["{tmp}", "--junit={tmp}/no/x.xml"], "in a folder that is there"),
     (["{tmp}", "--exercises=gea"], "did you mean gae?")])
 def test_a_wrong_grading_is_one_line(words, complaint, tmp_path):
     with pytest.raises(SystemExit) as end:
-        __main__.main(["grade", *(w.replace("{tmp}", str(tmp_path)) for w in words)])
+        __main__.main(["grade", *(w.format(tmp=tmp_path, name=tmp_path.name) for w in words)])
     assert complaint in str(end.value) and "\n" not in str(end.value)

@@ -259,6 +259,12 @@ def test_a_read_only_cache_without_the_model_is_one_line(server, tmp_path):
     assert "Permission denied" in errors and "HF_HOME names another cache" in errors
 
 
+def test_a_library_that_is_too_old_is_one_line(offline):
+    """huggingface_hub 0.x stands beside transformers 4."""
+    offline.delattr(hub.library("gpt2"), "RemoteEntryNotFoundError")
+    assert "needs a newer huggingface_hub: pip install huggingface_hub==" in stopped("gpt2")
+
+
 def test_an_error_of_the_server_is_told(server):
     server.busy = True
     assert "503" in stopped("gpt2")

@@ -460,12 +460,13 @@ def test_screening_compares_with_the_owner(tmp_path, clock):
                 "assignment": number, "ranks": json.dumps({o["id"]: i + 1 for i, o in
                                                            enumerate(outputs)}),
                 "note": "", "seconds": 1.0}, True)
-    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, overview.rankings_of(store))}
+    rankings = overview.rankings_of(store)
+    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, rankings)}
     assert (facts["a"]["ranks"]["mean"], facts["a"]["flags"]["mean"]) == (1, 1)
     assert (facts["b"]["ranks"]["mean"], facts["b"]["flags"]["mean"]) == (0, 2 / 3)
     assert [facts[n]["passes"] for n in "abc"] == [True, False, None]
     assert facts["a"]["seconds"] == 4.0 and "passes" not in facts["x"]
-    worst = overview.disagreements(store, overview.rankings_of(store))
+    worst = overview.disagreements(store, rankings)
     assert len(worst) == 4 and worst[0]["pairs"] == 6 and worst[0]["labelers"] == [
         "owner", "a", "b"]
     assert [(text, ranks) for text, ranks in worst[0]["rows"]][0][1] == [1, 1, 3]
@@ -500,7 +501,8 @@ def test_the_owner_scores_screening_demonstrations_without_their_writers(tmp_pat
         store.set_score(row["id"], {"by a": 6, "by b": 7, "by c": 5}[row["response"]])
     first_of_b = next(row["id"] for row in found if row["response"] == "by b")
     store.set_score(first_of_b, 4)  # the owner changed her mind
-    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, overview.rankings_of(store))}
+    rankings = overview.rankings_of(store)
+    facts = {row["labeler"]["name"]: row for row in overview.labelers(store, rankings)}
     assert [sorted(facts[n]["scores"]) for n in "abc"] == [[6, 6], [4, 7], [5, 5]]
     assert [facts[n]["passes"] for n in "abc"] == [True, False, False]  # 6, 5.5, 5
     out = exporting.export(store)
@@ -508,6 +510,18 @@ def test_the_owner_scores_screening_demonstrations_without_their_writers(tmp_pat
     assert sorted(r["score"] for r in out["demonstrations_valid"]) == [4, 5, 5, 6, 6, 7]
     store.set_removed(who["a"]["id"], True)
     assert {row["response"] for row in store.to_score()} == {"by b", "by c"}
+
+
+def test_a_demonstration_that_is_changed_loses_its_score(tmp_path, clock):
+    store, who = filled(tmp_path, clock, [{"prompt": "sensitive", "screening": True}])
+    demonstrate(store, who["a"], "first")
+    store.set_score(store.to_score()[0]["id"], 7)
+    store.reopen_last(who["a"])
+    assert store.to_score() == []  # open again, until it is sent
+    demonstrate(store, who["a"], "second")
+    row, = store.to_score()
+    assert (row["response"], row["score"]) == ("second", None)
+    assert not store.all("SELECT * FROM score")
 
 
 def test_demonstrations_of_one_prompt_are_all_in_its_split(tmp_path, clock):
@@ -527,6 +541,21 @@ def test_demonstrations_of_one_prompt_are_all_in_its_split(tmp_path, clock):
     (None, 0.75, [6, 6], True), (None, None, [6, 5], False), (1.0, 0.5, [7], False)])
 def test_all_that_was_measured_must_reach_its_cut_off(ranks, flags, scores, expected):
     assert overview.passes({"mean": ranks}, {"mean": flags}, scores) is expected
+
+
+def test_progress_by_hand(tmp_path, clock):
+    """Ten prompts, each wanted twice from training labelers, two of them held out for validation.
+    """
+    store, who = filled(tmp_path, clock, some(10), twice=1.0)
+    with store.change() as db:
+        db.execute("UPDATE item SET split = 'valid' WHERE id > 8")
+    for name in "aab":
+        rank(store, who[name])
+    rank(store, who["x"])
+    assert overview.progress(store) == [("training labelers", 3, 20), ("held-out labelers", 1, 4)]
+    assert store.progress(who["a"]) == {"done": 2, "of": 10, "seconds": 4.0}
+    store.set_removed(who["a"]["id"], True)
+    assert overview.progress(store)[0] == ("training labelers", 1, 20)
 
 
 def test_the_overview_asks_the_file_as_often_for_many_items_as_for_few(tmp_path, clock):

@@ -1,5 +1,7 @@
 """The labelling page in a real Chromium: keys, mouse, touch, a lost connection, accessibility, and
-the pictures of docs/labelling.md (SCREENSHOTS=docs python -m pytest tests/test_page_browser.py).
+the pictures of docs/labelling.md:
+
+    SCREENSHOTS=docs python -m pytest tests/test_page_browser.py -k every_page
 """
 import json
 import os
@@ -11,7 +13,7 @@ import pytest
 import browser
 from browser import ROOT, Page, chromium
 from data import records
-from labels import exporting
+from labels import exporting, mine
 from labels.store import Store
 from test_page import some
 from test_page_web import EVIL
@@ -97,7 +99,7 @@ def at_item(driver, before=None):
 
 
 def exported(page, name="rankings_train"):
-    return exporting.export(Store(page.out / "labels.db"))[name]
+    return exporting.export(Store(page.out / "labels.db"), 0.0)[name]
 
 
 @pytest.fixture
@@ -153,6 +155,54 @@ def test_ranking_by_keys_alone(driver, serve):
     by_text = dict(zip(order, (2, 1, 3, 3)))
     assert [by_text[c["text"]] for c in record["completions"]] == record["ranks"]
     assert 0 < record["seconds"] < 60
+
+
+def tab_to(driver, selector):
+    """Press Tab until the focus is there."""
+    for _ in range(60):
+        if driver.switch_to.active_element in all_of(driver, selector):
+            return
+        keys(driver, "\ue004")
+    raise AssertionError(f"Tab does not lead to {selector}")
+
+
+def test_marks_ratings_and_writing_by_keys_alone(driver, serve):
+    page = serve(some(1, 2), "--task=rate_rank")
+    resize(driver, 1400)
+    enter(driver, page.link)
+    driver.get(page.address + "/work")
+    until(lambda: all_of(driver, "[name=closed_domain]"))
+    tab_to(driver, "[name=closed_domain]")
+    keys(driver, " \ue007")
+    for letter, score in (("A", "6"), ("B", "2")):
+        until(lambda: f"Output {letter}" in driver.page_source and all_of(driver, ".likert"))
+        keys(driver, score)
+        tab_to(driver, "[name=hallucination]")
+        keys(driver, " ")
+        tab_to(driver, "summary")
+        keys(driver, "\ue007")  # opens the note
+        tab_to(driver, "#note")
+        keys(driver, f"note {score}")
+        tab_to(driver, "#submit")
+        keys(driver, "\ue007")
+    at_item(driver)
+    keys(driver, "21\ue007")
+    until(lambda: "All done" in driver.page_source)
+    record, = exported(page)
+    assert record["marks"]["closed_domain"] and not record["marks"]["sensitive"]
+    assert sorted(zip(record["likert"], record["ranks"], record["notes"])) == [
+        (2, 1, "note 2"), (6, 2, "note 6")]
+    assert [f["hallucination"] for f in record["flags"]] == [True, True]
+    tab_to(driver, "a.button")
+    keys(driver, "\ue007")
+    until(lambda: all_of(driver, "#prompt"))
+    for selector, text in (("#prompt", "Say hi."), ("#response", "Hi."), ("#category", "ch"),
+                           ("#submit", "\ue007")):
+        tab_to(driver, selector)
+        keys(driver, text)
+    until(lambda: "Kept." in driver.page_source)
+    demo, = exported(page, "demonstrations_train")
+    assert (demo["prompt"], demo["response"], demo["category"]) == ("Say hi.", "Hi.", "chat")
 
 
 def drag(driver, kind, letter, rank):
@@ -327,8 +377,15 @@ class Looks:
         self.driver, self.shots, self.source, self.found = driver, shots, browser.axe(), {}
 
     def at(self, address):
+        """Open a page. What its scripts do may move nothing that was shown before."""
         self.driver.get(address)
         until(lambda: all_of(self.driver, "main"))
+        if moved := self.driver.execute_async_script("""
+                const done = arguments[0], moved = [];
+                new PerformanceObserver(list => moved.push(...list.getEntries().map(e => e.value)))
+                  .observe({type: "layout-shift", buffered: true});
+                setTimeout(() => done(moved), 100);"""):
+            self.found[f"{address} jumps"] = moved
 
     def check(self, name, width, height):
         for dark in (False, True):
@@ -385,10 +442,10 @@ def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
             if name == "rank":
                 ranks_away(driver)
             looks.check(name, width, height)
-        for button, name in (("[action$=export] button", "export"), ("[action$=add] button", "links")):
+        for button, name in (("export", "export"), ("add", "links")):
             looks.at(page.address + "/owner")
             driver.find_element("id", "names").send_keys(f"Dora {width}\nEmil {width}")
-            driver.find_element("css selector", button).click()
+            driver.find_element("css selector", f"[action$={button}] button").click()
             until(lambda: all_of(driver, ".files, .links"))
             looks.check(name, width, height)
     for who, name in (("Ana", "demonstrate"), ("Bo", "done"), (None, "enter")):
@@ -402,6 +459,23 @@ def test_every_page_is_accessible_and_fits(driver, serve, tmp_path):
     assert not looks.found, json.dumps(looks.found, indent=1)
     if not looks.source:
         pytest.skip("no check of accessibility: axe-playwright-python is not installed (Makefile)")
+
+
+def test_the_report_of_your_policy_is_accessible_and_fits(driver, tmp_path):
+    rows = [[{"prompt": EVIL + "x" * 500, "completions": [{"text": text}]}]
+            for text in (f"Soup {EVIL}.", f"Soup and {EVIL}.")]
+    facts = {"rankings": 46, "heldout_pairs": 0, "moved_towards": None, "rm_accuracy": None,
+             "answers": 1, "changed": 1.0, "words": [1.0, 2.0], "gold": [None, None],
+             "changed_words": [("and", 0.0, 1.0), (EVIL, 1.0, 0.0)]}
+    path = tmp_path / "report.html"
+    path.write_text(mine.page(facts, *rows), encoding="utf-8")
+    looks = Looks(driver, tmp_path)
+    for width, height in ((1400, 900), (400, 800)):
+        resize(driver, width, height)
+        looks.at(path.as_uri())
+        looks.check("report", width, height)
+    assert not looks.found, json.dumps(looks.found, indent=1)
+    assert driver.title == "Your policy" and not all_of(driver, "img, script")
 
 
 def ranks_away(driver):

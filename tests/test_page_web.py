@@ -2,6 +2,7 @@
 """
 import collections
 import concurrent.futures
+import html
 import http.client
 import http.cookiejar
 import json
@@ -78,8 +79,9 @@ PATHS = ("/", "/work", "/item/1/1", "/write/plain", "/guide", "/about", "/owner"
          "/owner/disagreements", "/owner/scores", "/owner/score/1")
 
 
-def test_without_a_session_there_is_only_the_door(tmp_path):
-    client = Site(tmp_path, some(2)).client()
+@pytest.mark.parametrize("local", [True, False])  # False: another address than this machine's
+def test_without_a_session_there_is_only_the_door(tmp_path, local):
+    client = Site(tmp_path, some(2), local).client()
     for path in PATHS:
         answer = client.get(path)
         assert (answer.status_code, answer.headers["Location"]) == (303, "/enter"), path
@@ -192,6 +194,48 @@ def test_a_new_link_ends_the_old_one_and_its_sessions(tmp_path):
     assert a.get("/work").headers["Location"] == "/enter"
     assert a.post("/enter", data={"code": site.tokens["a"]}).status_code == 403
     assert a.post("/enter", data={"code": token}).status_code == 303
+
+
+def test_one_click_removes_a_labelers_work_and_brings_it_back(tmp_path):
+    site = Site(tmp_path, some(3))
+    a, owner = site.client("a"), site.client("owner")
+    path, form = open_item(a)
+    a.post(path, data=form)
+    path, form = open_item(a)
+    number = site.store.one("SELECT id FROM labeler WHERE name = 'a'")["id"]
+    page = owner.get("/owner").text
+    button = re.search(rf'action="(/owner/remove/{number})".*?name="removed" value="(.)"', page)
+    token = csrf(owner, "/owner")
+    owner.post(button[1], data={"csrf": token, "removed": button[2]})
+    assert not exporting.export(site.store)["rankings_train"]
+    assert "nothing more to label for you" in a.get("/work").text
+    assert a.post(path, data=form).status_code == 404
+    page = owner.get("/owner").text
+    button = re.search(rf'action="(/owner/remove/{number})".*?name="removed" value="(.)"', page)
+    owner.post(button[1], data={"csrf": token, "removed": button[2]})
+    assert len(exporting.export(site.store)["rankings_train"]) == 1
+    assert a.post(path, data=form).status_code == 303  # the open page goes on
+    assert len(exporting.export(site.store)["rankings_train"]) == 2
+
+
+def test_each_labeler_goes_through_all_use_cases(tmp_path):
+    site = Site(tmp_path)
+    cases = ["cook <b>soup</b>", "write letters", "learn names"]
+    site.store.set("use_cases", cases)
+    seen = {}
+    for name in "ab":
+        client = site.client(name)
+        token = csrf(client, "/write/user_based")
+        for i in range(3):
+            page = client.get("/write/user_based").text
+            case = html.unescape(re.search(r'id="use_case".*?>(.*?)</textarea>', page)[1])
+            seen.setdefault(name, []).append(case)
+            client.post("/write/user_based", data={
+                "csrf": token, "category": "chat", "use_case": case, "prompt": f"p {i}",
+                "response": "r", "form": re.search(r'name="form" value="([^"]+)"', page)[1]})
+    assert sorted(seen["a"]) == sorted(seen["b"]) == sorted(cases) and seen["a"] != seen["b"]
+    out = exporting.export(site.store, 0.0)["demonstrations_train"]
+    assert [r["use_case"] for r in out] == seen["a"] + seen["b"]
 
 
 def test_the_owner_adds_labelers_and_sees_their_links_once(tmp_path):
@@ -600,6 +644,26 @@ def test_the_log_and_the_terminal_hold_no_token(tmp_path):
         assert page.address.startswith("http://127.0.0.1:")
 
 
+def test_outputs_come_from_checkpoints_and_are_sampled_once(demo):
+    flags = ("--models=out/sft,out/init", "--prompts=4", "--candidates=6", "--k_min=2", "--k_max=4",
+             "--max_new_tokens=8", "--prompts_file=out/toy/prompts_train.jsonl", "--twice=0")
+    made = []
+    with Page(demo.folder, *flags) as page:
+        while "new prompts to label" not in page.log.read_text():  # the page is there already
+            assert page.process.poll() is None
+            time.sleep(0.05)
+        for _ in range(2):
+            store = Store(page.out / "labels.db")
+            rows = [json.loads(row["record"]) for row in store.all("SELECT record FROM item")]
+            made.append([(r["prompt"], r["completions"]) for r in rows])
+            page.kill()
+            page.start()
+    assert 1 <= len(made[0]) <= 4 and made[1] == made[0]
+    models = {c["model"] for _, completions in made[0] for c in completions}
+    assert models == {"out/sft", "out/init"}
+    assert all(2 <= len({c["text"] for c in own}) <= 4 for _, own in made[0])
+
+
 def test_the_command_line_exports_and_refuses(tmp_path):
     run = lambda *flags: subprocess.run(
         [sys.executable, "-m", "labels.page", *flags], cwd=tmp_path, text=True, timeout=60,
@@ -609,3 +673,6 @@ def test_the_command_line_exports_and_refuses(tmp_path):
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "p", "completions": []}])
     done = run(f"--completions={bad}")
     assert "bad.jsonl:1: field 'completions'" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "cases.txt").write_bytes(b"caf\xe9\n")
+    done = run("--use_cases=cases.txt")
+    assert done.returncode == 1 and done.stderr == "error: cases.txt: not UTF-8 at byte 3\n"

@@ -7,6 +7,10 @@ import pytest
 import ppo
 import reward
 import sft
+from data import public
+from helpers import tiny
+from labels import page, sample
+from runtime.optimizer import cosine, make_optimizer
 
 SIZES = ("1.3b", "6b", "175b")
 EACH = {  # (script, preset's ending, setting): of 1.3B, 6B and 175B
@@ -20,6 +24,7 @@ ALL = {  # the same for every size
     (sft, "-init", "epochs"): 2, (sft, "-init", "pretrain_mix"): 0.1,
     (sft, "-init", "floor"): 0.1, (sft, "-init", "warmup"): 0,
     (reward, "", "epochs"): 1, (reward, "", "batch"): 64, (reward, "", "lr"): 9e-6,
+    (reward, "", "warmup"): 0,
     (ppo, "", "iterations"): 500, (ppo, "", "batch"): 512, (ppo, "", "minibatch"): 64,
     (ppo, "", "inner_epochs"): 1, (ppo, "", "warmup"): 10, (ppo, "", "beta"): 0.02,
     (ppo, "", "ptx"): 27.8, (ppo, "", "ptx_rows"): 512, (ppo, "", "clip_ratio"): 0.2,
@@ -49,6 +54,28 @@ def test_presets_are_the_papers(size):
     (ppo, "inner_epochs", 1), (ppo, "gae_lambda", 0.95), (reward, "epochs", 1)])
 def test_what_the_toy_takes_over_from_the_paper(script, name, value):
     assert getattr(script.Settings(), name) == value
+
+
+T0 = sft.Settings(**sft.PRESETS["t0"])  # App. C.5
+
+
+@pytest.mark.parametrize("settings, name, value", [
+    (T0, "epochs", 1), (T0, "batch", 64),
+    (ppo.Settings(**ppo.PRESETS["ppo"]), "ptx", 0.0), (sample.Settings(), "k_min", 4),
+    (sample.Settings(), "k_max", 9), (page.Settings(), "k_min", 4), (public.Settings(), "cap", 200),
+    (public.Settings(), "pii", True)])
+def test_what_other_commands_take_over_from_the_paper(settings, name, value):
+    assert getattr(settings, name) == value
+
+
+def test_the_rate_of_the_reward_model_falls_to_a_tenth():
+    assert cosine(600, 600, 9e-6) == pytest.approx(9e-7)  # reward.py names no other floor
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_the_betas_of_adam(muon):
+    groups = make_optimizer(tiny(), 1e-3, 0.1, muon=muon).param_groups
+    assert {group["betas"] for group in groups if "betas" in group} == {(0.9, 0.95)}
 
 
 def test_an_iteration_has_eight_minibatches_and_eight_text_rows_an_episode():

@@ -20,6 +20,7 @@ from runtime import machine
 import sft
 from helpers import one_process
 from model import GPT, GPTConfig, ScalarGPT
+from runtime.optimizer import make_optimizer
 from runtime.plan import DAY, MACHINES, SIZES, Model, Work, memory, parameters
 from settings import parse
 
@@ -177,6 +178,22 @@ def test_memory_of_training_without_activations():
     assert sizes["weights"] + sizes["gradients"] + sizes["Adam"] == 16 * P
     sizes = memory([policy, value, *frozen], [], 1, False, 1, m)
     assert sizes["peak"] == pytest.approx(40 * P, rel=1e-4)
+
+
+def test_memory_and_advice_know_muon():
+    """One moment a weight of the blocks' matrices, two of all others; and it cannot be sharded."""
+    s = sft.Settings(init="scratch", optimizer="muon")
+    model = GPT(GPTConfig(700, s.block_size, s.n_layer, s.n_head, s.n_embd))
+    optimizer = make_optimizer(model, 1e-3, 0.1, muon=True)
+    sum(p.sum() for p in model.parameters()).backward()
+    optimizer.step()
+    kept = sum(x.numel() for state in optimizer.state.values() for x in state.values()
+               if x.dim())  # without AdamW's counts of steps
+    models, work, _ = plan.WORK["sft"](None, s)
+    assert memory(models, work, 1, False, 1, MACHINES["cpu"])["Adam"] == 4 * kept
+    told = {name: [setting for setting, *_ in plan.advice("sft", replace(s, optimizer=name), 2,
+                                                          False)[1]] for name in ("adamw", "muon")}
+    assert "shard" in told["adamw"] and "shard" not in told["muon"]
 
 
 def test_several_passes_find_the_gradients_there():

@@ -139,7 +139,8 @@ def beside(field, end, direction):
 # What a value at its bound needs beside it: settings that depend on each other.
 BESIDE = {("ppo", "batch"): ["--minibatch=1"], ("labels.sample", "k_max"): ["--k_min=1"],
           ("data.public", "split_valid"): ["--split_test=0"],
-          ("data.public", "split_test"): ["--split_valid=0"]}
+          ("data.public", "split_test"): ["--split_valid=0"],
+          **{("evaluate", name): ["--suite=public"] for name in ("batch_tokens", "limit")}}
 
 
 @each_number
@@ -193,8 +194,8 @@ def test_the_defaults_and_presets_are_within_the_bounds(script, field):
     ("sft", ["--explode=0"], "--explode=0.0: expected a number > 0"),
     ("sft", [f"--seed={2**63}"], f"--seed={2**63}: expected a number >= 0 and < {2**63}"),
     ("ppo", ["--iterations=0"], "--iterations=0: expected a number >= 1"),
-    ("ppo", ["--temperature=0"], "--temperature=0.0: expected a number > 0"),
-    ("ppo", ["--temperature=-1"], "--temperature=-1.0: expected a number > 0"),
+    ("ppo", ["--temperature=0"], "--temperature=0.0: expected a number >= 0.01"),
+    ("ppo", ["--temperature=-1"], "--temperature=-1.0: expected a number >= 0.01"),
     ("ppo", ["--ptx_rows=0"], "--ptx_rows=0: expected a number >= 1"),
     ("ppo", ["--minibatch=0"], "--minibatch=0: expected a number >= 1"),
     ("ppo", ["--unfinished=nan"], "--unfinished=nan: expected a number"),

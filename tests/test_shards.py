@@ -341,6 +341,12 @@ def test_only_the_same_run_is_continued(tmp_path, inline, vocabulary):
     (tmp_path / "in" / "g.txt").write_text("more")
     with pytest.raises(SystemExit, match="its 'files' differs"):
         shards.build(settings(tmp_path, vocabulary))
+    (tmp_path / "in" / "g.txt").unlink()
+    shards.build(settings(tmp_path, vocabulary))
+    file = max((tmp_path / "in").glob("*.txt"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-2] + b"??")  # other text of the same length
+    with pytest.raises(SystemExit, match="its 'files' differs"):
+        shards.build(settings(tmp_path, vocabulary))
     assert contents(tmp_path / "out") == whole
 
 

@@ -20,7 +20,7 @@ from settings import parse, stop  # before torch
 
 from data import records
 from data.batches import encode_prompt
-from data.tokenizer import load_tokenizer, train_bpe
+from data.tokenizer import of_tiktoken, train_bpe
 from data.toy.reading import ABOUT_STORY
 from data.toy.tasks import CATEGORIES, FEW_SHOT, GROUNDED, HELD_BACK, TYPES, good, make
 from data.toy.text import document, few_shot
@@ -126,21 +126,31 @@ GROUPS = {  # which tasks; in a file of their own, so that there are enough of e
 }
 
 
+IN_VAIN = 50_000  # prompts without a new one of a group; one in 250 belongs to the rarest
+
+
 def grouped(rng, town, size, fits):
-    """`size` prompts of each of GROUPS, all different, with the shares that they have elsewhere."""
+    """`size` prompts of each of GROUPS, all different, with the shares that they have elsewhere:
+    a list. Stops if a group has no more."""
+    out = []
     shares, seen = [share for share, _ in CATEGORIES.values()], set()
     for group, belongs in GROUPS.items():
-        own, held_back = 0, group == "kinds held back"
+        own, in_vain, held_back = 0, 0, group == "kinds held back"
         while own < size:
+            in_vain += 1
+            if in_vain == IN_VAIN:
+                stop(f"the group {group!r}: {own:,} of {size:,} prompts, and no new one in "
+                     f"{IN_VAIN:,}: lower --group, or raise --longest")
             category = "held_back" if held_back else rng.choices(list(CATEGORIES), shares)[0]
             task, prompt = make(rng, town, category)
             if group == "second language":
                 task, prompt = {**task, "language": "beyond"}, beyond(prompt)
             if belongs(task) and prompt not in seen and fits(prompt):
-                own += 1
+                own, in_vain = own + 1, 0
                 seen.add(prompt)
-                yield {"prompt": prompt, "category": category, "kind": "plain", "group": group,
-                       "task": task}
+                out.append({"prompt": prompt, "category": category, "kind": "plain",
+                            "group": group, "task": task})
+    return out
 
 
 def demonstrate(rng, town, prompts):
@@ -190,40 +200,69 @@ def probes(rng, town, n):
     return out
 
 
-def build(settings):
-    """Write the whole world. Returns the facts of world.json."""
-    s, out = settings, Path(settings.out)
-    town, started = Town(s.seed), time.time()
-    rng = random.Random(f"world {s.seed}")
+def everything(s):
+    """({file name: its records}, the tokenizer's file, the facts of world.json) of a world."""
+    town, rng = Town(s.seed), random.Random(f"world {s.seed}")
     text = [document(rng, town) for _ in range(s.documents)]
-    out.mkdir(parents=True, exist_ok=True)
-    with records.written_whole(out / "tokenizer.tiktoken") as file:
-        file.write(train_bpe("\n".join(text[:5000]), s.vocab).decode())
-    valid = s.documents // 100
-    records.write(out / "text_valid.jsonl", [{"text": t} for t in text[:valid]])
-    records.write(out / "text_train.jsonl", [{"text": t} for t in text[valid:]])
+    vocabulary, valid = train_bpe("\n".join(text[:5000]), s.vocab), s.documents // 100
+    tokenizer = of_tiktoken(vocabulary, "tokenizer.tiktoken")
+    files = {"text_valid": [{"text": t} for t in text[:valid]],
+             "text_train": [{"text": t} for t in text[valid:]]}
     demos = {"demonstrations_train": s.demonstrations,
              "demonstrations_valid": s.demonstrations // 3}
     sizes = {"prompts_train": s.prompts, "prompts_valid": s.heldout, "prompts_test": s.heldout}
-    tokenizer = load_tokenizer("tokenizer.tiktoken", out)
     fits = lambda prompt: len(encode_prompt(tokenizer, prompt)) <= s.longest
     parts, dropped = split(rng, town, {**demos, **sizes}, s.cap, s.prefix, fits)
     for name, prompts in parts.items():
-        records.write(out / f"{name}.jsonl",
-                      demonstrate(rng, town, prompts) if name in demos else prompts)
-    records.write(out / "prompts_groups.jsonl", grouped(rng, town, s.group, fits))
-    records.write(out / "probes.jsonl", probes(rng, town, 1000))
+        files[name] = demonstrate(rng, town, prompts) if name in demos else prompts
+    files["prompts_groups"] = grouped(rng, town, s.group, fits)
+    files["probes"] = probes(rng, town, 1000)
     for name, size in (("train", s.templated), ("valid", s.templated // 20)):
-        records.write(out / f"templated/demonstrations_{name}.jsonl",
-                      [templated(rng, town) for _ in range(size)])
+        files[f"templated/demonstrations_{name}"] = [templated(rng, town) for _ in range(size)]
     shares = collections.Counter(p["category"] for p in parts["prompts_train"])
-    facts = {"seed": s.seed, "documents": s.documents, "vocab": tokenizer.size,
-             "tokens": sum(map(len, tokenizer.encode_batch(text))),
-             "records": {k: len(v) for k, v in parts.items()}, "dropped": dict(dropped),
-             "categories": {c: round(n / s.prompts, 3) for c, n in shares.most_common()},
-             "seconds": round(time.time() - started, 1)}
-    records.write_json(out / "world.json", facts)
-    return facts
+    return files, vocabulary, {
+        "seed": s.seed, "documents": s.documents, "vocab": tokenizer.size,
+        "tokens": sum(map(len, tokenizer.encode_batch(text))),
+        "records": {k: len(v) for k, v in parts.items()}, "dropped": dict(dropped),
+        "categories": {c: round(n / s.prompts, 3) for c, n in shares.most_common()}}
+
+
+LATER = ("completions_*", "rankings_*", "labelers.json", "text_shards.json")
+
+
+def refuse_another(out, files):
+    """Stop if a folder holds what later steps made of another world: they would go on with it, and
+    without a word. Equal prompts are of the same world, as they are drawn after the text."""
+    made = sorted(path for pattern in LATER for path in out.glob(pattern))
+    for name in ("prompts_train", "prompts_valid", "prompts_test") if made else ():
+        path = out / f"{name}.jsonl"
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in files[name])
+        if not path.exists() or path.read_text(encoding="utf-8") != rows:
+            stop(f"{made[0]} was made of another world, which this one would replace: choose "
+                 f"another --out, or delete {out}")
+
+
+def build(settings):
+    """Write the whole world. Returns the facts of world.json."""
+    out, started = Path(settings.out), time.time()
+    made = not out.exists()
+    records.make_folder(out)
+    records.claim(out)
+    try:
+        files, vocabulary, facts = everything(settings)
+        refuse_another(out, files)
+        (out / "world.json").unlink(missing_ok=True)  # if killed, no step takes it for a whole one
+        with records.written_whole(out / "tokenizer.tiktoken") as file:
+            file.write(vocabulary.decode())
+        for name, rows in files.items():
+            records.write(out / f"{name}.jsonl", rows)
+        facts["seconds"] = round(time.time() - started, 1)
+        records.write_json(out / "world.json", facts)
+        return facts
+    finally:
+        records.release(out)
+        if made and not any(out.iterdir()):
+            out.rmdir()
 
 
 if __name__ == "__main__":
