@@ -335,11 +335,12 @@ def told(name, tests=()):
     """What one would see in a log of a defect, as lines: the sentence and its numbers from the
     short run; or that there is nothing to see, and which tests find it."""
     symptom, entry = SYMPTOMS.get(name), kept().get(name)
+    finds = "What finds it: " + ", ".join(tests)
     if entry is None:
-        return ["Its log has not been measured. What finds it: " + ", ".join(tests)]
+        return [f"In a log one should see: {symptom.text}. (Expected; no run has been measured.)"
+                if symptom else "What a log would show has not been measured.", finds]
     if symptom is None:
-        return ["Nothing in the log of a short run gives it away. What finds it: "
-                + ", ".join(tests)]
+        return ["Nothing in the log of a short run gives it away.", finds]
     return [f"In a log one would see: {symptom.text}.",
             f"A short run ({entry['run']}), {symptom.column}:",
             f"  {'':<12}" + "".join(f"{p:>10}" for p in PLACES),

@@ -48,9 +48,9 @@ def test_a_bug_is_planted_found_and_told(copy, capsys):
         defect = next(d for d in defects.DEFECTS if d.name == name)
         assert defect.tests and (copy / defect.file).read_text() == defects.planted(before, defect)
         said = capsys.readouterr().out
-        seen = "\n".join(symptoms.told(name, defect.tests))
-        assert seen in said and not any(
-            x in said.replace(seen, "") for x in (name, defect.file, defect.hint))
+        told = "\n".join(symptoms.told(name, defect.tests))
+        assert told in said and not any(
+            x in said.replace(told, "") for x in (name, defect.file, defect.hint))
         planted = (copy / defect.file).read_text()
         (copy / defect.file).write_text("# a comment\n" + planted)
         if not defect.exercise:  # for those the check decides, which has its own tests

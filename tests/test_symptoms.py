@@ -23,7 +23,15 @@ def test_a_symptom_is_what_a_short_run_has_shown(name):
         assert entry["run"] == TEXTS[name].run and TEXTS[name].holds(entry["numbers"])
     else:
         assert entry["run"] in (*symptoms.RUNS, None)
-        assert "find" in symptoms.told(name, ("tests/test_x.py::test_y",))[0]
+        assert symptoms.told(name, ("tests/test_x.py::test_y",))[1].endswith("test_x.py::test_y")
+
+
+def test_what_has_not_been_measured_says_so(monkeypatch):
+    """With a sentence and without one."""
+    monkeypatch.setattr(symptoms, "kept", dict)
+    assert "no run has been measured" in symptoms.told("mean-over-pads", ("tests/a.py::b",))[0]
+    assert symptoms.told("clip-alone", ("tests/a.py::b",)) == [
+        "What a log would show has not been measured.", "What finds it: tests/a.py::b"]
 
 
 def test_what_is_measured_is_what_there_is():
