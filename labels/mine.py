@@ -47,7 +47,7 @@ class Settings:
     epochs: int = 6  # over few rankings; with thousands of them one is best
     # PPO
     iterations: int = 16  # of 256 episodes
-    beta: float = 0.03  # KL coefficient for scores of standard deviation 1; smaller moves further
+    beta: float = 0.1  # KL coefficient for scores of standard deviation 1; smaller moves further
     ema: float = 0.97  # of the weights; the demo's 0.992 would keep a third of the old policy
     warmup: int = 2  # iterations
     # the comparison
