@@ -33,7 +33,7 @@ def picture(panel, svg):
 
 def finding(f):
     style, word = STATES[f["state"]]
-    why = f"<small>{escape(f['why'])}</small>" if f["why"] and f["state"] != HOLDS else ""
+    why = f"<small>Perhaps: {escape(f['why'])}</small>" if f["why"] and f["state"] != HOLDS else ""
     return (f'<li><b class="{style}">{word}</b><span>{escape(f["claim"])}</span>'
             f'<small>{escape(f["reached"])}</small>{why}</li>')
 
