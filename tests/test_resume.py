@@ -415,7 +415,8 @@ def test_an_interrupted_demo_goes_on(tmp_path):
     assert f"{ROOT}/ppo.py --preset=ppo --seed=7" in ran
     labels = [line for line in ran if "labels.simulated" in line]  # the second needs the first's
     assert labels == [f"-m labels.simulated{split} --seed=7" for split in ("", " --split=valid")]
-    assert "labels" not in " ".join(re.findall(r"call together,(.*)", (ROOT / "Makefile").read_text()))
+    pairs = re.findall(r"call together,(.*)", (ROOT / "Makefile").read_text())
+    assert pairs and "labels" not in " ".join(pairs)
     assert f"{ROOT}/evaluate.py --seed=7" in done.stdout  # it prints the report at the end
 
 
