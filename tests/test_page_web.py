@@ -580,8 +580,8 @@ def thirty_at_once(folder, models, seconds_between=(1, 3), items_=300):
         owner, done = Labeler(page, page.link.partition("#")[2]), threading.Event()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         sampler = subprocess.Popen(
-            ["nice", "-n", "19", sys.executable, "-m", "labels.sample", "--k_min=3000",
-             "--k_max=3000", f"--out={folder}/samples.jsonl"], cwd=models, env=environment,
+            ["nice", "-n", "19", sys.executable, "-m", "labels.sample", "--k_min=20000",
+             "--k_max=20000", f"--out={folder}/samples.jsonl"], cwd=models, env=environment,
             stdout=subprocess.DEVNULL)
 
         def work(person):
