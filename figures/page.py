@@ -47,7 +47,7 @@ def example(prompt, said):
 def section(name, figure, said, svgs):
     """One figure. figure: its module; said: its JSON; svgs: its pictures."""
     took = "" if said["seconds"] is None else (
-        f" Its own runs took {said['seconds'] / 60:.0f} minutes in all worlds together.")
+        f" Its own runs took {said['seconds'] / 60:.0f} minutes of CPU time in all worlds.")
     where = (f"World{'s' * (len(said['seeds']) > 1)} {', '.join(said['seeds'])}, scale "
              f"{said['scale']}.{SMALL.get(said['scale'], '')}")
     plots = "".join(map(picture, said["panels"], svgs))
