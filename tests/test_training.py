@@ -1142,6 +1142,14 @@ def test_ptx_keeps_the_text():
     assert mean_of(history[-5:], "score") > mean_of(history[:3], "score") + 0.5
 
 
+@pytest.mark.parametrize("ptx", [0.0, 0.3])
+def test_text_rows_lie_where_the_model_is(ptx):
+    """Also where there are none: their number is stacked with that of the episodes' tokens."""
+    world, s = one_process(), replace(ppo.Settings(), ptx=ptx, batch=4, minibatch=4, ptx_rows=2)
+    world.device = torch.device("meta")  # stands for a GPU
+    assert ppo.text_rows(texts()[:4], 0, s, world).device.type == "meta"
+
+
 FAULTS = """
 import resource, sys, torch
 from runtime.world import World
