@@ -68,7 +68,7 @@ def test_a_sentence_tells_each_finding_once():
     found = [points.finding(name, d) for name, d in
              (("a (so)", [1, 1.1]), ("b", [-1]), ("c", [1]), ("d", [2, 2.1]))]
     assert points.sentence(found) == ("As in the paper: a; d. Unlike the paper, not so here: b. "
-                                      "The worlds do not decide: c.")
+                                      "Undecided: c.")
 
 
 @pytest.mark.parametrize("form, gain", [
