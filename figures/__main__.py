@@ -124,7 +124,7 @@ def main():
         drawn = figure.draw(worlds, scale)
         said = as_json(name, figure.TITLE, drawn)
         for i, panel in enumerate(drawn.panels):
-            Path(s.out, f"{name}-{i + 1}.svg").write_text(plots.svg(panel), encoding="utf-8")
+            records.write_text(Path(s.out, f"{name}-{i + 1}.svg"), plots.svg(panel))
         records.write_json(Path(s.out, f"{name}.json"), {
             **said, "seconds": seconds(s, graph, wanted[name]), "seeds": list(folders(s)),
             "scale": s.scale})
@@ -144,7 +144,7 @@ def write_page(s):
             sections.append(page.section(name, figure, said, svgs))
             titles[name] = figure.TITLE
     path = Path(s.out, "report.html")
-    path.write_text(page.page(sections, titles), encoding="utf-8")
+    records.write_text(path, page.page(sections, titles))
     return path
 
 
