@@ -342,8 +342,8 @@ def known_form(path, hint):
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-        stop(f"{path} is damaged, or of another version ({type(e).__name__}: {e}): delete it, and "
-             f"run `{hint}` again")
+        stop(f"{path} is damaged, or of another version ({type(e).__name__}: {e}): run `{hint}` "
+             "again")
 
 
 def read_log(path):

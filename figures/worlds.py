@@ -7,6 +7,7 @@ from data import records
 from data.toy.tasks import gold
 from data.toy.town import Town
 from labels.simulated import pool
+from settings import stop
 
 HINT = "make figures"
 
@@ -23,9 +24,17 @@ class World:
 
     @functools.cache
     def lines(self, path):
-        """The lines of a JSONL file."""
-        with open(self.folder / path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        """The lines of a JSONL file, at least one."""
+        try:
+            content = (self.folder / path).read_bytes()
+            lines = [json.loads(line) for line in content.split(b"\n") if line.strip()]
+        except ValueError as error:  # no JSON, or no UTF-8
+            self.refuse(path, f"is damaged ({error})")
+        return lines or self.refuse(path, "is empty")
+
+    def refuse(self, path, why):
+        """Stop. A run is done if its last file is there: it runs again if all of them are gone."""
+        stop(f"{self.folder / path} {why}: delete its folder, and run `{HINT}` again")
 
     @functools.cached_property
     def town(self):
@@ -43,9 +52,11 @@ class World:
 
     def answers(self, path, model):
         """[(text, ended)] of a model, of an answers.jsonl."""
-        own = [next(c for c in line["completions"] if c["model"] == model)
+        own = [[c for c in line["completions"] if c["model"] == model]
                for line in self.lines(path)]
-        return [(c["text"], c["ended"]) for c in own]
+        if not all(own):
+            self.refuse(path, f"has no answer of {model}")
+        return [(said[0]["text"], said[0]["ended"]) for said in own]
 
     @functools.cache
     def judged(self, path, model):
