@@ -35,7 +35,8 @@ def points(folder, x, y, width):
     rows = records.read_log(path)
     own = [row for row in rows if is_number(row.get(x)) and is_number(row.get(y))]
     if not own:
-        stop(f"{path} has no numbers {x} and {y}: it has {', '.join(rows[-1]) if rows else 'no line'}")
+        columns = ", ".join(rows[-1]) if rows else "no line"
+        stop(f"{path} has no numbers {x} and {y}: it has {columns}")
     return list(zip(*(smooth([row[name] for row in own], width) for name in (x, y))))
 
 

@@ -74,6 +74,8 @@ def graded(folder, exercise, bounds):
         path = Path(place) / Path(exercise.file).name
         path.write_bytes(content)
         outcomes, _, sealed = worker.run(exercise, path, bounds)
+    if worker.UNBEGUN in outcomes:
+        return {**row, "note": f"not graded: {worker.UNBEGUN['message']}"}
     verdict = judge.judge(exercise, outcomes)
     known = judge.recognised(exercise, verdict)
     return {**row, "credit": round(verdict.credit, 4), "properties": verdict.held,
@@ -83,8 +85,6 @@ def graded(folder, exercise, bounds):
 
 def note_of(exercise, verdict, known, copied):
     """What a teacher should know beside the number."""
-    if worker.UNBEGUN in verdict.outcomes:
-        return f"not graded: {worker.UNBEGUN['message']}"
     if verdict.blank:
         return "not written"
     if copied:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from data import records
 from data.toy.tasks import gold
-from data.toy.town import Town
-from labels.simulated import pool
+from labels.simulated import labelers_of, pool, town_of
 from settings import stop
 
 HINT = "make figures"
@@ -18,9 +17,9 @@ class World:
     def __init__(self, folder):
         self.folder = Path(folder)
 
-    def json(self, path):
-        """A file of results."""
-        return records.read_json(self.folder / path, HINT)
+    def json(self, path, *fields):
+        """A file of results, with at least these fields."""
+        return records.read_json(self.folder / path, HINT, *fields)
 
     @functools.cache
     def lines(self, path):
@@ -38,7 +37,7 @@ class World:
 
     @functools.cached_property
     def town(self):
-        return Town(self.json("out/toy/world.json")["seed"])
+        return town_of(self.folder / "out/toy")
 
     @functools.cached_property
     def labelers(self):
@@ -48,7 +47,7 @@ class World:
     @functools.cached_property
     def facts(self):
         """The labelers' seed, sharpness and agreement."""
-        return self.json("out/toy/labelers.json")
+        return labelers_of(self.folder / "out/toy")
 
     def answers(self, path, model):
         """[(text, ended)] of a model, of an answers.jsonl."""
@@ -66,7 +65,7 @@ class World:
 
     def accuracy(self, path):
         """A reward model's accuracy on held-out labels."""
-        return self.json(f"{path}/checkpoint.json")["accuracy"]
+        return self.json(f"{path}/checkpoint.json", "accuracy")["accuracy"]
 
 
 def mean(values):
