@@ -33,7 +33,7 @@ class Settings:
     seeds: str = "1,2,3"  # the worlds; settings were chosen in another one, the demo's
     scale: str = "demo"  # demo; small, to try it out; large, for a GPU
     rounds: int = 3  # of feedback, in the figure on rounds
-    jobs: int = 0  # worlds trained at the same time; 0: all
+    jobs: int = 0  # runs at the same time, which share the cores; 0: one for each core
     out: str = ""  # folder to write, with report.html; empty: out/figures, or out/figures-SCALE
     list: bool = False  # print the runs, and do nothing
     check: bool = False  # print which findings hold in --out, and do nothing
@@ -81,8 +81,8 @@ def runs_of(figures, scale):
 
 
 def seconds(s, graph, wanted):
-    """How long the runs of a figure took that the demo does not need too, in all worlds; None where
-    it was not recorded."""
+    """The CPU seconds of a figure's runs that the demo does not need too, in all worlds; None where
+    they were not recorded."""
     total = []
     for folder in folders(s).values():
         path = folder / plan.SECONDS
