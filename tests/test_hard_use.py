@@ -27,6 +27,8 @@ from evals import pictures, preference, public, report, tasks, town
 from exercises import draw
 from helpers import one_process
 from labels import mine, simulated
+from model import GPT
+from runtime import checkpoint
 from sampler import choose
 from settings import parse
 
@@ -655,3 +657,39 @@ def test_a_link_and_a_pipe_stay_what_they_are(tmp_path):
     assert json.loads(os.read(reader, 100)) == {"a": 1} and pipe.is_fifo()
     os.close(reader)
     assert sorted(os.listdir(tmp_path)) == ["disk", "link.jsonl", "pipe"]
+
+
+def test_a_disk_that_fills_up_while_weights_are_written(tmp_path):
+    """Beyond a few kilobytes torch.save raises an error of its own: a traceback, without advice."""
+    class Full:
+        def __init__(self, file):
+            self.file, self.room = file, 9000
+
+        def write(self, data):
+            self.room -= len(data)
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+
+    for n in (10, 10_000, 100_000):
+        with pytest.raises(OSError) as error:
+            checkpoint.write(tmp_path / "x.pt", lambda file: torch.save(
+                [torch.zeros(n)] * 2 + [torch.ones(n)] * 50 * (n == 10)
+                + [torch.ones(n + i) for i in range(50)], Full(file)))
+        assert error.value.errno == errno.ENOSPC and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("template", ["x\n", "", 3, None])
+def test_a_template_that_forgets_the_prompt(tmp_path, template):
+    """A checkpoint.json that was edited: every prompt was the same, without a word."""
+    from helpers import tiny
+    tokenizer = of_tiktoken(train_bpe("abc abd", 257), "t")
+    model = tiny(vocab_size=tokenizer.size)
+    checkpoint.save(tmp_path, model, tokenizer, sft.Settings())
+    facts = records.read_json(tmp_path / "checkpoint.json", "x")
+    records.write_json(tmp_path / "checkpoint.json", {**facts, "template": template})
+    with pytest.raises(SystemExit, match="checkpoint.json has a template without {prompt}"):
+        checkpoint.load(tmp_path, {"GPT": GPT}, "python sft.py")
