@@ -94,6 +94,8 @@ BOUNDS = {
 }
 CHOICES = {"device": "auto cpu cuda", "dtype": "auto float32 bf16", "split": "train valid test",
            "too_long": "drop keep_end keep_beginning", "optimizer": "adamw muon"}
+# Folders and files. "" would be the current folder, or in f"{data}/x" the root of all files.
+PLACES = "out data init reward rm demo policy reference labels tokenizer prompts_file"
 
 
 def interval_of(settings, field):
@@ -120,8 +122,9 @@ def check(s):
         choices = {**CHOICES, **getattr(s, "CHOICES", {})}.get(name, "")
         if choices and value not in choices.split():
             stop(f"--{name}={value}: expected one of {', '.join(choices.split())}")
-        if name == "out" and not value and field.default:  # such as --out=$FOLDER without one
-            stop("--out= is empty: name the folder or file to write")
+        if name in PLACES.split() and not value and field.default:  # --out=$FOLDER without one
+            what = "the folder or file to write" if name == "out" else f"one, like {field.default}"
+            stop(f"--{name}= is empty: name {what}")
         interval = interval_of(s, field)
         if interval and not within(value, interval):
             stop(f"--{name}={value}: expected a number {in_words(interval, False)}".rstrip())

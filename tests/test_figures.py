@@ -25,6 +25,7 @@ from figures import __main__ as figures
 from figures import (harm, instructions, measure, mistakes, page, plan, plots, points, rankings,
                      reward_model)
 from figures.points import ABSENT, HOLDS, OPEN, Panel, Series, over
+from figures.worlds import World
 from helpers import EOS, tiny, tiny_scalar
 from test_settings import of
 
@@ -492,6 +493,48 @@ def test_the_findings_are_printed(tmp_path, capsys):
         figures.check(replace(s, out=str(tmp_path / "none")))
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"findings": 3, "panels": 3}', "{",
+                                     '{"findings": [{}], "panels": [{}]}'])
+def test_a_figure_that_is_damaged_is_told_with_the_command_that_draws_it(tmp_path, content):
+    """A traceback, after hours of other figures' runs."""
+    s = figures.Settings(out=str(tmp_path))
+    (tmp_path / "tax.json").write_text(content)
+    (tmp_path / "tax-1.svg").write_text("<svg/>")
+    for use in (figures.check, figures.write_page):
+        with pytest.raises(SystemExit, match="tax.json .*make figures FIG=tax` again") as error:
+            use(s)
+        assert "\n" not in str(error.value)
+
+
+def test_a_picture_that_is_gone(tmp_path):
+    s = figures.Settings(out=str(tmp_path))
+    records.write_json(tmp_path / "tax.json", {"panels": [{}, {}]})
+    (tmp_path / "tax-1.svg").write_text("<svg/>")
+    with pytest.raises(SystemExit, match="no file .*tax-2.svg: run `make figures FIG=tax` again"):
+        figures.write_page(s)
+
+
+def test_durations_that_were_half_written(tmp_path):
+    """The figure was computed, and then lost."""
+    path = tmp_path / "seed-1" / plan.SECONDS
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'["world", 1.0]\n["own", 5]\n3\n{"a": 1}\n["own", "x"]\n["ot\xff\n["o')
+    s = figures.Settings(runs=str(tmp_path), seeds="1")
+    graph = {**plan.DEMO, "own": plan.model("x", "sft.py", "out/own", "world")}
+    assert figures.durations(path) == [("world", 1.0), ("own", 5.0)]
+    assert figures.seconds(s, graph, ["own"]) == 5.0
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"", "is empty"), (b"\n", "is empty"), (b'{"completions"', "is damaged .*: delete its folder"),
+    (b'{"completions": []}\n\xe9', "is damaged"), (b'{"completions": []}', "no answer of sft")])
+def test_answers_of_a_world_that_cannot_be_read(tmp_path, content, said):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"a.jsonl .*{said}") as error:
+        World(tmp_path).answers("a.jsonl", "sft")
+    assert "run `make figures` again" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_towns_of_two_scales_are_not_mixed():
     folder = lambda **flags: figures.with_folders(figures.Settings(**flags))
     assert (folder().runs, folder().out) == ("runs", "out/figures")
@@ -504,7 +547,10 @@ def test_towns_of_two_scales_are_not_mixed():
 
 @pytest.mark.parametrize("flags, message", [
     (dict(fig="taxes"), "there is no 'taxes'; there are preference"),
-    (dict(seeds="1,x"), "expected whole numbers with commas between"),
+    (dict(seeds="1,x"), "expected different whole numbers"), (dict(seeds=""), "expected different"),
+    (dict(seeds="1,01"), "expected different"),  # one world, counted as two
+    (dict(seeds="1,2,1"), "expected different"), (dict(seeds="\u00b2"), "expected different"),
+    (dict(seeds=f"1,{2**63}"), "expected different whole numbers from 0 to 2.63"),
     (dict(scale="tiny"), "expected one of demo, small, large"), (dict(rounds=1), "number >= 2")])
 def test_settings_are_refused(flags, message):
     with pytest.raises(SystemExit, match=message):
