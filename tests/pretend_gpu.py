@@ -28,7 +28,8 @@ from types import SimpleNamespace
 from unittest import mock
 
 if __name__ == "__main__":  # before kernels are imported
-    os.environ.update(KERNELS="tiled", DECODE="eager")
+    os.environ["KERNELS"] = os.environ.get("KERNELS") or "tiled"  # or reference
+    os.environ["DECODE"] = "eager"
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -39,8 +40,8 @@ GPU = torch.device("cuda", 0)
 OURS = "nanoinstructgpt"  # the namespace of our operators, which are written in Python
 COPIES = {"copy_", "_foreach_copy_"}  # between any two places
 INDEXED = {"index", "index_put_", "index_put", "_index_put_impl_"}
-SCALARS = {"masked_fill", "masked_fill_", "fill_", "where"}  # take 0-dim CPU tensors, as do
-# those that PyTorch calls pointwise
+SCALARS = {"masked_fill", "masked_fill_", "fill_"}  # may meet 0-dim CPU tensors, as may all that
+# PyTorch calls pointwise
 
 
 class Places:
@@ -90,9 +91,9 @@ def is_gpu(device):
     return torch.device(device).type == "cuda"
 
 
-def mixed(func, what=""):
+def mixed(func):
     return RuntimeError("Expected all tensors to be on the same device, but found at least two "
-                        f"devices, cuda:0 and cpu! ({what or func}; the GPU is a pretend one)")
+                        f"devices, cuda:0 and cpu! ({func}; the GPU is a pretend one)")
 
 
 class Operations(TorchDispatchMode):
