@@ -125,7 +125,7 @@ def part(group, lines):
                         f"<small>{e(prompt)}</small></th></tr>")
         beyond = e(beside(next(iter(own.values())))).replace("; ", "<br>")
         rows.append(f"<tr><td>{e(metric)}</td>" + "".join(cell(own.get(m)) for m in models)
-                    + f"<td><small>{beyond}</small></td>" * paper + "</tr>")
+                    + f'<td class="beside"><small>{beyond}</small></td>' * paper + "</tr>")
     about = "".join(f"<li>{e(task)} {e(metric)}: {e(said)}.</li>"
                     for (task, metric), said in definitions(lines).items())
     return (f"<h3>{e(TITLES.get(group, group))}</h3><p>{e(NOTES.get(group, ''))}</p>"
@@ -140,7 +140,7 @@ def section(results):
     told = "".join(f"<li>{html.escape(line)}</li>" for line in outside(results))
     return ('<section class="one" id="public"><header><h2>The paper\'s benchmarks</h2><p>Under a '
             "value: its 95&nbsp;% interval (bootstrap over items) and the number of items. At the "
-            f"right: the paper's models.</p></header><div>{parts}"
+            f"right: the paper's models, where it has the number.</p></header><div>{parts}"
             f"{f'<h3>What to know</h3><ul>{told}</ul>' if told else ''}</div></section>")
 
 
