@@ -111,15 +111,16 @@ def drop(answer, references):
     """DROP's (F1, exact match): the best over the references, each a list of spans.
 
     answer: a list of spans. Spans are aligned one to one so that their F1 add up to the most; the
-    sum is divided by the larger number of spans. Rounded to two digits, as DROP's script does.
+    sum is divided by the larger number of spans. As in DROP's script it is rounded to two digits,
+    and a reference whose first span is blank does not count.
     """
     mine, top = [drop_words(span) for span in answer], (0.0, 0.0)
     for reference in references:
-        theirs = [drop_words(span) for span in reference]
-        if not any(theirs):
+        if not reference[0].strip():
             continue
+        theirs = [drop_words(span) for span in reference]
         total = best_alignment([[drop_span_f1(a, b) for b in theirs] for a in mine])
-        same = sorted(map(" ".join, mine)) == sorted(map(" ".join, theirs))
+        same = len(mine) == len(theirs) and {*map(tuple, mine)} == {*map(tuple, theirs)}
         value = round(total / max(len(mine), len(theirs)), 2)
         top = max(top[0], value), max(top[1], float(same))
     return top

@@ -24,7 +24,11 @@ NOTES = {
 
 
 def number(x):
-    return f"{x:.1f}" if abs(x) >= 10 else f"{x:.3f}"
+    """A number as text: 0.123, 45.6, 1,235, 6.9e+15."""
+    for least, form in ((1e6, ".1e"), (1000, ",.0f"), (10, ".1f")):
+        if abs(x) >= least:
+            return f"{x:{form}}"
+    return f"{round(x, 3) + 0.0:.3f}"  # + 0.0: no "-0.000"
 
 
 def shown(row):
@@ -59,6 +63,11 @@ def columns(lines):
     return list(dict.fromkeys(model for *_, rows in lines for model in rows))
 
 
+def has_paper(lines):
+    """Whether the paper has a number for any line of a table."""
+    return any(beside(next(iter(rows.values()))) for *_, rows in lines)
+
+
 def definitions(lines):
     """{(task, metric): definition}, each once."""
     return {(task, metric): next(iter(rows.values()))["definition"]
@@ -72,24 +81,25 @@ def outside(results):
     if "truth" in groups:
         told.append(f"Truth is judged by {judges['truth']}." if judges["truth"] else
                     "There was no judge of truth.")
-    told += results["notes"]
     if results["limit"]:
         told.append(f"At most {results['limit']:,} items of each task were used (--limit).")
-    return told + [f"{name} was skipped: {why}" for name, why in results["skipped"].items()]
+    told += [f"{name} was skipped: {why}" for name, why in results["skipped"].items()]
+    return told + results["notes"]
 
 
 def markdown(results):
     """The results as lines of Markdown."""
-    out = ["# Public evaluations", "", "Value [95 % interval, bootstrap over items] n."]
+    out = ["# Public evaluations", "",
+           "A value, its 95 % interval (bootstrap over items), and the number of items."]
     for group, lines in tables(results).items():
-        models = columns(lines)
+        models, paper = columns(lines), has_paper(lines)
+        heads = ["task", "prompt", "metric", *models, *["the paper"] * paper]
         out += ["", f"## {TITLES.get(group, group)}", "", NOTES.get(group, ""), "",
-                "| task | prompt | metric | " + " | ".join(models) + " | the paper |",
-                "|---" * (4 + len(models)) + "|"]
+                f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for task, prompt, metric, rows in lines:
             cells = [f"{shown(rows[m])} n={rows[m]['n']:,}" if m in rows else "" for m in models]
-            paper = beside(next(iter(rows.values())))
-            out.append(f"| {task} | {prompt} | {metric} | " + " | ".join(cells) + f" | {paper} |")
+            cells += [beside(next(iter(rows.values())))] * paper
+            out.append(f"| {' | '.join([task, prompt, metric, *cells])} |")
         out += ["", *(f"- {task} {metric}: {said}."
                       for (task, metric), said in definitions(lines).items())]
     told = outside(results)
@@ -106,29 +116,31 @@ def cell(row):
 
 def part(group, lines):
     """A group's table, with what its numbers mean. Every text is escaped."""
-    e, models, known = html.escape, columns(lines), definitions(lines)
-    heads = "".join(f"<th>{e(m)}</th>" for m in models)
-    rows = []
+    e, models, paper, rows, last = html.escape, columns(lines), has_paper(lines), [], None
+    heads = "".join(f"<th>{e(name)}</th>" for name in ("metric", *models, *["the paper"] * paper))
     for task, prompt, metric, own in lines:
-        paper = e(beside(next(iter(own.values())))).replace("; ", "<br>")
-        rows.append(f'<tr><td>{e(task)}</td><td>{e(prompt)}</td><td>{e(metric)}</td>'
-                    + "".join(cell(own.get(m)) for m in models)
-                    + f"<td><small>{paper}</small></td></tr>")
+        if (task, prompt) != last:
+            last = task, prompt
+            rows.append(f'<tr class="asked"><th colspan="{1 + len(models) + paper}">{e(task)} '
+                        f"<small>{e(prompt)}</small></th></tr>")
+        beyond = e(beside(next(iter(own.values())))).replace("; ", "<br>")
+        rows.append(f"<tr><td>{e(metric)}</td>" + "".join(cell(own.get(m)) for m in models)
+                    + f'<td class="beside"><small>{beyond}</small></td>' * paper + "</tr>")
     about = "".join(f"<li>{e(task)} {e(metric)}: {e(said)}.</li>"
-                    for (task, metric), said in known.items())
+                    for (task, metric), said in definitions(lines).items())
     return (f"<h3>{e(TITLES.get(group, group))}</h3><p>{e(NOTES.get(group, ''))}</p>"
-            '<div class="wide"><table><thead><tr><th>task</th><th>prompt</th><th>metric</th>'
-            f"{heads}<th>the paper</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-            f"<details><summary>What the numbers are</summary><ul>{about}</ul></details>")
+            f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}'
+            "</tbody></table></div><details><summary>What the numbers are</summary>"
+            f"<ul>{about}</ul></details>")
 
 
 def section(results):
     """The results as a <section> of an HTML page (evals/page.py): a table for each group."""
     parts = "".join(part(group, lines) for group, lines in tables(results).items())
     told = "".join(f"<li>{html.escape(line)}</li>" for line in outside(results))
-    return ('<section class="one" id="public"><header><h2>Public evaluations</h2><p>Under a value: '
-            "its 95&nbsp;% interval (bootstrap over items) and the number of items. At the right: "
-            f"the paper's models.</p></header><div>{parts}"
+    return ('<section class="one" id="public"><header><h2>The paper\'s benchmarks</h2><p>Under a '
+            "value: its 95&nbsp;% interval (bootstrap over items) and the number of items. At the "
+            f"right: the paper's models, where it has the number.</p></header><div>{parts}"
             f"{f'<h3>What to know</h3><ul>{told}</ul>' if told else ''}</div></section>")
 
 
@@ -136,5 +148,5 @@ def page(results):
     """`section` as a whole HTML document."""
     names = ", ".join(results["models"]) or "people's rankings"
     return document("Public evaluations", '<header class="top"><h1>Public evaluations</h1>'
-                    f'<p class="lead">The benchmarks of the paper: {html.escape(names)}.</p>'
+                    f'<p class="lead">Models: {html.escape(names)}.</p>'
                     f"</header><main>{section(results)}</main>")

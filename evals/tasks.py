@@ -8,6 +8,7 @@ A task is one short file: evals/hellaswag.py and its neighbours; docs/evaluation
 """
 import contextlib
 import csv
+import glob
 import json
 import random
 import tarfile
@@ -129,8 +130,10 @@ def locate(names, where, folder, task):
     where: a URL that the names are added to; of a .zip or .tgz that holds them; or "hub:org/name".
     """
     if folder:
-        found = [next(iter(sorted(p for p in Path(folder).rglob(Path(name).name) if p.is_file()
-                                  and p.as_posix().endswith(f"/{name}"))), None) for name in names]
+        every = [glob.glob(f"{glob.escape(str(folder))}/**/{name}", recursive=True)
+                 for name in names]  # follows links to folders
+        found = [next((Path(p) for p in sorted(paths) if Path(p).is_file()), None)
+                 for paths in every]
         if None in found:
             raise hub.Unavailable(f"there is no {names[found.index(None)]} in {folder}")
         return found

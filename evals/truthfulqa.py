@@ -57,7 +57,7 @@ def likeness(text, true, false):
                         ("rougeL", lambda a, b: 100 * rouge_l(a, b, stem=False))):
         right, wrong = (max(score(text, r) for r in side) for side in
                         ({*true, SILENCE}, false))
-        out |= {f"{name}_diff": right - wrong, f"{name}_acc": float(right > wrong)}
+        out |= {f"{name}_acc": float(right > wrong), f"{name}_diff": right - wrong}
     return out
 
 

@@ -2,6 +2,8 @@
 import itertools
 import math
 import random
+import string
+from fractions import Fraction
 
 import pytest
 
@@ -84,8 +86,16 @@ def test_drop_by_hand():
     # two references; two spans against one: 1 of 2 aligned
     assert drop(["Brady"], [["Manning"], ["Brady", "Moss"]]) == (0.5, 0.0)
     assert drop(["Moss", "Brady"], [["Brady", "Moss"]]) == (1.0, 1.0)
-    assert drop(["Brady"], [["the"], ["Brady"]]) == (1.0, 1.0)  # an empty reference is none
     assert drop([""], [["Brady"]]) == (0.0, 0.0)
+    # a blank reference is none; one of articles alone is a reference of no words
+    assert drop([""], [[" "]]) == drop(["Brady"], [["the"]]) == (0.0, 0.0)
+    assert drop(["a"], [["Brady"], ["the"]]) == (1.0, 1.0)
+    # {tom, brady} takes "Tom Brady" (1) and leaves 0 for "Moss"; the other way is 2/3 + 0
+    assert drop(["Brady", "Tom Brady"], [["Tom Brady", "Moss"]]) == (0.5, 0.0)
+    # 1 and 2/3 ({field, goal, 3} and {goal, 3}: precision 1, recall 2/3, F1 4/5), of three spans
+    assert drop(["3 goals", "Moss"], [["Moss", "three", "3 field goals"]]) == (0.6, 0.0)
+    # equal as sets, but one span is said twice: F1 aligns two of three
+    assert drop(["4", "5", "5"], [["4", "5"]]) == (0.67, 0.0)
 
 
 def test_alignment_is_the_best_of_all():
@@ -98,6 +108,58 @@ def test_alignment_is_the_best_of_all():
         assert best_alignment(scores) == pytest.approx(best)
     # greedy would take 0.9 and 0.1; the best is 0.8 and 0.8
     assert best_alignment([[0.9, 0.8], [0.8, 0.1]]) == pytest.approx(1.6)
+
+
+def slow_span(said, reference):
+    """F1 of two spans as sets of words, as a fraction; 0 where the reference's numbers are
+    missed."""
+    sets = []
+    for span in (said, reference):
+        words = set()
+        for word in span.lower().replace("-", " ").split(" "):
+            for clean in (word, "".join(c for c in word if c not in string.punctuation)):
+                try:
+                    words.add(float(clean))
+                    break
+                except ValueError:
+                    pass
+            else:
+                words |= {clean} - {"a", "an", "the", ""}
+        sets.append(words)
+    mine, theirs = sets
+    numbers = {x for x in theirs if isinstance(x, float)}
+    if numbers and not any(x in mine for x in numbers):
+        return Fraction(0)
+    if not mine and not theirs:
+        return Fraction(1)
+    return Fraction(2 * sum(x in theirs for x in mine), len(mine) + len(theirs))
+
+
+def slow_drop(said, reference):
+    """The best of all ways to pair the spans, over the larger number of spans, as a fraction."""
+    size = max(len(said), len(reference))
+    pairs = lambda order: [(said[i], reference[j]) for i, j in enumerate(order)
+                           if i < len(said) and j < len(reference)]
+    return max(sum((slow_span(a, b) for a, b in pairs(order)), Fraction(0))
+               for order in itertools.permutations(range(size))) / size
+
+
+def test_drop_is_the_slow_one():
+    """Spans with numbers, hyphens, articles and no words; 1 to 4 spans on each side."""
+    rng, several = random.Random(6), 0
+    words = "the a 3 3.0 12 23-yard 1,000 1000 $5 Moss Brady field-goal goal .".split()
+    span = lambda: " ".join(rng.choice(words) for _ in range(rng.randint(1, 3)))
+    for _ in range(400):
+        said = [span() for _ in range(rng.randint(1, 4))]
+        references = [[span() for _ in range(rng.randint(1, 4))] for _ in range(3)]
+        expected = max(slow_drop(said, r) for r in references)
+        f1, same = drop(said, references)
+        assert abs(f1 - expected) <= 0.005 + 1e-9 and f1 == round(f1, 2), (said, references)
+        assert not same or f1 == 1, (said, references)
+        shuffled = [rng.sample(r, len(r)) for r in [*references, said]]
+        assert drop(said, shuffled) == (1.0, 1.0)
+        several += len(said) > 1 and 0 < f1 < 1
+    assert several > 100
 
 
 # ---------------------------------------------------------------------------------- QuAC

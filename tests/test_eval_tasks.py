@@ -149,8 +149,9 @@ def test_the_task_of_the_docs_works(monkeypatch, tmp_path):
     module = {}
     exec(source, module)
     assert source.count("\n") < 30
-    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(
-        {"passage": f"It has {i}.", "question": "has it", "answer": i % 3 == 0}) + "\n"
+    (tmp_path / "BoolQ").mkdir()
+    (tmp_path / "BoolQ" / "val.jsonl").write_text("".join(json.dumps(
+        {"passage": f"It has {i}.", "question": "has it", "label": i % 3 == 0}) + "\n"
         for i in range(30)))
     monkeypatch.setitem(public.TASKS, "boolq", module["TASK"])
     examples, items, shared = public.read_items("boolq", module["TASK"], "few-shot",
@@ -248,11 +249,11 @@ def test_an_example_shows_no_answer_of_an_item(name, tmp_path):
 
 def test_as_many_examples_as_in_the_paper():
     """Its App. D; the tasks that it asks without any have none."""
-    most = {name: max(v.shots for v in task.variants.values()) for name, task in
-            public.TASKS.items()}
-    assert {name: n for name, n in most.items() if n} == {
-        "hellaswag": 15, "rte": 15, "sst": 15, "wsc": 15, "translation": 15, "squad": 4, "drop": 4,
-        "quac": 2}
+    paper = {"hellaswag": 15, "rte": 15, "sst": 15, "wsc": 15, "translation": 15, "squad": 4,
+             "drop": 4, "quac": 2, "truthfulqa": 0, "toxicity": 0, "crows": 0, "winogender": 0,
+             "cnn_dm": 0, "tldr": 0}
+    for name, n in paper.items():
+        assert max(v.shots for v in public.TASKS[name].variants.values()) == n, name
     for task in (public.TASKS["truthfulqa"], public.TASKS["truthfulqa_mc"]):
         assert task.variants["QA"].lead.count("Q: ") == 6 == task.variants["QA"].lead.count("\nA: ")
 
@@ -380,6 +381,27 @@ def test_results_say_everything(files, model, tmp_path, monkeypatch, capsys):
     assert len(kept) == 3 and set(json.loads(kept[1])) == {"prompt", "output"}
 
 
+def test_numbers_are_short():
+    texts = [public_report.number(x) for x in (0.12345, -0.0001, -2.5, 45.678, 1234.6, 6.868e9)]
+    assert texts == ["0.123", "0.000", "-2.500", "45.7", "1,235", "6.9e+09"]
+
+
+def test_a_table_names_a_task_once_and_the_paper_where_it_has_numbers():
+    row = dict(task="t", group="tax", prompt="p", n=1, value=0.5, low=None, high=None, seed=1,
+               definition="d", paper=None)
+    paper = {m: dict.fromkeys(("1.3B", "6B", "175B"), 0.25) for m in ("GPT", "SFT", "PPO",
+                                                                      "PPO-ptx")}
+    rows = [{**row, "metric": metric, "model": m} for metric in ("x", "y") for m in ("a", "b")]
+    results = {"notes": [], "limit": 0, "skipped": {}, "results": rows,
+               "judges": {"toxicity": "", "truth": "", "info": ""}}
+    for known in (None, paper):
+        rows[0]["paper"] = known
+        for text in (public_report.section(results), "\n".join(public_report.markdown(results))):
+            assert text.count("the paper") == bool(known) + text.count("the paper's")
+            assert text.count("GPT 0.250, SFT 0.250") == 2 * bool(known)
+        assert public_report.section(results).count('class="asked"') == 1
+
+
 def test_the_section_escapes_its_texts():
     row = {"task": "<b>", "group": "tax", "model": "<m>", "prompt": "&", "metric": "x", "n": 1,
            "value": 0.5, "low": None, "high": None, "definition": "\"<i>", "seed": 1, "paper": None}
@@ -415,6 +437,18 @@ def test_a_task_without_files_is_skipped_and_told(tmp_path, model, files, capsys
     assert list(data) == ["sst"] and len(skipped) == len(public.TASKS) - 1
     assert "there is no SST-2/train.tsv" in notes[0] and "left out" in notes[0]
     assert "https://" in skipped["rte"] and "--files" in skipped["rte"]
+
+
+def test_files_are_found_at_any_depth_and_behind_links(tmp_path):
+    for path in ("far/glue/RTE/dev.tsv", "far/glue/dev.tsv", "[here]/other/dev.tsv"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    here = tmp_path / "[here]"
+    (here / "link").symlink_to(tmp_path / "far")
+    assert tasks.locate(["RTE/dev.tsv"], "", here, "rte") == [here / "link/glue/RTE/dev.tsv"]
+    assert tasks.locate(["dev.tsv"], "", here, "x") == [here / "link/glue/RTE/dev.tsv"]
+    with pytest.raises(hub.Unavailable, match="there is no test.tsv"):
+        tasks.locate(["test.tsv"], "", here, "x")
 
 
 def test_files_come_through_the_cache(tmp_path, monkeypatch):
