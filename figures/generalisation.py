@@ -34,5 +34,6 @@ def draw(worlds, scale):
          finding("PPO-ptx is above the base model in the second language",
                  above("second language", "base")),
          finding("PPO-ptx is above SFT in the second language", above("second language", "sft"),
-                 why="PPO never samples the second language, and no demonstration is in it: what "
-                     "it learns for the first one need not help in the second.")])
+                 why="There PPO-ptx goes on as raw text: it ends 60 % of its answers, SFT 88 % and "
+                     "PPO without the text gradient 87 %. The second language stands in raw text "
+                     "alone, so the text gradient pulls its prompts back to text.")])
