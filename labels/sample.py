@@ -9,7 +9,6 @@ ended by itself. If it is killed at any moment, the same command continues where
 """
 import dataclasses
 import json
-import math
 import random
 import zlib
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from data import records
 from data.batches import encode_prompt
+from labels.items import wrong_weights
 from model import GPT
 from runtime.checkpoint import load
 from runtime.machine import precision
@@ -49,15 +49,7 @@ class Settings(Computing):
     def problem(self):
         if self.k_min > self.k_max:
             return f"--k_min={self.k_min} is more than --k_max={self.k_max}"
-        try:
-            weights = [float(w) for w in self.weights.split(",")]
-        except ValueError:
-            weights = []
-        if not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
-            return f"--weights={self.weights}: expected numbers >= 0 with commas between, not all 0"
-        if len(weights) != len(self.models.split(",")):
-            return (f"--weights={self.weights}: expected a number for each of the "
-                    f"{len(self.models.split(','))} --models")
+        return wrong_weights(self.weights, self.models)
 
 
 class Partial:
