@@ -10,7 +10,6 @@ import math
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from data.toy import tasks, town, world
 from labels import simulated
 from data.batches import template
 from demo import FLAGS, ROOT, WORLD, python
-from helpers import VOCAB, close, tiny, tiny_scalar
+from helpers import VOCAB, Example, close, tiny, tiny_scalar
 from model import GPT, last_score, ScalarGPT
 from sampler import generate
 from runtime import checkpoint
@@ -537,15 +536,6 @@ def test_a_missing_file_of_ones_own_data_is_described(monkeypatch, part, module,
 def test_the_wrong_kind_of_checkpoint_is_refused(monkeypatch, part):
     assert "out/rm holds a ScalarGPT, expected GPT" in stops(monkeypatch, part("rm"), "ppo",
                                                               "--init=out/rm")
-
-
-@dataclass
-class Example:
-    """An example."""
-    steps: int = 3  # of something
-    rate: float = 0.5
-    name: str = "x"  # its name
-    on: bool = False
 
 
 # ------------------------------------------------------------------------------------- checkpoints

@@ -8,7 +8,6 @@ import re
 import runpy
 import sys
 import tokenize
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ import torch
 import settings
 from data.batches import order
 from demo import python
+from helpers import Example
 from kernels.noise import dropout, first_row, uniform
 from runtime.world import World
 from settings import parse
@@ -46,15 +46,6 @@ def refused(script, *flags):
 
 
 # ------------------------------------------------------------------------------- words into values
-
-@dataclass
-class Example:
-    """An example."""
-    steps: int = 3  # of something
-    rate: float = 0.5
-    name: str = "x"  # its name
-    on: bool = False
-
 
 def test_settings_from_the_command_line():
     """Values have the type of the default; flags win over the preset, in any order."""
