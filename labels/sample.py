@@ -116,7 +116,8 @@ class Partial:
 
 def made_from(s, models, prompts):
     """What samples depend on, as JSON: settings, weights, tokenizers and prompts. Neither the batch
-    nor the device matters: after a lack of memory a run may go on with others."""
+    nor the device matters: after a lack of memory a run may go on with others. Nor does the place
+    of the prompts, which a path can spell in several ways."""
     weights = []
     for model, tokenizer in models:
         crc = 0
@@ -124,7 +125,7 @@ def made_from(s, models, prompts):
             crc = zlib.crc32(x.cpu().contiguous().numpy(), crc)
         weights.append([crc, tokenizer.fingerprint, tokenizer.template])
     settings = {k: v for k, v in dataclasses.asdict(s).items()
-                if k not in ("out", "batch", "device")}
+                if k not in ("out", "data", "batch", "device")}
     return {"settings": settings, "models": weights,
             "prompts": zlib.crc32(json.dumps([p["prompt"] for p in prompts]).encode())}
 

@@ -525,10 +525,12 @@ def test_samples_of_other_settings_or_prompts_are_not_taken(demo, prompts):
 
 
 def test_samples_go_on_with_another_batch(demo, prompts):
-    """As after a lack of memory."""
+    """As after a lack of memory; and with the folder's path spelled in another way."""
     folder, expected = prompts
     assert ended(sampling(demo, folder, harms=[("kill_at_operation", 7)])) != 0
-    assert ended(sampling(demo, folder, "--batch=10")) == 0
+    spelled = f"{folder}/../{folder.name}"
+    assert ended(sampling(demo, folder, "--batch=10", f"--data={spelled}")) == 0
+    assert "completions are there already" in (folder / "printed").read_text()
     assert "not used" not in (folder / "printed").read_text()
     assert (folder / "completions_train.jsonl").read_bytes() == expected
 
