@@ -18,6 +18,7 @@ from settings import extra, stop
 from data import hub
 
 TABLES = (".parquet", ".csv", ".arrow")  # read by the library `datasets` (an extra)
+AT_A_TIME = {".csv": {"chunksize": 500}}  # rows; of the others the file says how many
 SUFFIXES = tuple(kind + gz for kind in (".txt", ".json", ".jsonl") for gz in ("", ".gz"))
 
 
@@ -98,7 +99,8 @@ def read_rows(path, max_bytes, max_line):
     a row of a table. One row is in memory at a time."""
     kind = path.name.removesuffix(".gz")
     if path.suffix in TABLES:
-        yield from read_table(path.suffix[1:], str(path), data_files=str(path))
+        yield from read_table(path.suffix[1:], str(path), data_files=str(path),
+                              **AT_A_TIME.get(path.suffix, {}))
     elif kind.endswith(".txt"):
         lines = read_lines(path, max_bytes, max_line)
         yield f"{path}:1", {"text": "".join(line for _, line in lines)}

@@ -71,7 +71,7 @@ class Settings:
     ranks: str = ""  # a list: 1 is best
     # limits
     max_bytes: int = 2**30  # of one file, unpacked: a small .gz can hide a huge file
-    max_line: int = 2**28  # of one line, unpacked; a .json file may be a list in a single one
+    max_line: int = 2**28  # of one line, unpacked, or of one item of a list in a .json file
 
     BOUNDS = {"share": "(0, 1]", "most": "[0, inf)"}
 
