@@ -12,6 +12,8 @@
 # make bench     our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
 IN ?= .
+# make clean IN=$FOLDER, where that is not set, would remove /out
+override IN := $(or $(IN),.)
 PY := "$(CURDIR)/.venv/bin/python"
 export PYTHONPATH := $(CURDIR)
 SEEDED = $(if $(SEED),--seed=$(SEED))
@@ -78,7 +80,7 @@ figures: .venv/installed-figures
 rounds: .venv/installed-figures
 	@cd "$(IN)" && $(PY) -m figures --fig=rounds $(if $(N),--rounds=$(N))
 
-check-figures:
+check-figures: install
 	@cd "$(IN)" && $(PY) -m figures --check
 
 seeds:
@@ -102,7 +104,7 @@ real: install
 bench: .venv-bench/installed  # e.g. make bench BENCH='--rows=ce,step --repeats=9'
 	.venv-bench/bin/python tests/bench/bench.py $(BENCH)
 
-check:  # the demo's promises, read from its own results
+check: install  # the demo's promises, read from its own results
 	$(PY) tests/check_demo.py "$(IN)/$(DEMO)/results.json"
 
 install: .venv/installed

@@ -92,9 +92,9 @@ def main():
                               for name, a in answers.items()]} for i, p in enumerate(prompts)])
     records.write_json(out / "results.json", results)
     lines = table(results)
-    (out / "report.md").write_text("\n".join(
+    records.write_text(out / "report.md", "\n".join(
         ["# What the feedback did", "", *lines, "", "## Some answers to test prompts",
-         *examples(prompts, answers, random.Random(s.seed))]) + "\n", encoding="utf-8")
+         *examples(prompts, answers, random.Random(s.seed))]) + "\n")
     print("\n".join(lines))
     page = finished(out, s.data, {"rm": s.rm, **dict(pairs("models", s.models, "="))})
     print(f"\nnumbers: {out}/results.json   all answers: {out}/answers.jsonl   as text: "

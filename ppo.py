@@ -296,7 +296,7 @@ def text_rows(text, iteration, s, world):
     """This rank's text rows of an iteration, [n, T], -1 after the end of a row; taken in shuffled
     order, round after round."""
     if not s.ptx:
-        return torch.zeros(0, 1, dtype=torch.long)
+        return torch.zeros(0, 1, dtype=torch.long, device=world.device)
     n = s.batch // s.minibatch * s.ptx_rows * s.inner_epochs
     shuffled = order(len(text), s.seed, 0)
     chosen = world.share([shuffled[(iteration * n + i) % len(text)] for i in range(n)])

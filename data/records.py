@@ -63,6 +63,10 @@ def is_sampled(value):
     return is_completions(value) and all(is_text(c.get("model")) and "ended" in c for c in value)
 
 
+def is_answers(value):
+    return is_shown(value) and all(is_text(c.get("model")) and "ended" in c for c in value)
+
+
 def is_task(value):
     return isinstance(value, dict) and is_text(value.get("type"))
 
@@ -99,6 +103,11 @@ FIELDS = {
     "test prompt": {"prompt": (is_filled, "a string that is not empty"),
                     "task": (is_task, "an object with \"type\", as the toy town alone has"),
                     "category": (is_text, "a string")},
+    # answers.jsonl of evaluate.py
+    "answered prompt": {"prompt": (is_filled, "a string that is not empty"),
+                        "task": (is_task, "an object with \"type\", as the toy town alone has"),
+                        "completions": (is_answers, "a list of {\"text\", \"model\", "
+                                                    "\"ended\"}")},
     "probe": {name: (is_filled, "a string that is not empty") for name in ("text", "probe",
                                                                            "answer")},
 }
@@ -261,20 +270,31 @@ def release(path):
 
 
 @contextlib.contextmanager
-def written_whole(path):
-    """A temporary file that is renamed to `path` when it is done: complete or missing."""
-    path = Path(path)
+def written_whole(path, mode="w"):
+    """A temporary file that is renamed to `path` when it is done: complete, or what was there
+    before. A link stays one. A device or a pipe, such as /dev/null, is written to and stays, too.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".writing")
+    whole = path.is_file() or not path.exists()
+    temporary = path.with_name(path.name + ".writing") if whole else path
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-        os.replace(temporary, path)
+        if whole:
+            os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)  # a full disk needs the space
+        if whole:
+            temporary.unlink(missing_ok=True)  # a full disk needs the space
         if isinstance(error, OSError):
             error.filename = error.filename or str(path)
         raise
+
+
+def write_text(path, text):
+    """Write a text as a file. See `written_whole`."""
+    with written_whole(path) as file:
+        file.write(text)
 
 
 def write(path, records):
@@ -295,8 +315,7 @@ def numbers(facts):
 
 def write_json(path, facts):
     """One JSON object as a file. See `numbers`."""
-    with written_whole(path) as file:
-        file.write(json.dumps(numbers(facts), indent=1) + "\n")
+    write_text(path, json.dumps(numbers(facts), indent=1) + "\n")
 
 
 def read_json(path, hint, *fields):
@@ -314,3 +333,24 @@ def read_json(path, hint, *fields):
     except ValueError as e:  # also: not JSON, or not UTF-8
         stop(f"{path} is damaged ({e}): delete it, and run `{hint}` again")
     return facts
+
+
+@contextlib.contextmanager
+def known_form(path, hint):
+    """For code that uses what `read_json` has read: where values are missing or of another kind,
+    stops with the command that writes the file."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+        stop(f"{path} is damaged, or of another version ({type(e).__name__}: {e}): run `{hint}` "
+             "again")
+
+
+def read_log(path):
+    """The lines of a training log, each a dict. One that is damaged, or half written by a run that
+    still goes on, is left out."""
+    out = []
+    for line in Path(path).read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            out.append(json.loads(line))
+    return [line for line in out if isinstance(line, dict)]

@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 
 from evals.answers import PARTS, cards, chosen
-from evals.pictures import (INK, SPACE, VIOLET, axis, colour, colours_of, counted, curves,
-                            interval, key, label, lanes, mark, measure, number, panel, percent,
+from evals.pictures import (INK, SPACE, VIOLET, axis, colour, colours_of, counted, curves, interval,
+                            is_number, key, label, lanes, mark, measure, number, panel, percent,
                             rows, score, share, smooth, ticks, told, track)
 from evals.town import FLAGS, is_prompted
 
@@ -181,7 +181,7 @@ def training(results, colours, logs):
 def measured(log, *fields):
     """These fields of a log's lines, without lines that lack one or have no number in it."""
     lines = [tuple(line.get(field) for field in fields) for line in log]
-    return [line for line in lines if all(x is not None and math.isfinite(x) for x in line)]
+    return [line for line in lines if all(map(is_number, line))]
 
 
 def recent(line, width):

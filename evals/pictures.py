@@ -1,5 +1,6 @@
 """Small pictures as HTML with inline SVG: pure functions from numbers to text, no library.
 
+    named     a short name for each of some folders
     measure   what was measured, in one shape
     rows      a line for each model: a bar or a dot, its 95 % interval, and the number
     lanes     a line for each group of prompts, with a dot for each model
@@ -10,6 +11,7 @@ Colours are classes, c0 to c7 of the models, then others; evals/report.css says 
 """
 import math
 from html import escape
+from pathlib import Path
 
 SPACE = "\u00a0"  # between a number and its unit
 COLOURS, INK, VIOLET = 8, 8, 9  # of models; two more
@@ -18,10 +20,24 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 24, 10, 42  # the margins around the lines
 POINTS = 240  # of a curve at most; more are not seen
 
 
+def named(folders):
+    """{name: folder}: the last part of its path, or all of it where two have the same."""
+    folders = list(dict.fromkeys(filter(None, folders)))
+    names = [Path(folder).name for folder in folders]
+    return {name if names.count(name) == 1 else folder: folder
+            for name, folder in zip(names, folders)}
+
+
 def measure(value):
-    """A number, None or {"mean", "low", "high", "n"} -> the last, with None for what is absent."""
+    """A number, None or {"mean", "low", "high", "n"} -> the last, with None for what is absent or
+    no number."""
     value = value if isinstance(value, dict) else {"mean": value}
-    return {key: value.get(key) for key in ("mean", "low", "high", "n")}
+    return {key: value.get(key) if is_number(value.get(key)) else None
+            for key in ("mean", "low", "high", "n")}
+
+
+def is_number(x):
+    return isinstance(x, (int, float)) and math.isfinite(x)
 
 
 def score(x):

@@ -279,8 +279,8 @@ def finish(s, results):
         row["paper"] = paper.beside(row["task"], row["prompt"], row["metric"])
     records.write_json(f"{s.out}/results.json", results)
     lines = public_report.markdown(results)
-    Path(s.out, "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    Path(s.out, "report.html").write_text(public_report.page(results), encoding="utf-8")
+    records.write_text(Path(s.out, "report.md"), "\n".join(lines) + "\n")
+    records.write_text(Path(s.out, "report.html"), public_report.page(results))
     print("\n".join(lines))
     print(f"\nreport: {s.out}/report.md, report.html   numbers: {s.out}/results.json   what the "
           f"models said: {s.out}/answers")

@@ -5,18 +5,17 @@
     python -m evals.report    writes the page of a finished demo again; --public=out/evals puts the
                               results of the public suite into it
 """
-import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import records
 from evals.answers import judged
 from evals.page import page
+from evals.pictures import named
 from evals.public_report import section
 from evals.town import FLAGS
-from labels.simulated import town_of
-from settings import parse
+from labels.simulated import judgeable, town_of
+from settings import parse, stop
 
 
 @dataclass
@@ -76,28 +75,30 @@ def examples(prompts, answers, rng, n=12):
     return lines
 
 
-def read_log(path):
-    """The lines of a training log. One that is damaged, or half written by a run that still goes
-    on, is left out."""
-    out = []
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError):
-            out.append(json.loads(line))
-    return out
-
-
 def read_logs(folders):
     """{name: lines of the training log in its folder}, without those that have no log."""
     paths = {name: Path(folder, "log.jsonl") for name, folder in folders.items()}
-    return {name: read_log(path) for name, path in paths.items() if path.exists()}
+    return {name: records.read_log(path) for name, path in paths.items() if path.exists()}
 
 
 def write(folder, results, answers, logs, sections=()):
     """Write report.html to a folder; see `evals.page.page`. Returns its path."""
     path = Path(folder, "report.html")
-    path.write_text(page(results, answers, logs, sections), encoding="utf-8",
-                    errors="replace")
+    text = page(results, answers, logs, sections)
+    records.write_text(path, text.encode(errors="replace").decode())
     return path
+
+
+def same_town(results, answers):
+    """Whether judged answers have the gold scores that the results tell, of the test prompts, which
+    come first. In another town other answers are true."""
+    for name, whole in (results.get("gold_interval") or {}).items():
+        own = [said["gold"]["score"] for record in answers[: whole["n"]]
+               for said in record["completions"] if said["model"] == name]
+        if whole["mean"] is not None and own and abs(
+                sum(own) / len(own) - whole["mean"]) > 1e-3:
+            return False
+    return True
 
 
 def finished(folder, data, folders, sections=()):
@@ -106,15 +107,24 @@ def finished(folder, data, folders, sections=()):
     data: the folder with world.json. folders: {name: folder of a model, with its log}.
     """
     results = records.read_json(f"{folder}/results.json", "python evaluate.py", "gold")
-    answers = records.read(f"{folder}/answers.jsonl", "test prompt")
-    return write(folder, results, judged(town_of(data), answers), read_logs(folders), sections)
+    path, town = f"{folder}/answers.jsonl", town_of(data)
+    answers = judgeable(town, records.read(path, "answered prompt", "python evaluate.py"), path)
+    with records.known_form(f"{folder}/results.json", "python evaluate.py"):
+        answers = judged(town, answers)
+        if not same_town(results, answers):
+            stop(f"{data}/world.json is not the town of {folder}: its answers have other gold "
+                 "scores there. Name the folder of its town with --data")
+        return write(folder, results, answers, read_logs(folders), sections)
 
 
 def main():
     s = parse(Settings)
-    folders = {Path(folder).name: folder for folder in [s.rm, *s.ppo.split(",")]}
-    more = [section(records.read_json(f"{s.public}/results.json",
-                                      "python evaluate.py --suite=public"))] if s.public else []
+    folders = named([s.rm, *s.ppo.split(",")])
+    more = []
+    if s.public:
+        path, hint = f"{s.public}/results.json", "python evaluate.py --suite=public"
+        with records.known_form(path, hint):
+            more.append(section(records.read_json(path, hint)))
     print(f"report: {finished(s.demo, s.data, folders, more)}")
 
 

@@ -11,6 +11,7 @@ of 12 models and each prompt. A file's columns tell what it is:
 """
 import collections
 from dataclasses import dataclass
+from pathlib import Path
 
 from settings import parse, stop  # before torch
 
@@ -78,6 +79,8 @@ def measure(path, seed=5):
     kind, groups = kind_of(path, rows[0]), collections.defaultdict(list)
     for number, row in enumerate(rows, 1):
         try:
+            if (other := kind_of(path, row)) != kind and {kind, other} <= {*BEGINNINGS.values()}:
+                raise ValueError(f"{other} in a file of {kind}")
             numbers = KINDS[kind](row)
             if not all(np.isfinite(x).all() for x in numbers.values()):
                 raise ValueError("a score is no number")
@@ -115,7 +118,8 @@ def share_of(x, form="{:.0%}"):
 
 def main():
     s = parse(Settings)
-    paths = [p for p in s.file.split(",") if p] or stop("say which files: --file=a.csv,b.csv")
+    paths = [p for p in ([s.file] if Path(s.file).is_file() else s.file.split(",")) if p] or stop(
+        "say which files: --file=a.csv,b.csv")
     for path in paths:
         kind, rows, table = measure(path, s.seed)
         print(f"\n{path}: {kind}, {len(rows):,} samples")

@@ -9,12 +9,15 @@ file that is checked is imported from there: an exercise never depends on the ot
 """
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 ANSWERS = HERE / "answers.zip"  # only in a student's copy
 
+if ANSWERS.exists() and not zipfile.is_zipfile(ANSWERS):
+    raise SystemExit(f"error: {ANSWERS} is damaged: make a new copy, and put your files into it")
 if ANSWERS.exists() and str(ANSWERS) not in sys.path:
     sys.path.insert(0, str(ANSWERS))
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: no GPU is needed

@@ -20,7 +20,8 @@ from settings import stop
 
 
 def arguments(words, flags):
-    """(names, {flag: value}) of a command line; stops at a flag that is not among `flags`."""
+    """(names, each once; {flag: value}) of a command line; stops at a flag that is not among
+    `flags`."""
     names, given = [], {}
     for word in words:
         if not word.startswith("--"):
@@ -33,7 +34,7 @@ def arguments(words, flags):
         if not value and flag != "--reference":
             stop(f"{flag} needs a value: {flag}=..., without a space")
         given[flag[2:]] = value
-    return names, given
+    return list(dict.fromkeys(names)), given
 
 
 def last(names, several=False):
@@ -50,7 +51,7 @@ def first_open():
     """The first exercise that is not done, in the order of the course."""
     known = student.progress()
     for exercise in course.load().values():
-        if student.state(exercise, known) in ("blank", "begun"):
+        if student.state(exercise, known) in student.OPEN:
             return exercise.name
     stop("all exercises that you started are done: `python -m exercises list`")
 
@@ -86,6 +87,7 @@ def do_start(words):
         return
     student.here()
     for exercise in last(names, True):
+        student.text(exercise)
         known = student.state(exercise, student.progress())
         if known == "whole":
             student.put(exercise, student.as_it_began(exercise))
@@ -122,7 +124,7 @@ def told(exercise):
     if verdict.good:
         student.remember(done={exercise.name: text})
         after = [e.name for e in course.load().values()
-                 if student.state(e, student.progress()) in ("blank", "begun")]
+                 if student.state(e, student.progress()) in student.OPEN]
         if student.ANSWERS.exists():
             print(f"\nThe question of exercises/{exercise.name}.md: {question(exercise)}")
             print(f"\nNext: python -m exercises check {after[0]}" if after else
@@ -147,7 +149,8 @@ def do_watch(words):
         stop(f"--times={flags['times']}: expected a whole number")
     exercises, times = last(names, True), int(flags.get("times", 0))
     seen, done = None, 0
-    print("watching " + ", ".join(e.file for e in exercises) + " (Ctrl-C ends it)", flush=True)
+    files = ", ".join(dict.fromkeys(e.file for e in exercises))
+    print(f"watching {files} (Ctrl-C ends it)", flush=True)
     while not times or done < times:
         now = [(ROOT / e.file).read_bytes() if (ROOT / e.file).exists() else b"" for e in exercises]
         if now != seen:
@@ -218,7 +221,7 @@ VERBS = {name.removeprefix("do_"): function for name, function in list(globals()
 
 def main(argv=None):
     words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or words[0] == "help" or {"-h", "--help"} & set(words):
         print(__doc__.strip())
         raise SystemExit(0 if words else 1)
     if words[0] not in VERBS:

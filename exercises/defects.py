@@ -434,7 +434,7 @@ DEFECTS = (
     Defect("bounds-unchecked", "settings.py", "if interval and not within(value, interval):",
            "if interval and value != value:", "A value out of range trains on in silence.", "",
            (SET + "a_number_has_bounds_that_hold",)),
-    Defect("output-stops-the-run", "settings.py",
+    Defect("output-stops-the-run", "startup.py",
            "            return super().write(data) or len(data)\n        except OSError:",
            "            return super().write(data) or len(data)\n        except UnicodeError:",
            "Output that cannot be written ends the run.", "",

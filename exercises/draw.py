@@ -2,12 +2,12 @@
 
     python -m exercises.draw --runs=out/ppo-ptx,out/beta-0 --x=kl --y=score --out=out/beta.svg
 """
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from evals.pictures import HEIGHT, WIDTH, curves, smooth
+from data import records
+from evals.pictures import HEIGHT, WIDTH, curves, is_number, named, smooth
 from settings import parse, stop
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#000000", "#999999")
@@ -32,10 +32,11 @@ def points(folder, x, y, width):
     path = Path(folder) / "log.jsonl"
     if not path.exists():
         stop(f"no {path}: --runs names the folders of finished runs")
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    own = [row for row in rows if row.get(x) is not None and row.get(y) is not None]
+    rows = records.read_log(path)
+    own = [row for row in rows if is_number(row.get(x)) and is_number(row.get(y))]
     if not own:
-        stop(f"{path} has no {x} and {y}: it has {', '.join(rows[-1] if rows else ())}")
+        columns = ", ".join(rows[-1]) if rows else "no line"
+        stop(f"{path} has no numbers {x} and {y}: it has {columns}")
     return list(zip(*(smooth([row[name] for row in own], width) for name in (x, y))))
 
 
@@ -57,12 +58,11 @@ def picture(lines, x, y):
 
 def main(argv=None):
     s = parse(Settings, argv=argv)
-    runs = [run for run in s.runs.split(",") if run]
+    runs = named(s.runs.split(","))
     if not 1 <= len(runs) <= len(COLOURS):
         stop(f"--runs={s.runs}: expected one folder to eight, with commas between")
-    lines = {Path(run).name: points(run, s.x, s.y, s.mean) for run in runs}
-    Path(s.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(s.out).write_text(picture(lines, s.x, s.y), "utf-8")
+    lines = {name: points(run, s.x, s.y, s.mean) for name, run in runs.items()}
+    records.write_text(s.out, picture(lines, s.x, s.y))
     print(f"{s.out}: {s.y} against {s.x} of {', '.join(lines)}")
 
 

@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from data import records
 from exercises import course, cutting, student
 from settings import extra, stop
 
@@ -81,7 +82,8 @@ def main(names, flags):
         stop("export --into=FILE.zip, or --notebooks=FOLDER?")
     if flags.get("into"):
         path = Path(flags["into"])
-        path.write_bytes(archive(chosen))
+        with records.written_whole(path, "wb") as file:
+            file.write(archive(chosen))
         print(f"{path}: a copy with {len(chosen)} holes, {path.stat().st_size / 1e6:.1f} MB")
     if flags.get("notebooks"):
         nbformat = extra("nbformat", "python -m exercises export --notebooks")
@@ -91,5 +93,5 @@ def main(names, flags):
             exercise = student.exercise_of(name)
             made = notebook(exercise, archive([name], tests=False))
             nbformat.validate(made)
-            nbformat.write(made, folder / f"{name}.ipynb")
+            records.write_text(folder / f"{name}.ipynb", nbformat.writes(made) + "\n")
         print(f"{folder}: {len(chosen)} notebooks")

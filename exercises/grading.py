@@ -14,10 +14,12 @@ import concurrent.futures
 import csv
 import io
 import json
+import os
 import tempfile
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
+from data import records
 from exercises import ANSWERS, course, cutting, judge, student, worker
 from settings import stop
 
@@ -25,53 +27,55 @@ LARGEST = 2**20  # bytes of a student's file
 
 
 def source_of(folder, exercise):
-    """(the text of a student's file, what is wrong with it)."""
+    """(the bytes of a student's file, what is wrong with it)."""
     path = Path(folder) / exercise.file
     try:
         if path.is_symlink() or not path.resolve().is_relative_to(Path(folder).resolve()):
-            return "", f"{exercise.file} is a link"
+            return b"", f"{exercise.file} is a link"
         if not path.is_file():
-            return "", f"{exercise.file} is missing"
+            return b"", f"{exercise.file} is missing"
         if path.stat().st_size > LARGEST:
-            return "", f"{exercise.file} is larger than {LARGEST} bytes"
-        text = path.read_text("utf-8")
-        cutting.text_of(text, exercise.function)
+            return b"", f"{exercise.file} is larger than {LARGEST} bytes"
+        content = path.read_bytes()
+        cutting.text_of(cutting.decoded(content), exercise.function)
     except cutting.Gone as error:
-        return "", f"{exercise.file}: {error}"
+        return b"", f"{exercise.file}: {error}"
     except SyntaxError as error:
-        return "", f"{exercise.file}, line {error.lineno}: {error.msg}"
+        where = f", line {error.lineno}" if error.lineno else ""
+        return b"", f"{exercise.file}{where}: {error.msg}"
     except (OSError, ValueError, RecursionError, MemoryError) as error:
-        return "", f"{exercise.file} cannot be read: {type(error).__name__}"
-    return text, ""
+        return b"", f"{exercise.file} cannot be read: {type(error).__name__}"
+    return content, ""
 
 
 def student_of(folder):
-    """A student's name: that of the folder, however it is written (`.`, `anna/`)."""
-    return Path(folder).resolve().name
+    """A student's name: that of the folder, however it is written (`.`, `anna/`); with marks for
+    bytes that are no UTF-8."""
+    return os.fsencode(Path(folder).resolve().name).decode(errors="replace")
 
 
 def same_as_ours(text, exercise):
     """Whether the function is the project's own, but for comments and layout."""
     own = cutting.text_of(cutting.reference(exercise.file), exercise.function)
-    try:
-        return cutting.same_code(cutting.text_of(text, exercise.function), own)
-    except RecursionError:
-        return False
+    return cutting.same_code(cutting.text_of(text, exercise.function), own)
 
 
 def graded(folder, exercise, bounds):
     """One exercise of one student, as a dict that JSON takes."""
-    text, wrong = source_of(folder, exercise)
+    content, wrong = source_of(folder, exercise)
     row = {"student": student_of(folder), "exercise": exercise.name, "credit": 0.0,
            "properties": dict.fromkeys(exercise.properties, False), "note": wrong}
     if wrong:
         return row
+    text = cutting.decoded(content)
     if cutting.hole(exercise.name) in cutting.text_of(text, exercise.function):
         return {**row, "note": "not written"}
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / Path(exercise.file).name
-        path.write_text(text, "utf-8")
+        path.write_bytes(content)
         outcomes, _, sealed = worker.run(exercise, path, bounds)
+    if worker.UNBEGUN in outcomes:
+        return {**row, "note": f"not graded: {worker.UNBEGUN['message']}"}
     verdict = judge.judge(exercise, outcomes)
     known = judge.recognised(exercise, verdict)
     return {**row, "credit": round(verdict.credit, 4), "properties": verdict.held,
@@ -163,6 +167,12 @@ def as_junit(rows):
     return xml.tostring(root, "unicode") + "\n"
 
 
+def writable(path):
+    """Whether a file can be written at this place."""
+    return not path.is_dir() and path.parent.is_dir() and os.access(
+        path if path.exists() else path.parent, os.W_OK)
+
+
 def main(folders, flags):
     """The command. Returns its exit code."""
     if ANSWERS.exists():
@@ -176,21 +186,22 @@ def main(folders, flags):
     if twice := [n for n in names if names.count(n) > 1]:
         stop(f"two folders have the name {twice[0]}: the name of a folder is the student's")
     numbers = {}
-    for flag, default in (("workers", 1), ("seconds", 20), ("megabytes", 1024)):
+    for flag, default, most in (("workers", 1, 1000), ("seconds", 20, 86_400),
+                                ("megabytes", 1024, 10**6)):
         text = flags.get(flag, str(default))
-        if not text.isdecimal() or int(text) < 1:
-            stop(f"--{flag}={text}: expected a whole number from 1")
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            stop(f"--{flag}={text}: expected a whole number from 1 to {most:,}")
         numbers[flag] = int(text)
-    chosen = [student.exercise_of(n) for n in flags["exercises"].split(",")] if flags.get(
-        "exercises") else list(course.load().values())
+    named = dict.fromkeys(filter(None, flags.get("exercises", "").split(",")))  # each counts once
+    chosen = [student.exercise_of(n) for n in named] or list(course.load().values())
     for flag in ("json", "csv", "junit"):  # before hours of grading
-        if flag in flags and (Path(flags[flag]).is_dir() or not Path(flags[flag]).parent.is_dir()):
+        if flag in flags and not writable(Path(flags[flag])):
             stop(f"--{flag}={flags[flag]}: expected a file to write, in a folder that is there")
+    written = [Path(flags[flag]).resolve() for flag in ("json", "csv", "junit") if flag in flags]
+    if len(set(written)) < len(written):
+        stop("two reports have the same file")
     bounds = worker.Limits(numbers["seconds"], numbers["megabytes"], sealed=True)
     rows = grade(folders, chosen, bounds, numbers["workers"])
-    for flag, form in (("json", as_json), ("csv", as_csv), ("junit", as_junit)):
-        if flags.get(flag):
-            Path(flags[flag]).write_text(form(rows), "utf-8")
     for name, total in totals(rows).items():
         print(f"{name}: {total:.2f} of {len(chosen)}")
         for row in rows:
@@ -199,4 +210,7 @@ def main(folders, flags):
     if not all(row["sealed"] for row in rows if "sealed" in row):
         print("this system has no filter of system calls: files and the network were within reach "
               "(see docs/classroom.md)")
+    for flag, form in (("json", as_json), ("csv", as_csv), ("junit", as_junit)):
+        if flag in flags:  # when all is printed: a disk may be full
+            records.write_text(flags[flag], form(rows))
     return 0

@@ -7,7 +7,8 @@ import json
 import random
 import zlib
 
-from exercises import HERE, ROOT, course, cutting, defects, judge, symptoms, worker
+from data import records
+from exercises import HERE, ROOT, course, cutting, defects, judge, student, symptoms, worker
 from settings import stop
 
 PLANTED = HERE / "planted.json"
@@ -19,9 +20,9 @@ def fitting():
     for defect in defects.with_tests():
         path = ROOT / defect.file
         try:
-            source = path.read_text("utf-8")
+            source = cutting.decoded(path.read_bytes())
             out.append((defect, source, defects.planted(source, defect)))
-        except (OSError, LookupError, UnicodeDecodeError):
+        except (OSError, LookupError, SyntaxError, UnicodeDecodeError):
             continue
     return out
 
@@ -45,8 +46,12 @@ def plant(seed=""):
         stop(f"--seed={seed}: expected a whole number")
     rng = random.Random(int(seed)) if seed else random.Random()
     defect, before, after = rng.choice(every)
-    PLANTED.write_text(json.dumps({"bug": packed([defect.name, before])}) + "\n", "utf-8")
-    (ROOT / defect.file).write_text(after, "utf-8")
+    records.write_json(PLANTED, {"bug": packed([defect.name, before])})
+    try:
+        records.write_text(ROOT / defect.file, after)
+    except OSError:
+        PLANTED.unlink()
+        raise
     print("One defect is in your copy, in one file, in one place. It has shipped in public code.")
     print("\n".join(symptoms.told(defect.name, defect.tests)))
     print("git would tell you: do not ask it. When you have repaired it: python -m exercises bug "
@@ -60,7 +65,7 @@ def check():
         defect = next(d for d in defects.DEFECTS if d.name == name)
     except FileNotFoundError:
         stop("no bug is planted: `python -m exercises bug`")
-    except (ValueError, KeyError, StopIteration, zlib.error):
+    except (ValueError, KeyError, TypeError, StopIteration, zlib.error):
         stop(f"{PLANTED.name} is damaged: remove it, and plant another bug")
     if not repaired(defect, before):
         print("not found yet")
@@ -75,10 +80,10 @@ def repaired(defect, before):
     """The file is the same code as before; or the text is back, whatever else has changed; or the
     function passes its check, written in another way."""
     try:
-        now = (ROOT / defect.file).read_text("utf-8")
+        now = cutting.decoded((ROOT / defect.file).read_bytes())
         if cutting.same_code(now, before):
             return True
-    except (OSError, SyntaxError, UnicodeDecodeError):
+    except (OSError, SyntaxError, *student.TOO_DEEP):
         return False
     planted = defect.new in now and defect.new not in defect.old
     if defect.old in now and not planted:

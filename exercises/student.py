@@ -11,10 +11,13 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+from data import records
 from exercises import ANSWERS, HERE, ROOT, course, cutting
 from settings import stop
 
 PROGRESS, KEPT = HERE / "progress.json", HERE / "kept"
+OPEN = ("blank", "begun", "broken")  # states of an exercise that is not done
+TOO_DEEP = (ValueError, RecursionError, MemoryError)  # of the parser
 LEFT_OUT = {"out", "runs", "build", "dist", "__pycache__", "kept", "progress.json", "answers.zip",
             "planted.json"}
 
@@ -32,7 +35,7 @@ def exercise_of(name):
     if name not in every:
         close = difflib.get_close_matches(name, every, 1, 0.3)
         stop(f"no exercise {name!r}" + (f": did you mean {close[0]}?" if close else "")
-             + " `python -m exercises list` shows them all")
+             + ("" if close else ".") + " `python -m exercises list` shows them all")
     return every[name]
 
 
@@ -76,9 +79,21 @@ def make(folder, names):
     if ANSWERS.exists():
         stop("this is a student's copy already: make new ones from the project itself")
     folder = Path(folder)
+    if folder.is_file():
+        stop(f"{folder} is a file: choose another folder with --into")
     if folder.exists() and any(folder.iterdir()):
         stop(f"{folder} is not empty: choose another folder with --into")
-    files = files_of()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fill(folder, files_of(), names)
+    except BaseException:
+        shutil.rmtree(folder.resolve(), ignore_errors=True)  # half a copy, on a full disk
+        raise
+    return has_repository(folder)
+
+
+def fill(folder, files, names):
+    """Write the files of a copy."""
     for file, content in texts(files, names).items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content)
@@ -88,7 +103,6 @@ def make(folder, names):
                              (ROOT / file).read_bytes())
     (folder / ".gitignore").write_text("__pycache__/\n/out/\n/runs/\n/.venv/\n"
                                        "/exercises/progress.json\n")
-    return has_repository(folder)
 
 
 def has_repository(folder):
@@ -105,24 +119,34 @@ def has_repository(folder):
 
 # ------------------------------------------------------------------------------- its texts
 
-def text(exercise, root=ROOT):
+def text(exercise):
     """The student's text of a function; stops if it cannot be found."""
-    path = Path(root) / exercise.file
+    file = exercise.file
     try:
-        return cutting.text_of(path.read_text("utf-8"), exercise.function)
-    except FileNotFoundError:
-        stop(f"{path} is missing")
+        return cutting.text_of(cutting.decoded(content(exercise)), exercise.function)
     except UnicodeDecodeError:
-        stop(f"{path} is not UTF-8 text")
+        stop(f"{file} is not UTF-8 text. Python cannot read the file")
     except SyntaxError as error:
-        stop(f"{exercise.file}, line {error.lineno}: {error.msg}. Python cannot read the file")
+        where = f"{file}, line {error.lineno}" if error.lineno else file
+        stop(f"{where}: {error.msg}. Python cannot read the file")
     except cutting.Gone as error:
-        stop(f"{exercise.file}: {error}. `python -m exercises reset {exercise.name}` puts it back")
+        stop(f"{file}: {error}. `python -m exercises reset {exercise.name}` puts it back")
+    except TOO_DEEP as error:
+        stop(f"{file}: {type(error).__name__}. Python cannot read the file")
+
+
+def content(exercise):
+    """The bytes of the student's file; stops if it is missing."""
+    try:
+        return (ROOT / exercise.file).read_bytes()
+    except FileNotFoundError:
+        stop(f"{exercise.file} is missing: `git checkout {exercise.file}` brings back the one of "
+             "your last commit")
 
 
 def place(exercise):
     """file:line of an exercise's hole; the file alone where the hole is gone."""
-    lines = (ROOT / exercise.file).read_text("utf-8").splitlines()
+    lines = cutting.lines_in(cutting.decoded(content(exercise)))
     at = [n for n, line in enumerate(lines, 1) if cutting.hole(exercise.name) in line]
     return f"{exercise.file}:{at[0]}" if at else exercise.file
 
@@ -135,8 +159,12 @@ def as_it_began(exercise):
 
 
 def state(exercise, progress):
-    """How far a student is: whole (not started), blank, begun or done."""
-    own = text(exercise)
+    """How far a student is: whole (not started), blank, begun, done, or broken: Python cannot read
+    the file."""
+    try:
+        own = text(exercise)
+    except SystemExit:
+        return "broken"
     if progress.get("done", {}).get(exercise.name) == own:
         return "done"
     if cutting.hole(exercise.name) in own:
@@ -149,26 +177,27 @@ def state(exercise, progress):
 
 def keep(exercise):
     """Copy the student's file to exercises/kept, under a name that is new. Returns the copy."""
+    own = content(exercise)
     KEPT.mkdir(exist_ok=True)
     n = 1 + sum(1 for _ in KEPT.glob(f"{exercise.name}-*"))
     while (copy := KEPT / f"{exercise.name}-{n}.py").exists():
         n += 1
-    copy.write_bytes((ROOT / exercise.file).read_bytes())
+    copy.write_bytes(own)
     return copy.relative_to(ROOT).as_posix()
 
 
 def put(exercise, new):
     """Write another text in the function's place; what was there is kept. Returns the kept copy."""
     copy, path = keep(exercise), ROOT / exercise.file
-    source = path.read_text("utf-8")
     try:
+        source = cutting.decoded(path.read_bytes())
         changed = cutting.replaced(source, exercise.function, new)
-    except SyntaxError:
-        changed = cutting.replaced(cutting.reference(exercise.file), exercise.function, new)
-        changed = with_other_texts(changed, exercise)
     except cutting.Gone:
         changed = source.rstrip("\n") + "\n\n\n" + new
-    path.write_text(changed, "utf-8")
+    except (SyntaxError, *TOO_DEEP):  # or text in no encoding
+        changed = cutting.replaced(cutting.reference(exercise.file), exercise.function, new)
+        changed = with_other_texts(changed, exercise)
+    records.write_text(path, changed)
     return copy
 
 
@@ -195,10 +224,19 @@ def difference(exercise, reference=False):
 # ------------------------------------------------------------------------------- progress
 
 def progress():
+    """{"done": {exercise: text}, "hints": {exercise: how many}, "last": exercise}, what is known of
+    it. People edit and merge the file: what has another form is left out."""
     try:
-        return json.loads(PROGRESS.read_text("utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(PROGRESS.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    found, out = found if isinstance(found, dict) else {}, {}
+    for key, kind in (("done", str), ("hints", int)):
+        if isinstance(own := found.get(key), dict):
+            out[key] = {name: value for name, value in own.items() if isinstance(value, kind)}
+    if found.get("last") in list(course.load()):
+        out["last"] = found["last"]
+    return out
 
 
 def remember(**changes):
@@ -210,13 +248,14 @@ def remember(**changes):
     for key, value in changes.items():
         state[key] = {**state.get(key, {}), **value} if isinstance(value, dict) else value
     try:
-        PROGRESS.write_text(json.dumps(state, indent=1) + "\n", "utf-8")
+        records.write_json(PROGRESS, state)
     except OSError:
         pass
 
 
 def next_hint(exercise):
     """(number, text) of the next hint; the last one again when all are read."""
-    n = min(progress().get("hints", {}).get(exercise.name, 0) + 1, len(exercise.hints))
+    read = max(0, progress().get("hints", {}).get(exercise.name, 0))
+    n = min(read + 1, len(exercise.hints))
     remember(hints={exercise.name: n})
     return n, exercise.hints[n - 1]

@@ -61,7 +61,7 @@ OF_FILE = {  # the run that uses a file, for defects whose text names none
     "data/records.py": "reward", "model.py": "reward", "sampler.py": "ppo",
     "kernels/noise.py": "ppo", "ppo.py": "ppo", "runtime/optimizer.py": "base",
     "runtime/world.py": "two processes", "runtime/sharding.py": "sft",
-    "runtime/training.py": "sft", "settings.py": "sft"}
+    "runtime/training.py": "sft", "settings.py": "sft", "startup.py": "sft"}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@
 
 If it is stopped, the same command goes on where it was.
 """
+import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ class Settings:
     seeds: str = "1,2,3"  # the worlds; settings were chosen in another one, the demo's
     scale: str = "demo"  # demo; small, to try it out; large, for a GPU
     rounds: int = 3  # of feedback, in the figure on rounds
-    jobs: int = 0  # worlds trained at the same time; 0: all
+    jobs: int = 0  # runs at the same time, which share the cores; 0: one for each core
     out: str = ""  # folder to write, with report.html; empty: out/figures, or out/figures-SCALE
     list: bool = False  # print the runs, and do nothing
     check: bool = False  # print which findings hold in --out, and do nothing
@@ -44,8 +45,12 @@ class Settings:
         for name in filter(None, self.fig.split(",")):
             if name not in FIGURES:
                 return f"--fig={self.fig}: there is no {name!r}; there are {', '.join(FIGURES)}"
-        if not all(seed.isdigit() for seed in self.seeds.split(",")):
-            return f"--seeds={self.seeds}: expected whole numbers with commas between"
+        seeds = self.seeds.split(",")  # 01 would be the world of 1 again, and count as another
+        if len(set(seeds)) < len(seeds) or not all(
+                seed.isdecimal() and seed == str(int(seed)) and int(seed) < 2**63
+                for seed in seeds):
+            return (f"--seeds={self.seeds}: expected different whole numbers from 0 to 2^63 - 1, "
+                    "with commas between")
 
 
 def with_folders(s):
@@ -76,14 +81,24 @@ def runs_of(figures, scale):
 
 
 def seconds(s, graph, wanted):
-    """How long the runs of a figure took that the demo does not need too, in all worlds; None where
-    it was not recorded."""
+    """The CPU seconds of a figure's runs that the demo does not need too, in all worlds; None where
+    they were not recorded."""
     total = []
     for folder in folders(s).values():
         path = folder / plan.SECONDS
-        took = dict(map(json.loads, open(path))) if path.exists() else {}
+        took = dict(durations(path)) if path.exists() else {}
         total += [took[n] for n in plan.ordered(graph, wanted) if n in took and n not in plan.DEMO]
     return sum(total) if total else None
+
+
+def durations(path):
+    """[(name of a run, seconds)], without lines that are damaged, as after a full disk."""
+    out = []
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError, TypeError):
+            name, took = json.loads(line)
+            out.append((str(name), float(took)))
+    return out
 
 
 def show_runs(s, graph, wanted, scale):
@@ -104,8 +119,10 @@ def check(s):
         if not path.exists():
             print(f"       {path.stem}: not drawn yet")
             continue
-        for f in records.read_json(path, "make figures")["findings"]:
-            print(f"{f['state']:6} {path.stem}: {f['claim']}: {f['reached']}")
+        hint = f"make figures FIG={path.stem}"
+        with records.known_form(path, hint):
+            for f in records.read_json(path, hint)["findings"]:
+                print(f"{f['state']:6} {path.stem}: {f['claim']}: {f['reached']}")
 
 
 def main():
@@ -124,7 +141,7 @@ def main():
         drawn = figure.draw(worlds, scale)
         said = as_json(name, figure.TITLE, drawn)
         for i, panel in enumerate(drawn.panels):
-            Path(s.out, f"{name}-{i + 1}.svg").write_text(plots.svg(panel), encoding="utf-8")
+            records.write_text(Path(s.out, f"{name}-{i + 1}.svg"), plots.svg(panel))
         records.write_json(Path(s.out, f"{name}.json"), {
             **said, "seconds": seconds(s, graph, wanted[name]), "seeds": list(folders(s)),
             "scale": s.scale})
@@ -138,13 +155,18 @@ def write_page(s):
     for name, figure in FIGURES.items():
         path = Path(s.out, f"{name}.json")
         if path.exists():
-            said = records.read_json(path, "make figures")
-            svgs = [Path(s.out, f"{name}-{i + 1}.svg").read_text(encoding="utf-8")
-                    for i in range(len(said["panels"]))]
-            sections.append(page.section(name, figure, said, svgs))
+            hint = f"make figures FIG={name}"
+            said = records.read_json(path, hint)
+            with records.known_form(path, hint):
+                files = [Path(s.out, f"{name}-{i + 1}.svg") for i in range(len(said["panels"]))]
+                for file in files:
+                    if not file.exists():
+                        stop(f"no file {file}: run `{hint}` again")
+                svgs = [file.read_text(encoding="utf-8") for file in files]
+                sections.append(page.section(name, figure, said, svgs))
             titles[name] = figure.TITLE
     path = Path(s.out, "report.html")
-    path.write_text(page.page(sections, titles), encoding="utf-8")
+    records.write_text(path, page.page(sections, titles))
     return path
 
 

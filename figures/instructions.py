@@ -18,7 +18,8 @@ from settings import parse
 from data import records
 from data.batches import encode_prompt
 from data.tokenizer import load_tokenizer
-from data.toy.town import NAMES, QUESTIONS, STORY, VALUES, Town
+from data.toy.town import NAMES, QUESTIONS, STORY, VALUES
+from labels.simulated import town_of
 
 COPIED = ("probes.jsonl", "demonstrations_train.jsonl", "labelers.json", "world.json")
 SLOTS = {"home": "went", "food": "bought", "pet": "saw"}  # attribute: the line of a tale with it
@@ -73,7 +74,7 @@ def crows(pairs, before):
 
 def main():
     s = parse(Settings)
-    town = Town(records.read_json(f"{s.data}/world.json", "python -m data.toy.world")["seed"])
+    town = town_of(s.data)
     tokenizer = load_tokenizer("tokenizer.tiktoken", s.data)
     test = records.read(f"{s.data}/prompts_test.jsonl", "test prompt")
     put = lambda rows: [{**r, "prompt": instructed(s.before, r["prompt"])} for r in rows]

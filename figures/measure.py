@@ -15,7 +15,7 @@ import torch
 from data import records
 from data.batches import encode_prompt
 from data.toy.tasks import gold
-from data.toy.town import Town
+from labels.simulated import town_of
 from model import GPT, ScalarGPT, last_score
 from runtime.checkpoint import load, load_for
 from runtime.episodes import in_groups
@@ -60,7 +60,7 @@ def main():
     s = parse(Settings)
     world = World(s.seed, s.device)
     prompts = records.read(f"{s.data}/prompts_{s.split}.jsonl", "test prompt")[: s.prompts or None]
-    town = Town(records.read_json(f"{s.data}/world.json", "python -m data.toy.world")["seed"])
+    town = town_of(s.data)
     policy, tokenizer, _ = load(s.policy, {"GPT": GPT}, "python ppo.py")
     reference = load_for(tokenizer, s.reference, {"GPT": GPT}, "python sft.py --preset=init")
     reward = load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")

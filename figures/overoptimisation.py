@@ -17,8 +17,9 @@ from figures.worlds import less, mean
 
 TITLE = "Over-optimisation"
 PAPER = ("Gao et al. (2022): the gold score follows d(a − b d) for best-of-n and d(a − b log d) "
-         "for RL, so it rises and falls while the reward model's score keeps rising; b is smaller "
-         "for reward models with more data or parameters. RL moves much further than best-of-n. "
+         "for RL, so it rises and falls while the reward model's score keeps rising; for reward "
+         "models with more data or parameters gold rises higher and b is smaller. RL moves much "
+         "further than best-of-n. "
          "Stiennon et al. (2020) and figure 36 of the paper: the optimum is at a small beta, and "
          "beta = 0 is the worst.")
 FEW = f"share-{SHARES[0]:g}"
@@ -114,7 +115,7 @@ def bends(way, rm, a, b):
 
 
 def draw(worlds, scale):
-    betas, panels, found, ends = tuple(scale.few(BETAS)), [], {}, {}
+    betas, panels, found, ends, tops = tuple(scale.few(BETAS)), [], {}, {}, {}
     for rm in RMS:
         for way, points in (("best-of-n", lambda w: best_of(w, rm)),
                             ("PPO", lambda w: trained(w, rm, betas))):
@@ -122,11 +123,17 @@ def draw(worlds, scale):
             drawn, found[way, rm] = panel(f"{way}, reward model of {rm}", FORMS[way], ways)
             panels.append(drawn)
             ends[way, rm] = [max(p[0] for p in own) for own in ways]
+            tops[way, rm] = [max(p[2] for p in own) for own in ways]
     every, few = RMS
     findings = [bends(way, rm, **own) for (way, rm), own in found.items()]
-    findings += [
-        finding(f"with {way} more rankings bend gold less (difference of b)",
-                less(found[way, few]["b"], found[way, every]["b"])) for way in ("best-of-n", "PPO")]
+    for way in ("best-of-n", "PPO"):
+        findings += [
+            finding(f"with {way} more rankings let gold rise higher (its highest point)",
+                    less(tops[way, every], tops[way, few])),
+            finding(f"with {way} more rankings bend gold less (difference of b)",
+                    less(found[way, few]["b"], found[way, every]["b"]), why="More rankings show "
+                    "in how high gold rises; a fit to a few points in three worlds cannot tell "
+                    "more.")]
     gains = lambda rm, i, k: [trained(w, rm, betas)[i][k] for w in worlds]
     middle = len(betas) // 2
     findings += [
@@ -137,4 +144,17 @@ def draw(worlds, scale):
                 f"{few}", less(gains(few, 0, 1), gains(few, -1, 1))),
         finding("PPO moves further than best-of-n (d, all rankings)",
                 less(ends["PPO", every], ends["best-of-n", every]))]
-    return Drawn(panels, findings)
+    return Drawn(panels, findings, examples(worlds[0]))
+
+
+def examples(world, n=6):
+    """What is said at the start, and what PPO makes of it without a penalty: [(prompt, [(name,
+    text)])]."""
+    first = lambda path: [line["completions"][0]["text"] for line in world.lines(path)]
+    files = {"the start": samples("all rankings"), **{
+        f"beta {beta:g}, {rm}": f"{place(rm, beta)}.jsonl" for beta, rm in
+        ((0.1, "all rankings"), (0.0, "all rankings"), (0.0, "a sixteenth"))}}
+    answers = {name: first(path) for name, path in files.items() if (world.folder / path).exists()}
+    prompts = [line["prompt"] for line in world.lines(files["the start"])]
+    return [(prompts[i], [(name, own[i]) for name, own in answers.items()])
+            for i in range(0, len(prompts), max(1, len(prompts) // n))][:n]

@@ -47,9 +47,10 @@ def example(prompt, said):
 def section(name, figure, said, svgs):
     """One figure. figure: its module; said: its JSON; svgs: its pictures."""
     took = "" if said["seconds"] is None else (
-        f" Its own runs took {said['seconds'] / 60:.0f} minutes in all worlds together.")
+        f" Its own runs took {said['seconds'] / 60:.0f} minutes of CPU time in all worlds.")
     where = (f"World{'s' * (len(said['seeds']) > 1)} {', '.join(said['seeds'])}, scale "
              f"{said['scale']}.{SMALL.get(said['scale'], '')}")
+    scale = "" if said["scale"] == "demo" else f" SCALE={said['scale']}"
     plots = "".join(map(picture, said["panels"], svgs))
     shown = "".join(example(*e) for e in said["examples"])
     shown = shown and ("<details><summary>Examples</summary>"
@@ -58,8 +59,8 @@ def section(name, figure, said, svgs):
             f'<p>{escape(said["sentence"])}</p></header><div><div class="panels">{plots}</div>'
             f'<ul class="findings">{"".join(map(finding, said["findings"]))}</ul>'
             f'<p><b>The paper.</b> {escape(figure.PAPER)}</p>'
-            f'<p><small><code>make figures FIG={name}</code>. {where}{took}</small></p>{shown}'
-            '</div></section>')
+            f'<p><small><code>make figures FIG={name}{scale}</code>. {where}{took}</small></p>'
+            f'{shown}</div></section>')
 
 
 def page(sections, titles):

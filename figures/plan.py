@@ -2,6 +2,7 @@
 
     Run          what it is, its command, its file, the runs that come before it
     DEMO         the runs of `make demo`, which all figures share
+    Scale        how large the towns and the models are, and the flags that this adds to a run
     ordered      the runs that some need, each once, in an order that works
     carry_out    runs them in each world; what is done is skipped, what was cut off is resumed
 
@@ -14,18 +15,26 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
+import ppo
+import reward
 import settings
+import sft
 from settings import stop
 
 ROOT = Path(settings.__file__).parent
+BATCH = sft.PRESETS["base"]["batch"]
 UNSEEDED = ("figures.instructions",)  # scripts that draw nothing
-SECONDS = "out/logs/seconds.jsonl"  # [name of a run, seconds] a line, in a world's folder
+SECONDS = "out/logs/seconds.jsonl"  # [name of a run, CPU seconds] a line, in a world's folder
+SIZES = ("small", "mid", "large")
+RATES = {"base": sft.PRESETS["base"]["lr"], "init": sft.PRESETS["init"]["lr"],
+         "sft": sft.Settings.lr, "rm": reward.Settings.lr, "ppo": ppo.Settings.lr,
+         "value": ppo.Settings.value_lr}  # what the scripts take by default, of the demo's models
 
 
 @dataclass(frozen=True)
@@ -71,9 +80,12 @@ MODELS = {"base": "out/base", "sft": "out/sft", "ppo": "out/ppo", "ppo-ptx": "ou
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the towns and the models are. widths: of the three sizes; extra: flags that a
-    script gets besides, by its name; whole: whether grids are run in full."""
+    """How large the towns and the models are. widths: of the three sizes; right_at: the width for
+    which the scripts' own rates are right; batch: rows a step of pretraining, 0: the script's own;
+    extra: flags that a script gets besides, by its name; whole: whether grids are run in full."""
     widths: tuple = (64, 128, 256)  # 0.25, 0.9 and 3.4 million parameters
+    right_at: int = 128
+    batch: int = 0
     extra: tuple = ()
     whole: bool = True
     rounds: int = 3  # of feedback (figures/rounds.py)
@@ -82,18 +94,30 @@ class Scale:
         """A grid; its two ends, or its last value alone, where it is not run in full."""
         return list(values) if self.whole else [values[0], values[-1]][-ends:]
 
+    def rate(self, step, size="mid"):
+        """The learning rate of a step for models of a size. It falls with the width; that of
+        pretraining grows with the square root of the batch."""
+        larger = (self.batch or BATCH) / BATCH if step == "base" else 1
+        return RATES[step] * self.right_at / self.widths[SIZES.index(size)] * larger**0.5
+
     def flags(self, run):
         """The flags that this scale adds to a run."""
-        flags = dict(self.extra).get(script_of(run.command), "")
-        if run is DEMO["base"] and self.widths[1] != Scale.widths[1]:
-            flags += f" --n_embd={self.widths[1]}"
-        return flags
+        script, step = script_of(run.command), step_of(run.command)
+        flags = [dict(self.extra).get(script, "")]
+        if step == "base":
+            flags.append(f"--batch={self.batch}" if self.batch else "")
+            given = "--n_embd=" in run.command or self.widths[1] == sft.Settings.n_embd
+            flags.append("" if given else f"--n_embd={self.widths[1]}")
+        if step and self.widths[1] != self.right_at:
+            flags.append("" if "--lr=" in run.command else f"--lr={self.rate(step):g}")
+            flags.append(f"--value_lr={self.rate('value'):g}" if step == "ppo" else "")
+        return " ".join(filter(None, flags))
 
 
 SCALES = {
     "demo": Scale(),
     # shapes and files, not phenomena: what .ci/run does
-    "small": Scale((8, 16, 32), (
+    "small": Scale((8, 16, 32), right_at=16, extra=(
         ("data.toy.world", "--documents=300 --vocab=320 --demonstrations=24 --prompts=64 "
                            "--heldout=24 --group=8 --templated=40"),
         ("sft.py", "--epochs=1 --n_layer=1 --n_head=2 --block_size=176 --micro_batch=8 "
@@ -102,8 +126,8 @@ SCALES = {
         ("ppo.py", "--batch=8 --minibatch=4 --iterations=2 --ptx_rows=2 --max_new_tokens=8"),
         ("evaluate.py", "--max_new_tokens=8"),
         ("figures.measure", "--max_new_tokens=8 --prompts=12 --copies=4")), whole=False),
-    # for a GPU: wider models that read a longer text
-    "large": Scale((256, 512, 1024), (("data.toy.world", "--documents=400000"),)),
+    # for a GPU: 3, 13 and 51 million parameters, which read a longer text in larger batches
+    "large": Scale((256, 512, 1024), batch=32, extra=(("data.toy.world", "--documents=200000"),)),
 }
 
 
@@ -111,6 +135,13 @@ def script_of(command):
     """The name of the script or module of a command."""
     first, *rest = command.split()
     return rest[0] if first == "-m" else first
+
+
+def step_of(command):
+    """The name in RATES of what a command trains; None where it trains nothing."""
+    step = {"sft.py": "sft", "reward.py": "rm", "ppo.py": "ppo"}.get(script_of(command))
+    preset = re.search(r"--preset=(\S+)", command)
+    return preset[1] if step == "sft" and preset else step
 
 
 def ordered(graph, wanted):
@@ -138,29 +169,34 @@ def words_of(run, seed, scale, folder):
 
 
 def start(words, folder, log, threads):
-    """Run one of our programs in a folder, its output in a file. Returns its exit code."""
+    """Run one of our programs in a folder, its output in a file. Returns (its exit code, the CPU
+    seconds that it took; None where the system does not tell)."""
     first = ["-m", words[1]] if words[0] == "-m" else [str(ROOT / words[0])]
     rest = words[2 if words[0] == "-m" else 1:]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as file:
-        return subprocess.run([sys.executable, *first, *rest], cwd=folder, env=environment,
-                              stdout=file, stderr=subprocess.STDOUT).returncode
+        process = subprocess.Popen([sys.executable, *first, *rest], cwd=folder, env=environment,
+                                   stdout=file, stderr=subprocess.STDOUT)
+        if not hasattr(os, "wait4"):
+            return process.wait(), None
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_utime + usage.ru_stime
 
 
 class Progress:
     """One line for each run that ends, with the time that the others will take if they are like
-    those before them. Worlds are trained at the same time and share it."""
+    those before them."""
 
     def __init__(self, total):
-        self.total, self.done, self.started, self.lock = total, 0, time.time(), threading.Lock()
+        self.total, self.done, self.started = total, 0, time.time()
 
     def __call__(self, seed, what, seconds):
-        with self.lock:
-            self.done += 1
-            left = (time.time() - self.started) / self.done * (self.total - self.done) / 60
-            print(f"[{self.done:3}/{self.total}] world {seed}: {what} ({seconds:.0f} s); "
-                  f"about {left:.0f} min left", flush=True)
+        self.done += 1
+        left = (time.time() - self.started) / self.done * (self.total - self.done) / 60
+        print(f"[{self.done:3}/{self.total}] world {seed}: {what} ({seconds:.0f} s); "
+              f"about {left:.0f} min left", flush=True)
 
 
 def missing(graph, wanted, folder):
@@ -174,37 +210,41 @@ def carry_out_one(name, run, seed, scale, folder, threads):
     log = folder / "out/logs" / f"{re.sub('[ /]', '-', name)}.txt"
     started = time.time()
     (folder / run.done).parent.mkdir(parents=True, exist_ok=True)
-    code = start(words_of(run, seed, scale, folder), folder, log, threads)
+    code, busy = start(words_of(run, seed, scale, folder), folder, log, threads)
     took = time.time() - started
     if code or not (folder / run.done).exists():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = (lines or ["no reason"])[-1].removeprefix("error: ")
         return took, f"world {seed}: {run.what} failed: {reason}; all it said is in {log}"
     with open(folder / SECONDS, "a", encoding="utf-8") as file:
-        file.write(json.dumps([name, round(took, 1)]) + "\n")
+        file.write(json.dumps([name, round(took if busy is None else busy, 1)]) + "\n")
     return took, None
 
 
 def carry_out(graph, wanted, folders, scale, jobs=0):
-    """Run all that `wanted` need in each world, {seed: its folder}; `jobs` worlds at the same time,
-    0: all. Stops with the reason of the first run that fails."""
-    todo = {seed: missing(graph, wanted, folder) for seed, folder in folders.items()}
-    progress, failed = Progress(sum(map(len, todo.values()))), threading.Event()
-    jobs = min(jobs or len(folders), len(folders))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-
-    def in_world(seed):
-        for name in todo[seed]:
-            if failed.is_set():
-                break
-            took, problem = carry_out_one(name, graph[name], seed, scale, folders[seed], threads)
-            if problem:
-                failed.set()
-                return problem
-            progress(seed, graph[name].what, took)
-        return None
-
+    """Run all that `wanted` need in each world, {seed: its folder}; `jobs` runs at the same time,
+    0: one for each core. Stops with the reason of the first run that fails, when those beside it
+    have ended."""
+    lists = [[(seed, name) for name in missing(graph, wanted, folder)]
+             for seed, folder in folders.items()]
+    waiting = [key for keys in zip_longest(*lists) for key in keys if key]  # the worlds in turn
+    progress, left, running, problem = Progress(len(waiting)), set(waiting), {}, None
+    cores = os.cpu_count() or 1
+    jobs = jobs or cores
     with ThreadPoolExecutor(jobs) as pool:
-        problems = list(filter(None, pool.map(in_world, folders)))
-    if problems:
-        stop(problems[0])
+        while running or waiting and not problem:
+            for seed, name in list(waiting) if not problem else []:
+                ready = not any((seed, other) in left for other in graph[name].needs)
+                if ready and len(running) < jobs:
+                    waiting.remove((seed, name))
+                    running[pool.submit(carry_out_one, name, graph[name], seed, scale,
+                                        folders[seed], max(1, cores // jobs))] = seed, name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                seed, name = running.pop(future)
+                took, why = future.result()
+                problem = problem or why
+                if not why:
+                    left.remove((seed, name))
+                    progress(seed, graph[name].what, took)
+    if problem:
+        stop(problem)

@@ -11,7 +11,7 @@ MODELS = dict(zip(("base", "prompted", "sft", "ppo", "ppo-ptx"),
                   ("#6b737c", "#92682b", "#2a66ad", "#bf4a2e", "#0b7a66")))  # as in the report
 STYLE = {"svg.hashsalt": "town", "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.titlesize": 10, "legend.frameon": False,
-         "legend.fontsize": 8}
+         "legend.fontsize": 8, "svg.fonttype": "none"}  # text stays text: small files
 
 
 def places(panel):

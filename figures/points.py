@@ -100,7 +100,7 @@ def sentence(findings):
     plain = lambda claim: re.sub(r" \([^()]*\)$", "", claim)
     parts = [(words, [plain(f.claim) for f in findings if f.state == state]) for state, words in
              ((HOLDS, "As in the paper"), (ABSENT, "Unlike the paper, not so here"),
-              (OPEN, "The worlds do not decide"))]
+              (OPEN, "Undecided"))]
     return " ".join(f"{words}: {'; '.join(claims)}." for words, claims in parts if claims)
 
 

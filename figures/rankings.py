@@ -18,8 +18,7 @@ from settings import parse, stop
 import numpy as np
 
 from data import records
-from data.toy.town import Town
-from labels.simulated import label, pool
+from labels.simulated import label, labelers_of, pool, town_of
 
 FILES = ("rankings_train", "rankings_valid", "rankings_valid_heldout")
 
@@ -68,8 +67,7 @@ def as_pairs(ranking):
 
 def ranked(files, folder, seed):
     """Rankings of fresh completions, by the training labelers of a town, with their noise."""
-    facts = records.read_json(folder / "labelers.json", "python -m labels.simulated")
-    town = Town(records.read_json(folder / "world.json", "python -m data.toy.world")["seed"])
+    facts, town = labelers_of(folder), town_of(folder)
     labelers, _ = pool(facts["seed"])
     rng, out = np.random.default_rng([seed, 31]), []
     for file in files:

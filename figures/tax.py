@@ -16,7 +16,7 @@ PAPER = ("PPO loses on public tasks against GPT-3. Figure 33: with gamma of 20 a
          "diverges at learning rates at which PPO-ptx does not.")
 GAMMAS = (0.1, 1.0, 3.0)  # besides 0 and the demo's
 LONGER = (32, 64)  # iterations, besides the demo's
-RATES = (1.5e-4, 2.4e-3)  # besides the demo's
+RATES = (1 / 4, 4)  # times the demo's
 FIG33 = {0.46: 52.0, 0.77: 54.0, 1.29: 55.0, 2.15: 57.0, 3.6: 58.4, 6.0: 58.6, 10: 59.9,
          16.7: 60.2, 27.8: 60.7, 46.4: 60.8, 77: 60.8, 129: 60.9}  # gamma: F1 on SQuADv2
 FIG34 = {5.4e-5: .4, 2e-4: 2.7, 7.5e-4: .5, 2.8e-3: 1.8, 1.04e-2: 42.8, 3.9e-2: 50.0, .144: 50.2,
@@ -28,8 +28,9 @@ RESULTS = "out/tax/eval/results.json"
 def grids(scale):
     """{name of the grid: [(value, name of the model)]}; names of models are those of folders."""
     demo = ppo.Settings
-    rates = lambda kind: sorted([(demo.lr, kind), *((r, f"{kind}-rate-{r:g}")
-                                                 for r in scale.few(RATES, 1))])
+    lr = scale.rate("ppo")
+    rates = lambda kind: sorted([(lr, kind), *((lr * r, f"{kind}-rate-{lr * r:g}")
+                                               for r in scale.few(RATES, 1))])
     return {"gamma": sorted([(0.0, "ppo"), (demo.ptx, "ppo-ptx"),
                              *((g, f"gamma-{g:g}") for g in scale.few(GAMMAS, 1))]),
             "beta": [(b, Path(place("all rankings", b)).name) for b in scale.few(BETAS)],

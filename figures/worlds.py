@@ -5,8 +5,8 @@ from pathlib import Path
 
 from data import records
 from data.toy.tasks import gold
-from data.toy.town import Town
-from labels.simulated import pool
+from labels.simulated import labelers_of, pool, town_of
+from settings import stop
 
 HINT = "make figures"
 
@@ -17,19 +17,27 @@ class World:
     def __init__(self, folder):
         self.folder = Path(folder)
 
-    def json(self, path):
-        """A file of results."""
-        return records.read_json(self.folder / path, HINT)
+    def json(self, path, *fields):
+        """A file of results, with at least these fields."""
+        return records.read_json(self.folder / path, HINT, *fields)
 
     @functools.cache
     def lines(self, path):
-        """The lines of a JSONL file."""
-        with open(self.folder / path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        """The lines of a JSONL file, at least one."""
+        try:
+            content = (self.folder / path).read_bytes()
+            lines = [json.loads(line) for line in content.split(b"\n") if line.strip()]
+        except ValueError as error:  # no JSON, or no UTF-8
+            self.refuse(path, f"is damaged ({error})")
+        return lines or self.refuse(path, "is empty")
+
+    def refuse(self, path, why):
+        """Stop. A run is done if its last file is there: it runs again if all of them are gone."""
+        stop(f"{self.folder / path} {why}: delete its folder, and run `{HINT}` again")
 
     @functools.cached_property
     def town(self):
-        return Town(self.json("out/toy/world.json")["seed"])
+        return town_of(self.folder / "out/toy")
 
     @functools.cached_property
     def labelers(self):
@@ -39,13 +47,15 @@ class World:
     @functools.cached_property
     def facts(self):
         """The labelers' seed, sharpness and agreement."""
-        return self.json("out/toy/labelers.json")
+        return labelers_of(self.folder / "out/toy")
 
     def answers(self, path, model):
         """[(text, ended)] of a model, of an answers.jsonl."""
-        own = [next(c for c in line["completions"] if c["model"] == model)
+        own = [[c for c in line["completions"] if c["model"] == model]
                for line in self.lines(path)]
-        return [(c["text"], c["ended"]) for c in own]
+        if not all(own):
+            self.refuse(path, f"has no answer of {model}")
+        return [(said[0]["text"], said[0]["ended"]) for said in own]
 
     @functools.cache
     def judged(self, path, model):
@@ -55,7 +65,7 @@ class World:
 
     def accuracy(self, path):
         """A reward model's accuracy on held-out labels."""
-        return self.json(f"{path}/checkpoint.json")["accuracy"]
+        return self.json(f"{path}/checkpoint.json", "accuracy")["accuracy"]
 
 
 def mean(values):

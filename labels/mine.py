@@ -285,7 +285,7 @@ def main():
         {**b, "completions": [{**b["completions"][0], "model": "before"},
                               {**a["completions"][0], "model": "after"}]}
         for b, a in zip(before, after) if text_of(a) != text_of(b)])
-    Path(s.out, "report.html").write_text(page(facts, before, after), encoding="utf-8")
+    records.write_text(f"{s.out}/report.html", page(facts, before, after))
     for what, a, b in summary(facts):
         print(f"{what:28} {a:>8} {b:>8}")
     print(f"held-out pairs that the new policy moved towards: "

@@ -50,8 +50,10 @@ def write(path, content):
         if path.suffix != ".json":
             path = path.with_stem(f"{path.stem}-{checksum(temporary)}")
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # a full disk needs the space
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch.save hides it behind an error of its own
         raise
     records.sync(path.parent)
     return path.name
@@ -151,6 +153,9 @@ def load(path, classes, hint):
         stop(f"{path}/{meta['tokenizer']} is not the tokenizer that the model was trained with: "
              f"run `{hint}` again")
     tokenizer.template = meta.get("template", tokenizer.template)
+    if "{prompt}" not in str(tokenizer.template):
+        stop(f"{path}/checkpoint.json has a template without {{prompt}}: all prompts would be the "
+             f"same. Run `{hint}` again")
     return model, tokenizer, meta
 
 

@@ -36,7 +36,8 @@ from runtime.machine import keep_freed_memory
 from runtime.sharding import bare, load_into, placed_as_weights
 from runtime.states import leaves, read_shards, stand_ins, write_shards
 from runtime.world import World, restarts
-from settings import end_by_signal, parse, stop
+from settings import parse, stop
+from startup import end_by_signal
 
 # Settings that a resumed run may change: they affect no results, or only later ones.
 FREE = ("activation_checkpointing", "device", "explode", "iterations", "max_skips", "micro_batch",

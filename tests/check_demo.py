@@ -123,16 +123,29 @@ def summary(runs):
     return lines
 
 
+def read(path):
+    """The results.json at a path, and its promises; stops with what to do where it is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            results = json.load(file)
+        return results, promises(results)
+    except OSError as error:
+        raise SystemExit(f"error: {path}: {error.strerror}: run `make demo` first") from None
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise SystemExit(f"error: {path} is damaged, or not of the demo ({type(error).__name__}: "
+                         f"{error}): run `make demo` again without it") from None
+
+
 def main():
-    runs = [json.load(open(path)) for path in sys.argv[1:]]
+    runs = [read(path) for path in sys.argv[1:]]
     if not runs:
         raise SystemExit(__doc__)
     if len(runs) > 1:
-        print("\n".join(summary(runs)))
+        print("\n".join(summary([results for results, _ in runs])))
     broken = 0
-    for path, results in zip(sys.argv[1:], runs):
+    for path, (_, promised) in zip(sys.argv[1:], runs):
         print(f"\n{path}" if len(runs) > 1 else "", end="\n" if len(runs) > 1 else "")
-        for promise, holds, reached in promises(results):
+        for promise, holds, reached in promised:
             broken += holds == BROKEN
             print(f"{holds} {promise}: {reached}")
     raise SystemExit(1 if broken else 0)

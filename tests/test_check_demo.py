@@ -1,13 +1,14 @@
 """check_demo.py: what keeps a promise, what leaves it open, and what breaks it."""
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from check_demo import BROKEN, KEPT, OPEN, at_least, at_most, promises, rising, summary
+from check_demo import BROKEN, KEPT, OPEN, at_least, at_most, promises, read, rising, summary
 
 MODELS = "base", "prompted", "sft", "ppo", "ppo-ptx"
 
@@ -84,6 +85,28 @@ def test_only_a_broken_promise_fails(tmp_path, mean, code):
     run = subprocess.run([sys.executable, Path(__file__).with_name("check_demo.py"),
                           tmp_path / "results.json"], capture_output=True, text=True)
     assert run.returncode == code and ("BROKEN" in run.stdout) == code
+
+
+@pytest.mark.parametrize("content, said", [
+    (None, "No such file or directory: run `make demo` first"), ("{", "is damaged"),
+    ("{}", "is damaged, or not of the demo"), ("[]", "is damaged"), ("3", "is damaged"),
+    ('{"rm_accuracy": {}, "probes": {}, "flags": {}}', "is damaged")])
+def test_results_that_are_not_there_or_not_whole(tmp_path, content, said):
+    """`make check` before `make demo`: a traceback."""
+    if content:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(SystemExit, match=said) as error:
+        read(tmp_path / "results.json")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("flags, removed", [
+    ([], "./out"), (["IN="], "./out"), (["IN=a/b"], "a/b/out"), (["IN=a b"], "a b/out")])
+def test_clean_never_removes_from_the_root(flags, removed):
+    done = subprocess.run(["make", "-n", "clean", *flags], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    assert done.stdout == f'rm -rf "{removed}"\n'
 
 
 def test_what_was_not_measured_is_no_number():

@@ -13,7 +13,7 @@ import torch
 
 import kernels
 import settings
-from exercises import course, cutting, defects, judge, student, worker
+from exercises import course, cutting, defects, hunt, judge, student, worker
 
 ROOT = Path(settings.__file__).parent
 COURSE = course.load()
@@ -225,6 +225,138 @@ def test_other_holes_of_the_same_file_do_not_matter(tmp_path):
     for name in ("last-token", "gae", "whiten"):
         source = cutting.cut(source, COURSE[name].function, name)
     assert verdict_of(COURSE["kl-reward"], source, tmp_path).good  # it calls last_of
+
+
+# ----------------------------------------------------------------- what people do to files
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A student's folder, with ppo.py and the hole of gae in it."""
+    for name, path in (("ROOT", ""), ("KEPT", "kept"), ("PROGRESS", "progress.json"),
+                       ("ANSWERS", "ppo.py")):  # a file that is there
+        monkeypatch.setattr(student, name, tmp_path / path)
+    monkeypatch.setattr(hunt, "ROOT", tmp_path)
+    monkeypatch.setattr(hunt, "PLANTED", tmp_path / "planted.json")
+    source = cutting.cut(cutting.reference("ppo.py"), "gae", "gae")
+    (tmp_path / "ppo.py").write_text(source)
+    return tmp_path
+
+
+def others(content):
+    """{name: code} of all functions but gae, as Python reads a file."""
+    return {node.name: ast.dump(node) for node in ast.parse(content).body
+            if isinstance(node, ast.FunctionDef) and node.name != "gae"}
+
+
+LF = cutting.cut(cutting.reference("ppo.py"), "gae", "gae").encode()
+WRITTEN = {  # by an editor, each the same code to Python
+    "byte order mark": b"\xef\xbb\xbf" + LF, "line ends of Windows": LF.replace(b"\n", b"\r\n"),
+    "form feeds": b"# a\x0cb\n\x0c\n# \x1c\n" + LF,
+    "U+2028 and U+0085": "# a\u2028b\n# c\u0085d\n".encode() + LF,
+    "a coding line": b"# coding: latin-1\n# \xe9\n" + LF, "no line end": LF.rstrip(b"\n")}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_is_read_as_python_reads_it(place, name):
+    """It was called unreadable, or `reset` put the hole into the middle of another function."""
+    content, gae = WRITTEN[name], COURSE["gae"]
+    (place / "ppo.py").write_bytes(content)
+    assert student.state(gae, {}) == "blank" and "def gae(" in student.text(gae)
+    copy = student.put(gae, "def gae():\n    return 1\n")
+    assert (place / copy).read_bytes() == content
+    assert student.text(gae) == "def gae():\n    return 1\n"
+    assert others((place / "ppo.py").read_bytes()) == others(content) == others(LF)
+    student.put(gae, student.as_it_began(gae))
+    assert student.state(gae, {}) == "blank"
+    assert others((place / "ppo.py").read_bytes()) == others(LF)
+
+
+@pytest.mark.parametrize("added, said", [
+    (b"# \xe9", "ppo.py is not UTF-8 text"), (b"\0", "ppo.py.*null byte"),
+    (b"def (", "ppo.py, line .*: invalid syntax"), (b"# coding: rot13", "ppo.py.*rot13"),
+    (b"x = " + b"(" * 300 + b")" * 300, "ppo.py.*too many nested parentheses"),
+    (b"x = " + b"-" * 100_000 + b"1", "ppo.py.*. Python cannot read the file$")],
+    ids=["latin-1", "NUL", "syntax", "no encoding", "parentheses", "too deep"])
+def test_a_file_that_python_cannot_read_stops_no_other_exercise(place, added, said):
+    """`list`, and `check` of a right function in another file, ended with a complaint about it."""
+    gae, content = COURSE["gae"], added + b"\n" + LF if b"coding" in added else LF + added
+    (place / "ppo.py").write_bytes(content)
+    assert student.state(gae, {}) == "broken" and "broken" in student.OPEN
+    with pytest.raises(SystemExit, match=said) as error:
+        student.text(gae)
+    assert "\n" not in str(error.value)
+    copy = student.put(gae, student.as_it_began(gae))
+    assert student.state(gae, {}) == "blank" and (place / copy).read_bytes() == content
+
+
+def test_a_file_that_is_gone(place):
+    (place / "ppo.py").unlink()
+    for use in (student.text, student.place, lambda e: student.put(e, "x")):
+        with pytest.raises(SystemExit, match="ppo.py is missing: `git checkout ppo.py` brings"):
+            use(COURSE["gae"])
+    assert not (place / "kept").exists()
+
+
+def test_half_a_copy_is_removed(tmp_path, monkeypatch):
+    """A disk that is full: the copy had no answers.zip, and `start` called its folder not empty."""
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(student.zipfile, "ZipFile", full)
+    monkeypatch.setattr(student, "files_of", lambda: ["ppo.py", "exercises/course.py"])
+    with pytest.raises(OSError):
+        student.make(tmp_path / "mine", ["gae"])
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file is a file: choose another folder with --into"):
+        student.make(tmp_path / "file", ["gae"])
+
+
+def test_of_two_functions_with_one_name_the_last_counts():
+    """As in Python. `check` called it right, while its grade was 0: the hole stood above it."""
+    source = "def f():\n    return 1\n\n\ndef f():\n    return 2\n"
+    assert cutting.text_of(source, "f") == "def f():\n    return 2\n"
+    found = {}
+    exec(cutting.replaced(source, "f", "def f():\n    return 3\n"), found)
+    assert found["f"]() == 3
+
+
+@pytest.mark.parametrize("content", [
+    "[]", "3", "null", '"x"', "{", "[" * 10_000, '{"done": ["gae"], "hints": "x", "last": [1]}',
+    '{"done": {"gae": 3}, "hints": {"gae": "x"}, "last": "gone"}', '{"hints": {"gae": -5}}'])
+def test_a_progress_of_another_form(place, content):
+    """Merged by git, or edited: it counts as empty where it makes no sense."""
+    (place / "progress.json").write_text(content)
+    assert student.state(COURSE["gae"], student.progress()) == "blank"
+    assert [student.next_hint(COURSE["gae"])[0] for _ in range(2)] == [1, 2]
+    student.remember(done={"gae": "x"}, last="gae")
+    assert student.progress() == {"done": {"gae": "x"}, "hints": {"gae": 2}, "last": "gae"}
+
+
+@pytest.mark.parametrize("bug", [[], 3, {}, {"bug": 3}, {"bug": hunt.packed(3)},
+                                 {"bug": hunt.packed([1])}, {"bug": hunt.packed(["gone", ""])},
+                                 {"bug": "x"}])
+def test_a_planted_bug_of_another_form(place, bug):
+    (place / "planted.json").write_text(json.dumps(bug))
+    with pytest.raises(SystemExit, match="planted.json is damaged"):
+        hunt.check()
+
+
+def test_a_bug_that_cannot_be_planted_is_not_hunted(place, monkeypatch):
+    """The disk is full, or the file is another user's: no planted.json is left behind."""
+    whole = cutting.reference("ppo.py")
+    (place / "ppo.py").write_text(whole)
+    replace = os.replace
+
+    def full(a, b):
+        if Path(b).name == "ppo.py":
+            raise OSError(28, "No space left on device")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        hunt.plant("1")
+    assert (place / "ppo.py").read_text() == whole and os.listdir(place) == ["ppo.py"]
 
 
 # ----------------------------------------------------------------------- a student's copy

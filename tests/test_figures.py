@@ -7,6 +7,8 @@ import math
 import re
 import shlex
 import statistics
+import threading
+import time
 import xml.etree.ElementTree as xml
 from collections import Counter
 from dataclasses import replace
@@ -23,6 +25,7 @@ from figures import __main__ as figures
 from figures import (harm, instructions, measure, mistakes, page, plan, plots, points, rankings,
                      reward_model)
 from figures.points import ABSENT, HOLDS, OPEN, Panel, Series, over
+from figures.worlds import World
 from helpers import EOS, tiny, tiny_scalar
 from test_settings import of
 
@@ -66,7 +69,7 @@ def test_a_sentence_tells_each_finding_once():
     found = [points.finding(name, d) for name, d in
              (("a (so)", [1, 1.1]), ("b", [-1]), ("c", [1]), ("d", [2, 2.1]))]
     assert points.sentence(found) == ("As in the paper: a; d. Unlike the paper, not so here: b. "
-                                      "The worlds do not decide: c.")
+                                      "Undecided: c.")
 
 
 @pytest.mark.parametrize("form, gain", [
@@ -182,9 +185,9 @@ class Scripts:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("working\nerror: no more memory\n")
         if command in self.fails:
-            return 1
+            return 1, 0.0
         (folder / self.done[command]).write_text("{}")
-        return 0
+        return 0, 61.5
 
 
 def worlds(folder):
@@ -205,13 +208,13 @@ def test_what_is_done_is_skipped_and_what_was_cut_off_is_resumed(tmp_path, monke
     monkeypatch.setattr(plan, "start", scripts)
     plan.carry_out(RUNS, ["c"], worlds(tmp_path), plan.Scale(), 1)
     assert [(world, words) for world, _, words in scripts.calls] == [
-        ("seed-1", ["b.py", "--seed=1"]), ("seed-1", ["c.py", "--seed=5"]),
-        ("seed-2", ["a.py", "--seed=2"]), ("seed-2", ["b.py", "--seed=2", "--resume"]),
+        ("seed-1", ["b.py", "--seed=1"]), ("seed-2", ["a.py", "--seed=2"]),
+        ("seed-1", ["c.py", "--seed=5"]), ("seed-2", ["b.py", "--seed=2", "--resume"]),
         ("seed-2", ["c.py", "--seed=5"])]
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 5 and printed[-1].startswith("[  5/5] world 2: third (0 s); about 0 min")
     took = dict(map(json.loads, (tmp_path / "seed-1" / plan.SECONDS).read_text().splitlines()))
-    assert set(took) == {"b", "c"}
+    assert took == {"b": 61.5, "c": 61.5}
     plan.carry_out(RUNS, ["c"], worlds(tmp_path), plan.Scale())
     assert len(scripts.calls) == 5  # all is there
 
@@ -223,7 +226,70 @@ def test_a_run_that_fails_stops_the_others_in_one_line(tmp_path, monkeypatch):
                        r"said is in .*b.txt$"):
         plan.carry_out(RUNS, ["c"], worlds(tmp_path), plan.Scale(), 1)
     assert [(world, command) for world, command, _ in scripts.calls] == [
-        ("seed-1", "a.py"), ("seed-1", "b.py")]
+        ("seed-1", "a.py"), ("seed-2", "a.py"), ("seed-1", "b.py")]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 8])
+def test_runs_share_the_cores_and_wait_for_what_they_need(tmp_path, monkeypatch, jobs):
+    """Two worlds of a diamond: at most `jobs` at once, and no run before those that it needs."""
+    needs = {"a": "", "b": "a", "c": "a", "d": "bc"}
+    runs = {n: plan.Run(n, f"{n}.py", f"out/{n}/checkpoint.json", tuple(needs[n])) for n in needs}
+    lock, running, most, done, threads = threading.Lock(), 0, 0, [], set()
+
+    def start(words, folder, log, n):
+        nonlocal running, most
+        name = words[0][0]
+        with lock:
+            running, most = running + 1, max(most, running + 1)
+            threads.add(n)
+            assert {(folder, other) for other in needs[name]} <= set(done)
+        time.sleep(0.02)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        (folder / runs[name].done).touch()
+        with lock:
+            running, done[:] = running - 1, [*done, (folder, name)]
+        return 0, None
+
+    monkeypatch.setattr(plan, "start", start)
+    monkeypatch.setattr(plan.os, "cpu_count", lambda: 6)
+    plan.carry_out(runs, ["d"], worlds(tmp_path), plan.Scale(), jobs)
+    assert len(done) == 8 and most == min(jobs, 4)
+    assert threads == {max(1, 6 // jobs)}
+
+
+def test_a_program_that_runs_tells_its_exit_code_and_cpu_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    (tmp_path / "busy.py").write_text("import time\nprint('here')\n"
+                                      "while time.process_time() < 0.3: pass\nraise SystemExit(3)")
+    code, busy = plan.start(["busy.py"], tmp_path, tmp_path / "logs/busy.txt", 1)
+    assert code == 3 and 0.3 <= busy < 3
+    assert (tmp_path / "logs/busy.txt").read_text() == "here\n"
+
+
+def test_rates_fall_with_the_width_in_every_run():
+    """Of the large scale, whose models are four times as wide as those of the demo."""
+    runs, _ = graph("large")
+    for name, run in runs.items():
+        script = run.command.split()[0]
+        if script not in ("sft.py", "reward.py", "ppo.py"):
+            continue
+        ours = settings_of(run, "large")
+        size = next((s for s in plan.SIZES if f"sizes/{s}/" in ours.out), "mid")
+        size = "large" if ours.out == "out/sizes/t0" else size
+        width, usual = plan.SCALES["large"].widths[plan.SIZES.index(size)], settings_of(run, None)
+        batch = 2 if "--preset=base" in run.command else 1  # 32 rows a step, not 8
+        given = re.search("rate-(.*)", ours.out)  # times the rate of this size
+        times = float(given[1]) / 1.5e-4 if given else 1
+        assert ours.lr == pytest.approx(times * batch * 128 / width * usual.lr), name
+        assert script != "ppo.py" or ours.value_lr == usual.value_lr / 4
+        assert "--preset=base" not in run.command or (ours.n_embd, ours.batch) == (width, 32)
+
+
+def settings_of(run, scale):
+    """The settings that a run has at a scale; None: those of its script and preset alone."""
+    words = shlex.split(f"{run.command} {plan.SCALES[scale].flags(run) if scale else ''}")
+    flags = [w for w in words[1:] if scale or w.startswith("--preset")]
+    return settings.parse(*of(words[0].removesuffix(".py")), argv=flags)
 
 
 # ------------------------------------------------------------------------------ rankings
@@ -427,6 +493,48 @@ def test_the_findings_are_printed(tmp_path, capsys):
         figures.check(replace(s, out=str(tmp_path / "none")))
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"findings": 3, "panels": 3}', "{",
+                                     '{"findings": [{}], "panels": [{}]}'])
+def test_a_figure_that_is_damaged_is_told_with_the_command_that_draws_it(tmp_path, content):
+    """A traceback, after hours of other figures' runs."""
+    s = figures.Settings(out=str(tmp_path))
+    (tmp_path / "tax.json").write_text(content)
+    (tmp_path / "tax-1.svg").write_text("<svg/>")
+    for use in (figures.check, figures.write_page):
+        with pytest.raises(SystemExit, match="tax.json .*make figures FIG=tax` again") as error:
+            use(s)
+        assert "\n" not in str(error.value)
+
+
+def test_a_picture_that_is_gone(tmp_path):
+    s = figures.Settings(out=str(tmp_path))
+    records.write_json(tmp_path / "tax.json", {"panels": [{}, {}]})
+    (tmp_path / "tax-1.svg").write_text("<svg/>")
+    with pytest.raises(SystemExit, match="no file .*tax-2.svg: run `make figures FIG=tax` again"):
+        figures.write_page(s)
+
+
+def test_durations_that_were_half_written(tmp_path):
+    """The figure was computed, and then lost."""
+    path = tmp_path / "seed-1" / plan.SECONDS
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'["world", 1.0]\n["own", 5]\n3\n{"a": 1}\n["own", "x"]\n["ot\xff\n["o')
+    s = figures.Settings(runs=str(tmp_path), seeds="1")
+    graph = {**plan.DEMO, "own": plan.model("x", "sft.py", "out/own", "world")}
+    assert figures.durations(path) == [("world", 1.0), ("own", 5.0)]
+    assert figures.seconds(s, graph, ["own"]) == 5.0
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"", "is empty"), (b"\n", "is empty"), (b'{"completions"', "is damaged .*: delete its folder"),
+    (b'{"completions": []}\n\xe9', "is damaged"), (b'{"completions": []}', "no answer of sft")])
+def test_answers_of_a_world_that_cannot_be_read(tmp_path, content, said):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"a.jsonl .*{said}") as error:
+        World(tmp_path).answers("a.jsonl", "sft")
+    assert "run `make figures` again" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_towns_of_two_scales_are_not_mixed():
     folder = lambda **flags: figures.with_folders(figures.Settings(**flags))
     assert (folder().runs, folder().out) == ("runs", "out/figures")
@@ -439,7 +547,10 @@ def test_towns_of_two_scales_are_not_mixed():
 
 @pytest.mark.parametrize("flags, message", [
     (dict(fig="taxes"), "there is no 'taxes'; there are preference"),
-    (dict(seeds="1,x"), "expected whole numbers with commas between"),
+    (dict(seeds="1,x"), "expected different whole numbers"), (dict(seeds=""), "expected different"),
+    (dict(seeds="1,01"), "expected different"),  # one world, counted as two
+    (dict(seeds="1,2,1"), "expected different"), (dict(seeds="\u00b2"), "expected different"),
+    (dict(seeds=f"1,{2**63}"), "expected different whole numbers from 0 to 2.63"),
     (dict(scale="tiny"), "expected one of demo, small, large"), (dict(rounds=1), "number >= 2")])
 def test_settings_are_refused(flags, message):
     with pytest.raises(SystemExit, match=message):

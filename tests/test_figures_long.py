@@ -27,7 +27,7 @@ def forked(words, folder, log, threads):
     log.parent.mkdir(parents=True, exist_ok=True)
     process = harm.start(folder, log.resolve(), *words)
     process.join()
-    return process.exitcode
+    return process.exitcode, None
 
 
 def build(folder):

@@ -64,7 +64,7 @@ def test_all_parts(tmp_path):
     assert named["ppo-offload: numbers of ppo"]["error"] <= 1e-5
     errors = [named[name]["error"] for name in (
         "SFT with dropout: losses step by step", "reward model: losses step by step",
-        "PPO-ptx: losses of all iterations")]
+        "PPO-ptx: losses of all iterations", "PPO without text: losses of all iterations")]
     assert 0 < max(errors) < 1e-3, "the second side rounds otherwise; logs have six digits"
     assert named["PPO-ptx: ids of the first iteration"]["rows"] == 8
 

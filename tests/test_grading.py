@@ -52,6 +52,39 @@ def test_credit_is_the_share_of_the_properties(tmp_path):
                                          "the same code as the project's own"]
 
 
+def test_what_python_reads_is_graded_whatever_editor_wrote_it(tmp_path):
+    """With a byte order mark, line ends of Windows, and the hole left above it: it was worth 0."""
+    hole = "def last_of(mask):\n    " + cutting.hole("last-token") + "\n"
+    path = submission(tmp_path, "ann", hole) / "ppo.py"
+    text = "# a\u2028b\n" + path.read_text() + "\n\n" + RIGHT
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    row = row_of(path.parent)
+    assert row["credit"] == 1 and row["note"] == "", row
+    path.write_bytes(b"# coding: latin-1\n# \xe9\n" + text.encode("ascii", "replace"))
+    assert grading.source_of(path.parent, LAST)[1] == ""
+
+
+def test_a_process_that_did_not_begin_is_no_grade(tmp_path, monkeypatch):
+    """It was worth 0, with the note that the code is the project's own."""
+    own = submission(tmp_path, "ann", cutting.text_of(cutting.reference("ppo.py"), "last_of"))
+    monkeypatch.setattr(worker, "child", no_process)
+    row = row_of(own)
+    assert row["credit"] == 0 and row["note"].startswith("not graded: the process ended before")
+
+
+def no_process(*_):
+    os._exit(3)
+
+
+def test_a_name_that_is_no_utf_8(tmp_path):
+    """All was graded, and no report was written."""
+    names = [grading.student_of(tmp_path / name) for name in ("anna", "b\udce9", "c\n")]
+    assert names == ["anna", "b\ufffd", "c\n"]
+    rows = [{"student": names[1], "exercise": "x", "credit": 1, "properties": {}, "note": ""}]
+    for form in (grading.as_json, grading.as_csv, grading.as_junit):
+        assert "b\ufffd" in form(rows).encode().decode()
+
+
 def test_what_cannot_be_read_gets_nothing_and_a_reason(tmp_path):
     broken = submission(tmp_path, "broken", RIGHT)
     (broken / "ppo.py").write_text("def last_of(:\n")
@@ -63,7 +96,7 @@ def test_what_cannot_be_read_gets_nothing_and_a_reason(tmp_path):
     (link / "ppo.py").symlink_to(ROOT / "ppo.py")
     large = submission(tmp_path, "large", RIGHT, "#" * 2**20 + "\n")
     binary = submission(tmp_path, "binary", RIGHT)
-    (binary / "ppo.py").write_bytes(b"\xff\xfe\x00")
+    (binary / "ppo.py").write_bytes(b"#\n#\n\xff\xfe\x00")
     for folder, reason in ((broken, "line 1: invalid syntax"), (gone, "no function last_of"),
                            (tmp_path / "empty", "ppo.py is missing"), (link, "ppo.py is a link"),
                            (large, "larger than"), (binary, "cannot be read")):
@@ -201,7 +234,8 @@ def test_the_command(tmp_path, capsys):
                submission(tmp_path, "bea", "def last_of(mask):\n    return mask\n")]
     out = [f"--{kind}={tmp_path}/grades.{kind}" for kind in ("json", "csv", "junit")]
     with pytest.raises(SystemExit) as end:
-        __main__.main(["grade", *map(str, folders), "--exercises=last-token", "--seconds=10", *out])
+        __main__.main(["grade", *map(str, folders), "--exercises=last-token,last-token,",
+                       "--seconds=10", *out])  # named twice, it counts once
     assert end.value.code == 0
     assert re.match(r"ann: 1.00 of 1\nbea: 0.33 of 1\n", capsys.readouterr().out)
     assert all((tmp_path / f"grades.{kind}").stat().st_size for kind in ("json", "csv", "junit"))
@@ -209,7 +243,9 @@ def test_the_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("words, complaint", [
     ([], "grade which folders?"), (["/nowhere/x"], "/nowhere/x is no folder"),
-    (["{tmp}", "--workers=0"], "--workers=0: expected a whole number from 1"),
+    (["{tmp}", "--workers=0"], "--workers=0: expected a whole number from 1 to 1,000"),
+    (["{tmp}", "--seconds=99999999999999999999"], "a whole number from 1 to 86,400"),
+    (["{tmp}", "--json={tmp}/x", "--csv={tmp}/../{name}/x"], "two reports have the same file"),
     (["{tmp}", "{tmp}/../{name}/."], "two folders have the name"),
     (["{tmp}", "--json"], "--json needs a value"),
     (["{tmp}", "--csv={tmp}"], "expected a file to write"),

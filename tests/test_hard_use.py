@@ -3,9 +3,12 @@
 Each is one case of a kind: files of a world or of labelers that are gone, means over what was not
 asked, tables that shift, text that changed halfway, and what is refused only after all is computed.
 """
+import errno
 import json
 import math
 import os
+import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +17,18 @@ import torch
 
 import eval_files
 import evaluate
+import ppo
+import sft
 from data import files, records, shards
 from data.tokenizer import of_tiktoken, train_bpe
 from data.toy import world
-from evals import preference, public, report, tasks, town
+from data.toy.tasks import gold, good
+from evals import pictures, preference, public, report, tasks, town
+from exercises import draw
 from helpers import one_process
 from labels import mine, simulated
+from model import GPT
+from runtime import checkpoint
 from sampler import choose
 from settings import parse
 
@@ -369,6 +378,114 @@ def test_which_labels_people_can_have_given(change, valid, tmp_path):
             preference.read_judged(path)
 
 
+# ------------------------------------------------------------------------------ evals.report
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A folder with a small world, and the results of one model that answers every prompt well."""
+    folder = tmp_path_factory.mktemp("judged")
+    built(folder / "toy")
+    place = simulated.town_of(folder / "toy")
+    rows = records.read(folder / "toy/prompts_test.jsonl", "test prompt")
+    said = [good(random.Random(3), place, row["task"]) for row in rows]
+    records.write(folder / "demo/answers.jsonl", [
+        {**row, "completions": [{"text": text, "model": "m", "ended": True}]}
+        for row, text in zip(rows, said)])
+    scores = [gold(place, row["task"], text)["score"] for row, text in zip(rows, said)]
+    mean = sum(scores) / len(scores)
+    records.write_json(folder / "demo/results.json", {"gold": {"m": mean}, "gold_interval": {
+        "m": {"mean": mean, "low": None, "high": None, "n": len(rows)}}})
+    return folder
+
+
+@pytest.fixture
+def reporting(judged, tmp_path, monkeypatch):
+    """A copy of it, and a function that runs evals/report.py on it."""
+    for name, content in contents(judged).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags):
+        monkeypatch.setattr("sys.argv", ["x", "--demo=demo", "--data=toy", *flags])
+        report.main()
+        return Path("demo/report.html").read_text()
+
+    return tmp_path, run
+
+
+def test_answers_are_not_judged_by_the_facts_of_another_town(reporting):
+    """`--demo=runs/seed-2/out/demo` without --data: each mark and score of the page was wrong."""
+    folder, run = reporting
+    built(folder / "other", seed=1)
+    assert "gold score" in run()
+    with pytest.raises(SystemExit, match="other/world.json is not the town of demo.*with --data"):
+        run("--data=other")
+
+
+@pytest.mark.parametrize("change, complaint", [
+    ({"completions": None}, "answers.jsonl:1: field 'completions': expected a list of"),
+    ({"completions": "x"}, "answers.jsonl:1: field 'completions'"),
+    ({"completions": [{"text": "x", "ended": True}]}, "answers.jsonl:1: field 'completions'"),
+    ({"completions": [{"text": "x", "model": "m"}]}, "answers.jsonl:1: field 'completions'"),
+    ({"task": {"type": "fly"}}, "answers.jsonl: the task of the prompt .* is none of this town"),
+])
+def test_answers_of_another_form(reporting, change, complaint):
+    folder, run = reporting
+    rows = records.read(folder / "demo/answers.jsonl", "answered prompt")
+    records.write(folder / "demo/answers.jsonl", [{**rows[0], **change}, *rows[1:]])
+    with pytest.raises(SystemExit, match=complaint):
+        run()
+
+
+@pytest.mark.parametrize("change", [{"gold": 3}, {"gold_interval": {"m": {}}}, {"flags": [1]},
+                                    {"gold_interval": {"m": 2}}])
+def test_results_of_another_form(reporting, change):
+    folder, run = reporting
+    results = {**records.read_json("demo/results.json", "x"), **change}
+    Path("demo/results.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match="demo/results.json is damaged, or of another version"):
+        run()
+
+
+@pytest.mark.parametrize("content", [{}, {"results": [{"task": "rte"}]}, {"results": 3}])
+def test_results_of_another_suite(reporting, content):
+    records.write_json("suite/results.json", content)
+    with pytest.raises(SystemExit, match="suite/results.json is damaged, or of another version"):
+        reporting[1]("--public=suite")
+
+
+@pytest.mark.parametrize("value", ["high", math.nan, math.inf, [1]])
+def test_a_measure_that_is_no_number_was_not_measured(value):
+    assert pictures.measure(value)["mean"] is None
+    assert pictures.measure({"mean": 1.5, "low": value})["mean"] == 1.5
+
+
+def test_lines_of_a_log_that_are_no_numbers(reporting):
+    """Half a line, a list, words, NaN: a curve of what is left."""
+    Path("a").mkdir()
+    lines = [{"iteration": i, "score": i, "kl": i} for i in (1, 2)]
+    lines += [[1], 3, {"iteration": 3, "score": "good", "kl": 1},
+              {"iteration": 4, "score": math.nan, "kl": math.inf}]
+    Path("a/log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"itera')
+    assert [line["iteration"] for line in records.read_log("a/log.jsonl")] == [1, 2, 3, 4]
+    assert "score of the reward model" in reporting[1]("--ppo=a")
+    assert draw.points("a", "iteration", "score", 1) == [(1, 1), (2, 2)]
+
+
+def test_two_folders_whose_names_are_equal(reporting):
+    """The second took the place of the first, in the report and in the picture of logs."""
+    assert pictures.named(["x/ppo", "y/ppo", "z", "z", "", "w/"]) == {
+        "x/ppo": "x/ppo", "y/ppo": "y/ppo", "z": "z", "w": "w/"}
+    for folder in ("x/ppo", "y/ppo"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "log.jsonl").write_text('{"iteration": 1, "score": 2, "kl": 3}\n')
+    page = reporting[1]("--ppo=x/ppo,y/ppo")
+    assert "x/ppo" in page and "y/ppo" in page
+    draw.main(["--runs=x/ppo,y/ppo", "--out=p.svg"])
+    assert Path("p.svg").read_text().count('class="curve') == 2
+
+
 # ------------------------------------------------------------------------------ other scripts
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-300, 5e-324])
@@ -491,3 +608,88 @@ def test_an_empty_folder_to_write_is_not_the_current_one():
     with pytest.raises(SystemExit, match="--out= is empty: name the folder"):
         parse(world.Settings, None, ["--out="])
     assert parse(evaluate.Settings, None, ["--out="]).out == ""
+
+
+@pytest.mark.parametrize("settings, name", [
+    (sft.Settings, "data"), (sft.Settings, "init"), (ppo.Settings, "reward"),
+    (evaluate.Settings, "rm"), (report.Settings, "demo"), (mine.Settings, "labels")])
+def test_an_empty_place_is_not_the_current_folder(settings, name):
+    """`--data=$FOLDER` where it is not set: f"{data}/x" was a file in the root of all files."""
+    with pytest.raises(SystemExit, match=f"--{name}= is empty: name one, like out/"):
+        parse(settings, None, [f"--{name}="])
+
+
+def test_what_is_written_replaces_the_old_file_or_nothing(tmp_path, monkeypatch):
+    """The page of a finished demo, a picture, a zip of exercises: on a full disk half of it stood
+    in place of the old one."""
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "replace", full)
+        with pytest.raises(OSError) as error:
+            records.write_text(path, "new")
+    assert error.value.filename == str(path) and path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["report.html"]
+    with pytest.raises(ZeroDivisionError), records.written_whole(path, "wb") as file:
+        file.write(b"x" * (1 // 0))
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["report.html"]
+    records.write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_a_link_and_a_pipe_stay_what_they_are(tmp_path):
+    """--out=/dev/null, of root, made a plain file of the device; a link to a larger disk was
+    replaced by the file."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("disk/real.jsonl")
+    for content in ("first", "second"):
+        records.write_text(tmp_path / "link.jsonl", content)
+        assert (tmp_path / "link.jsonl").is_symlink()
+        assert (tmp_path / "disk/real.jsonl").read_text() == content
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    records.write_json(pipe, {"a": 1})
+    assert json.loads(os.read(reader, 100)) == {"a": 1} and pipe.is_fifo()
+    os.close(reader)
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link.jsonl", "pipe"]
+
+
+def test_a_disk_that_fills_up_while_weights_are_written(tmp_path):
+    """Beyond a few kilobytes torch.save raises an error of its own: a traceback, without advice."""
+    class Full:
+        def __init__(self, file):
+            self.file, self.room = file, 9000
+
+        def write(self, data):
+            self.room -= len(data)
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+
+    for n in (10, 10_000, 100_000):
+        with pytest.raises(OSError) as error:
+            checkpoint.write(tmp_path / "x.pt", lambda file: torch.save(
+                [torch.zeros(n)] * 2 + [torch.ones(n)] * 50 * (n == 10)
+                + [torch.ones(n + i) for i in range(50)], Full(file)))
+        assert error.value.errno == errno.ENOSPC and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("template", ["x\n", "", 3, None])
+def test_a_template_that_forgets_the_prompt(tmp_path, template):
+    """A checkpoint.json that was edited: every prompt was the same, without a word."""
+    from helpers import tiny
+    tokenizer = of_tiktoken(train_bpe("abc abd", 257), "t")
+    model = tiny(vocab_size=tokenizer.size)
+    checkpoint.save(tmp_path, model, tokenizer, sft.Settings())
+    facts = records.read_json(tmp_path / "checkpoint.json", "x")
+    records.write_json(tmp_path / "checkpoint.json", {**facts, "template": template})
+    with pytest.raises(SystemExit, match="checkpoint.json has a template without {prompt}"):
+        checkpoint.load(tmp_path, {"GPT": GPT}, "python sft.py")

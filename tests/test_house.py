@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # lowest first: a file imports from its own folder and from lower floors
-    ("settings",), ("kernels",), ("data",), ("model",), ("sampler",), ("runtime",), ("labels",),
-    ("evals",), ("sft", "reward", "ppo", "evaluate", "chat"), ("figures",),
+    ("startup",), ("settings",), ("kernels",), ("data",), ("model",), ("sampler",), ("runtime",),
+    ("labels",), ("evals",), ("sft", "reward", "ppo", "evaluate", "chat"), ("figures",),
     ("exercises",)]
 UPSTAIRS = "data.toy"  # a folder within a floor: the records know nothing of the town
 LONGEST, WIDEST = 60, 100  # lines of a function, characters of a line

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-import settings
+import startup
 from demo import ROOT
 
 SAID = "Zo\xeb \u2192 \u732b?"  # in latin-1 only as far as the first word, in ascii not even that
@@ -93,4 +93,4 @@ def test_an_unbuffered_stream_stays_unbuffered():
 def test_streams_that_are_not_the_systems_stay():
     """A notebook's, or a test's, which another program has put there."""
     own = io.StringIO()
-    assert settings.kept(own) is own and sys.stdout is not sys.__stdout__
+    assert startup.kept(own) is own and sys.stdout is not sys.__stdout__

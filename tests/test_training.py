@@ -27,6 +27,7 @@ import ppo
 import reward
 import settings
 import sft
+import startup
 import test_house
 from data import batches
 from data.batches import WithoutPrompt, encode_ranking, order, pad, read_rankings
@@ -1142,6 +1143,14 @@ def test_ptx_keeps_the_text():
     assert mean_of(history[-5:], "score") > mean_of(history[:3], "score") + 0.5
 
 
+@pytest.mark.parametrize("ptx", [0.0, 0.3])
+def test_text_rows_lie_where_the_model_is(ptx):
+    """Also where there are none: their number is stacked with that of the episodes' tokens."""
+    world, s = one_process(), replace(ppo.Settings(), ptx=ptx, batch=4, minibatch=4, ptx_rows=2)
+    world.device = torch.device("meta")  # stands for a GPU
+    assert ppo.text_rows(texts()[:4], 0, s, world).device.type == "meta"
+
+
 FAULTS = """
 import resource, sys, torch
 from runtime.world import World
@@ -1270,12 +1279,12 @@ def test_threads_wait_asleep_on_a_busy_machine_unless_their_user_chose(monkeypat
         said = re.search(r"GOMP_SPINCOUNT = '(\d+)'", run.stderr)
         return int(said[1]) if said else pytest.skip("this torch has another OpenMP")
 
-    for name in (*settings.OWN, "OMP_NUM_THREADS"):
+    for name in (*startup.OWN, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     own, ticks = spins(), os.sysconf("SC_CLK_TCK") // 10  # of one busy core in a tenth of a second
-    assert own > 10 * int(settings.SPINS), "PyTorch by itself waits as briefly: no need of ours"
-    assert spins(fake % ticks, "import labels.sample") == int(settings.SPINS)
+    assert own > 10 * int(startup.SPINS), "PyTorch by itself waits as briefly: no need of ours"
+    assert spins(fake % ticks, "import labels.sample") == int(startup.SPINS)
     assert spins(fake % 0, "import settings") == own
     assert spins(fake % ticks, "import settings", OMP_NUM_THREADS="1") == own
     assert spins(fake % ticks, "import settings", OMP_WAIT_POLICY="passive") == 0
@@ -1309,10 +1318,10 @@ def test_torchruns_ranks_share_the_cores_unless_their_user_chose(tmp_path, monke
 
 def test_how_busy_a_machine_is(monkeypatch):
     ticks = iter([b"cpu  100 20 3 7 7", b"cpu  150 30 3 999 7"])  # idle time does not count
-    monkeypatch.setattr(settings, "open", lambda _: io.TextIOWrapper(io.BytesIO(next(ticks))),
+    monkeypatch.setattr(startup, "open", lambda _: io.TextIOWrapper(io.BytesIO(next(ticks))),
                         raising=False)
-    monkeypatch.setattr(settings.os, "sysconf", lambda _: 100)
-    monkeypatch.setattr(settings.time, "sleep", lambda _: None)
-    assert settings.busy(0.4) == pytest.approx(60 / 100 / 0.4)
-    monkeypatch.setattr(settings, "open", lambda _: Path("/no such file").open(), raising=False)
-    assert settings.busy() == 0.0
+    monkeypatch.setattr(startup.os, "sysconf", lambda _: 100)
+    monkeypatch.setattr(startup.time, "sleep", lambda _: None)
+    assert startup.busy(0.4) == pytest.approx(60 / 100 / 0.4)
+    monkeypatch.setattr(startup, "open", lambda _: Path("/no such").open(), raising=False)
+    assert startup.busy() == 0.0

@@ -15,7 +15,7 @@ def ultrafeedback(row):
     for completion in take(row, "completions", list):
         given = [take(aspect, "Rating", (str, int, float))
                  for aspect in take(completion, "annotations", dict).values()]
-        numbers = [float(r) for r in given if str(r).replace(".", "", 1).isdigit()]
+        numbers = [float(r) for r in given if str(r).replace(".", "", 1).isdecimal()]
         if numbers and len(numbers) == len(given):
             texts.append(take(completion, "response"))
             ratings.append(sum(numbers) / len(numbers))

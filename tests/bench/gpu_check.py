@@ -953,13 +953,15 @@ def tuned_on_both(p, sides, sft):
 
 
 def rolled_out_on_both(p, sides, sft, ppo):
-    """PPO-ptx, one run of each side killed; and SFT resumed on the other device."""
+    """PPO-ptx, one run of each side killed; PPO without text; and SFT resumed on the other
+    device."""
     s, at, found = sides.s, "base-cpu", {}
     runs = {**sides.both("ppo", at, "ppo", ppo), **sides.killed("ppo", at, "ppo-up", "cpu", 1, ppo),
             **sides.killed("ppo", at, "ppo-down", "gpu", 1, ppo),
+            **sides.both("ppo", at, "ppo-alone", [*ppo, "--ptx=0"]),
             **sides.again("sft", at, "sft-up", "gpu", sft),
             **sides.again("sft", at, "sft-down", "cpu", sft)}
-    p.check("PPO-ptx: CPU and GPU run", lambda: found.update(s.run(runs, must=False))
+    p.check("PPO-ptx, PPO: CPU and GPU run", lambda: found.update(s.run(runs, must=False))
             or gone(s, runs, found), 120)
     p.check("SFT resumed, CPU to GPU", sides.alike("sft", other="sft-up"))
     p.check("SFT resumed, GPU to CPU", sides.alike("sft", other="sft-down"))
@@ -968,6 +970,7 @@ def rolled_out_on_both(p, sides, sft, ppo):
     p.check("PPO-ptx: losses of the first iteration", lambda: logs_differ(
         s.log("ppo-cpu")[:1], s.log("ppo-gpu")[:1], 2e-3, 0))
     p.check("PPO-ptx: losses of all iterations", sides.alike("ppo", 2e-3, 5e-2))
+    p.check("PPO without text: losses of all iterations", sides.alike("ppo-alone", 2e-3, 5e-2))
 
 
 def logs_of(s, plain, out):
