@@ -204,6 +204,10 @@ def rollout(policy, reference, reward_model, value_model, prompts, numbers, eos,
 
 # ------------------------------------------------------------------------------------------ update
 
+POLICY_METRICS = ("loss/policy", "policy/entropy", "policy/approx_kl", "policy/clip_fraction",
+                  "policy/ratio")
+
+
 def groups_of(rows, lengths, s, world):
     """`rows` split into micro-batches."""
     return [[rows[i] for i in group] for group in world.micro_batches(lengths, s)]
@@ -237,10 +241,6 @@ def update_policy(policy, optimizer, e, rows, tokens, text, words, lr, s, world)
         loss, *_ = policy(ids.clamp(min=0), ids >= 0, objective=loss_of)
         sums["loss/ptx"] += world.backward(s.ptx * loss) / s.ptx * words
     return sums, take_step(policy, optimizer, lr, s.clip, s.explode)
-
-
-POLICY_METRICS = ("loss/policy", "policy/entropy", "policy/approx_kl", "policy/clip_fraction",
-                  "policy/ratio")
 
 
 def update_value(value_model, optimizer, e, rows, tokens, s, world):

@@ -4,9 +4,12 @@
     read_rows     (place, row) of a file, packed or not
     stream        (place, row) of a dataset of the Hugging Face hub, without downloading it whole
 """
+import codecs
+import contextlib
 import gzip
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from settings import extra, stop
 from data import hub
 
 TABLES = (".parquet", ".csv", ".arrow")  # read by the library `datasets` (an extra)
+AT_A_TIME = {".csv": {"chunksize": 500}}  # rows; of the others the file says how many
 SUFFIXES = tuple(kind + gz for kind in (".txt", ".json", ".jsonl") for gz in ("", ".gz"))
 
 
@@ -69,41 +73,145 @@ def read_lines(path, max_bytes, max_line):
 
 
 def parse_json(text, path, number):
-    """The value of a JSON text that begins in line `number` of a file."""
+    """The value of the JSON text that is line `number` of a file."""
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
-        return value
     except json.JSONDecodeError as e:
-        stop(f"{path}:{number + e.lineno - 1}: not JSON: {e.msg} at column {e.colno}")
-    except UnicodeEncodeError:
-        stop(f"{path}:{number}: not Unicode: half of a surrogate pair")
+        stop(f"{path}:{number}: not JSON: {e.msg} at column {e.colno}")
     except RecursionError:
         stop(f"{path}:{number}: nested too deep")
+    refuse_half_pairs(value, f"{path}:{number}")
+    return value
+
+
+def refuse_half_pairs(value, place):
+    """Stop if a JSON value cannot be written, as it has half of a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        stop(f"{place}: not Unicode: half of a surrogate pair")
+    except RecursionError:
+        stop(f"{place}: nested too deep")
 
 
 def read_rows(path, max_bytes, max_line):
     """(place, value): a .txt file is one row; a .json file a list of rows; else one JSON a line, or
-    a row of a table."""
+    a row of a table. One row is in memory at a time."""
+    kind = path.name.removesuffix(".gz")
     if path.suffix in TABLES:
-        yield from read_table(path.suffix[1:], str(path), data_files=str(path))
-        return
-    lines, kind = read_lines(path, max_bytes, max_line), path.name.removesuffix(".gz")
-    if kind.endswith(".txt"):
+        yield from read_table(path.suffix[1:], str(path), data_files=str(path),
+                              **AT_A_TIME.get(path.suffix, {}))
+    elif kind.endswith(".txt"):
+        lines = read_lines(path, max_bytes, max_line)
         yield f"{path}:1", {"text": "".join(line for _, line in lines)}
-        return
-    first = []
-    for number, line in lines:
-        if not line.strip():
-            continue
-        if not first and line.lstrip().startswith("[") and (
-                kind.endswith(".json") or line.strip() == "["):  # else a row may be a list
-            text = "\n" * (number - 1) + line + "".join(line for _, line in lines)
-            for i, value in enumerate(parse_json(text, path, 1), 1):
-                yield f"{path}:item {i}", value
-            return
-        first.append(True)
-        yield f"{path}:{number}", parse_json(line.rstrip(), path, number)
+    elif is_list(path, kind.endswith(".json")):
+        yield from List(path, max_bytes, max_line)
+    else:
+        for number, line in read_lines(path, max_bytes, max_line):
+            if line.strip():
+                yield f"{path}:{number}", parse_json(line.rstrip(), path, number)
+
+
+def is_list(path, may_go_on):
+    """Whether a file is a JSON list of rows: it begins with a bracket, alone on its line unless
+    there may be more in it, as a row can be a list."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        with contextlib.suppress(EOFError, gzip.BadGzipFile, zlib.error):  # told when it is read
+            while line := file.readline(2**16):
+                line = line.removeprefix(codecs.BOM_UTF8).strip()
+                if line:
+                    return line.startswith(b"[") if may_go_on else line == b"["
+    return False
+
+
+class List:
+    """(place, value) of each item of a file that is a JSON list, .gz unpacked.
+
+    text: what was read and is not used yet, from the character `at` on, with the next item as long
+    as it is not whole. Its first character is in line `line`, with `column` characters before it.
+    """
+    BLOCK = 2**20  # bytes read at a time, at least
+    SPACE, CLOSE = re.compile(r"[ \t\n\r]*"), 16  # characters: no word or escape of JSON has more
+
+    def __init__(self, path, max_bytes, max_line):
+        self.path, self.left, self.most = path, max_bytes, max_line
+        self.max_bytes, self.decoder = max_bytes, json.JSONDecoder()
+        self.text, self.at, self.line, self.column = "", 0, 1, 0
+
+    def __iter__(self):
+        with (gzip.open if self.path.suffix == ".gz" else open)(self.path, "rb") as self.file:
+            self.utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+            self.expect("[")
+            number, sign = 0, "," if self.next() != "]" else self.expect("]")
+            while sign == ",":
+                number += 1
+                place, value = f"{self.path}:item {number}", self.value()
+                refuse_half_pairs(value, place)
+                yield place, value
+                sign = self.expect(",", "]")
+            if self.next():
+                self.complain("Extra data", self.at)
+
+    def more(self):
+        """Read on, as much again as is not used yet. Returns whether there was more."""
+        rest, used = self.text[self.at :], self.text[: self.at]
+        self.line += used.count("\n")
+        self.column = len(used) - used.rfind("\n") - 1 + ("\n" not in used) * self.column
+        self.text, self.at = rest, 0
+        if len(rest) > self.most:
+            stop(f"{self.path}:{self.line}: an item of more than {self.most:,} bytes: if you trust "
+                 "the file, raise --max_line")
+        try:
+            block = self.file.read(max(self.BLOCK, len(rest)))
+            self.text += self.utf8.decode(block, not block)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+            stop(f"{self.path}:{self.line}: damaged .gz: {e}")
+        except UnicodeDecodeError as e:
+            before = e.object[: e.start].decode(errors="replace")
+            stop(f"{self.path}:{self.line + (rest + before).count(chr(10))}: not UTF-8")
+        self.left -= len(block)
+        if self.left < 0:
+            stop(f"{self.path}:{self.line}: more than {self.max_bytes:,} bytes unpacked: if you "
+                 "trust the file, raise --max_bytes")
+        return bool(block)
+
+    def next(self):
+        """The next character that is no white space, which stays; "" at the end."""
+        while True:
+            self.at = self.SPACE.match(self.text, self.at).end()
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def expect(self, *signs):
+        """Take the next character, which must be one of these."""
+        if (found := self.next()) not in signs:
+            self.complain(f"Expecting {' or '.join(map(repr, signs))}", self.at)
+        self.at += 1
+        return found
+
+    def value(self):
+        """Take the value that comes next."""
+        self.next()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+                far, size = end < len(self.text) - self.CLOSE, end - self.at
+                if far or not self.more():  # else a number may go on: 1 with .5 or e-5
+                    self.at += size
+                    return value
+            except json.JSONDecodeError as e:
+                size, far = e.pos - self.at, e.pos < len(self.text) - self.CLOSE
+                if far and not e.msg.startswith("Unterminated") or not self.more():
+                    self.complain(e.msg, self.at + size)
+            except RecursionError:
+                stop(f"{self.path}:{self.line}: nested too deep")
+
+    def complain(self, what, at):
+        """Stop, with the line and the column of a character of the text."""
+        before = self.text[:at]
+        column = at - before.rfind("\n") + ("\n" not in before) * self.column
+        stop(f"{self.path}:{self.line + before.count(chr(10))}: not JSON: {what} at column "
+             f"{column}")
 
 
 def read_table(kind, place, **where):

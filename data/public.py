@@ -8,15 +8,17 @@ original format, .gz or not; then writes those of
     rankings_{train,valid,test}.jsonl
     prompts_{train,valid,test}.jsonl            the prompts of all these, filtered as in section 3.2
 
-that the dataset has (see data/records.py). Nothing is written before everything is read, and what
-is left out is counted by reason. --name=hub:OWNER/NAME reads any dataset of the hub whose columns
-are known (data/formats) or named by flags, row by row: it is never held, or downloaded, whole.
+that the dataset has (see data/records.py). What is left out is counted by reason. A row is written
+before the next one is read, so a dataset may be larger than the memory; the files appear when all
+are whole (data/spool.py). --name=hub:OWNER/NAME reads any dataset of the hub whose columns are
+known (data/formats) or named by flags: it is never held, or downloaded, whole.
 """
 import collections
+import contextlib
 import hashlib
 import itertools
-import json
 import re
+import sqlite3
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +30,10 @@ from data.files import SUFFIXES, TABLES, find_files, read_rows, stream
 from data.formats import DATASETS, Bad, recognised
 from data.formats.records import FIELDS, demonstration, take, trim, trimmed
 from data.records import ASSISTANT, HUMAN
+from data.spool import SPLITS, Known, NewRecords, building
 from data.tokenizer import EOS
 
 OF_PROMPT = ("author", "category", "lang")  # further fields that belong to the prompt
-SPLITS = ("train", "valid", "test")
 COLUMNS = ("prompt", "response", "chosen", "rejected", "messages", "completions", "ratings",
            "ranks")  # that flags can name
 
@@ -69,7 +71,7 @@ class Settings:
     ranks: str = ""  # a list: 1 is best
     # limits
     max_bytes: int = 2**30  # of one file, unpacked: a small .gz can hide a huge file
-    max_line: int = 2**28  # of one line, unpacked; a .json file may be a list in a single one
+    max_line: int = 2**28  # of one line, unpacked, or of one item of a list in a .json file
 
     BOUNDS = {"share": "(0, 1]", "most": "[0, inf)"}
 
@@ -121,11 +123,10 @@ def download(name):
     return paths
 
 
-def loaded(name, rows, columns):
+def loaded(name, rows, columns, known):
     """(place, kind, loader, row) for the rows of a dataset; where its loader has a key, rows with
     the same one come together, at the end. columns: see `Settings.columns`."""
-    groups = {}
-    for where, row in rows:
+    for number, (where, row) in enumerate(rows):
         try:
             if columns:
                 names = {"response": "completion"}  # as TRL calls it
@@ -138,18 +139,21 @@ def loaded(name, rows, columns):
         if key is None:
             yield where, kind, loader, row
         else:
-            groups.setdefault((loader, key), (where, kind, loader, []))[-1].append(row)
-    yield from groups.values()
+            known.wait((own, key), number, [where, own, row])
+    for group in known.groups():
+        where, own, _ = group[0]
+        kind, loader, *_ = DATASETS[own]
+        yield where, kind, loader, [row for *_, row in group]
 
 
-def convert(name, rows, altered=None, columns=None):
+def convert(name, rows, altered=None, columns=None, known=None):
     """(place, row) of dataset `name` -> (kind, record or reason) for everything in the rows.
 
     altered: a Counter, by kind, of records that lost white space (see `trim`). Documents keep
-    theirs: `documents` cuts it.
+    theirs: `documents` cuts it. known: where rows that come together wait.
     """
     altered = collections.Counter() if altered is None else altered
-    for where, kind, loader, row in loaded(name, rows, columns):
+    for where, kind, loader, row in loaded(name, rows, columns, known or Known()):
         try:
             for item in loader(row):
                 if isinstance(item, str):
@@ -220,11 +224,6 @@ def derive(kind, item, s):
             yield "prompts", {k: item[k] for k in ("prompt", *OF_PROMPT) if k in item}
 
 
-def typed(record):
-    """Whether a record contains GPT's end-of-text token as text; it stays text."""
-    return EOS in json.dumps(record, ensure_ascii=False)
-
-
 def luhn(digits):
     """Whether the last digit is the check digit of a card number: most other numbers fail."""
     odd, even = digits[::-2], digits[-2::-2]
@@ -259,81 +258,80 @@ def split_of(key, s):
     return "test" if u < s.split_test else "valid" if u < s.split_test + s.split_valid else "train"
 
 
-def arrange(items, s):
-    """(kind, record or reason) -> ({kind: {split: records}}, {(kind, reason): how many dropped}).
+def arrange(items, s, known):
+    """(kind, record or reason) -> (kind, its split, record), or (kind, None, why it is dropped).
 
     The split depends on the prompt's author if known (section 3.2), else on a hash of the prompt's
     beginning, at most a chat's first turn: a chat and its continuation stay together.
     """
-    files, dropped, homes = {}, collections.Counter(), {}
-    seen, authors = set(), collections.Counter()
     for kind, item in items:
         if isinstance(item, str):
-            dropped[kind, item] += 1
+            yield kind, None, item
             continue
         prompt, author = item.get("prompt", ""), item.get("author")
         begins = beginning(prompt, s.prefix)
         family = item["text"] if kind == "text" else begins.split(ASSISTANT)[0]
         split = split_of(str(author or family), s)
+        why = None
         if chance(f"share of {author or family}") >= s.share:
-            dropped[kind, "outside --share"] += 1
-        elif homes.setdefault(family, split) != split:
-            dropped[kind, "another author's, in another split, begins alike"] += 1
-        elif s.pii and split == "train" and personal(prompt):
-            dropped[kind, f"personal data: {personal(prompt)}"] += 1
-        elif kind == "prompts" and begins in seen:
-            dropped[kind, "begins like another"] += 1
-        elif kind == "prompts" and author and authors[author] >= s.cap:
-            dropped[kind, "over its author's cap"] += 1
-        else:
-            if kind == "prompts":
-                seen.add(begins)
-                authors[author] += 1
-            files.setdefault(kind, {split: [] for split in SPLITS})[split].append(item)
-    return files, dropped
+            why = "outside --share"
+        elif kind != "text" and split != SPLITS[
+                known.setdefault(("home", family), SPLITS.index(split))]:
+            why = "another author's, in another split, begins alike"
+        elif s.pii and split == "train" and (found := personal(prompt)):
+            why = f"personal data: {found}"
+        elif kind == "prompts":
+            of_author = known.get(("author", author), 0) if author else 0
+            if known.get(("begins", begins)):
+                why = "begins like another"
+            elif of_author >= s.cap and author:
+                why = "over its author's cap"
+            else:
+                known["begins", begins] = 1
+                if author:
+                    known["author", author] = of_author + 1
+        yield (kind, None, why) if why else (kind, split, item)
 
 
 # --------------------------------------------------------------------------------------- build
+
+def read(s):
+    """(place, row) of the files or the dataset that the settings name."""
+    on_hub = s.name.startswith("hub:")
+    if not on_hub and (s.name not in DATASETS or not s.file and not DATASETS[s.name][3]):
+        stop("give one of these names, and --file=PATH where no file is named or you have it\n"
+              + "\n".join(map(listed, DATASETS)))
+    if on_hub:
+        return stream(s.name[4:], s.subset, s.part, s.revision)
+    paths = find_files(s.file, SUFFIXES + TABLES) if s.file else download(s.name)
+    refuse_own(paths, s.out)
+    return (row for path in paths for row in read_rows(path, s.max_bytes, s.max_line))
+
 
 def build(settings):
     """Read, split, write. Returns the counts: {"rows": n, "kept": {kind: {split: n}},
     "altered": {kind: n}, "dropped": {kind: {reason: n}}, "typed": n, "replaced": [kind]}: how
     many records contain EOS as text, and for which kinds there were files."""
-    s, rows, altered = settings, 0, collections.Counter()
-    on_hub = s.name.startswith("hub:")
-    if not on_hub and (s.name not in DATASETS or not s.file and not DATASETS[s.name][3]):
-        stop("give one of these names, and --file=PATH where no file is named or you have it\n"
-              + "\n".join(map(listed, DATASETS)))
-
-    paths = [] if on_hub else download(s.name) if not s.file else find_files(
-        s.file, SUFFIXES + TABLES)
-    refuse_own(paths, s.out)
-
-    def read():
-        nonlocal rows
-        every = stream(s.name[4:], s.subset, s.part, s.revision) if on_hub else (
-            row for path in paths for row in read_rows(path, s.max_bytes, s.max_line))
-        for row in itertools.islice(every, s.most or None):
-            rows += 1
-            yield row
-
-    files, dropped = arrange((part for kind, item in convert(s.name, read(), altered, s.columns)
-                              for part in derive(kind, item, s)), s)
-    kept = {kind: {split: len(r) for split, r in splits.items()} for kind, splits in files.items()}
-    facts = {"rows": rows, "kept": kept, "altered": dict(+altered), "dropped": {}}
-    for (kind, reason), n in sorted(dropped.items()):
-        facts["dropped"].setdefault(kind, {})[reason] = n
-    wanted = "" if on_hub else DATASETS[s.name][0]  # "": any kind
-    if not files or wanted and wanted not in files:
-        stop(f"{s.file or s.name}: {rows} rows and no {wanted or 'record'}; dropped: "
-             f"{facts['dropped']}")
-    facts["typed"] = sum(typed(r) for splits in files.values() for out in splits.values()
-                         for r in out)
-    facts["replaced"] = [k for k in files if Path(s.out, f"{k}_train.jsonl").exists()]
-    for kind, splits in files.items():
-        for split, out in splits.items():
-            records.write(Path(s.out) / f"{kind}_{split}.jsonl", out)
-    return facts
+    s, count, every = settings, itertools.count(), read(settings)
+    altered, dropped = collections.Counter(), collections.Counter()
+    counted = (row for row, _ in zip(itertools.islice(every, s.most or None), count))
+    with (building(s.out) as folder, contextlib.closing(Known(folder / "known.db")) as known,
+          contextlib.closing(NewRecords(folder)) as new):
+        items = convert(s.name, counted, altered, s.columns, known)
+        for kind, split, item in arrange((part for kind, item in items
+                                          for part in derive(kind, item, s)), s, known):
+            if split is None:
+                dropped[kind, item] += 1
+            else:
+                new.add(kind, split, item)
+        facts = {"rows": next(count), "kept": new.kept, "altered": dict(+altered), "dropped": {}}
+        for (kind, reason), n in sorted(dropped.items()):
+            facts["dropped"].setdefault(kind, {})[reason] = n
+        wanted = "" if s.name.startswith("hub:") else DATASETS[s.name][0]  # "": any kind
+        if not new.kept or wanted and wanted not in new.kept:
+            stop(f"{s.file or s.name}: {facts['rows']} rows and no {wanted or 'record'}; dropped: "
+                 f"{facts['dropped']}")
+        return {**facts, "typed": new.typed, "replaced": new.publish(s.out)}
 
 
 def refuse_own(paths, out):
@@ -373,6 +371,11 @@ def main():
     except KeyboardInterrupt:
         print("error: interrupted: nothing is written", file=sys.stderr)
         raise SystemExit(130) from None
+    except (sqlite3.OperationalError, OSError) as error:  # a full disk
+        if getattr(error, "filename", None):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        stop(f"{settings.out} cannot be written ({reason}): nothing is kept there")
 
 
 if __name__ == "__main__":

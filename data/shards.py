@@ -241,12 +241,14 @@ def begin(s, tokenizer, files):
     """The index so far, with its shards checked; or a new one."""
     fresh = {"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint,
              "dtype": dtype_of(tokenizer).name, **{name: getattr(s, name) for name in FIXED},
-             "files": [[str(path), path.stat().st_size, checksum(path)] for path in files],
+             "files": [[path.name, path.stat().st_size, checksum(path)] for path in files],
              "next": {"file": 0, "offset": 0, "line": 1}, "empty": 0, "typed": 0, "shards": []}
     path = Path(s.out) / INDEX
     if not path.exists():
         return fresh
-    index = records.read_json(path, "python -m data.shards", "shards", "next")
+    index = records.read_json(path, "python -m data.shards", "shards", "next", "files")
+    # Older indexes have whole paths. Where a text lies, and how that is spelled, does not matter.
+    index["files"] = [[Path(name).name, *rest] for name, *rest in index["files"]]
     for key in ("fingerprint", "files", *FIXED):
         if index.get(key, "") != fresh[key]:
             stop(f"{path} is of another run, its {key!r} differs: choose another --out, or delete "

@@ -2,12 +2,25 @@
 """
 import hashlib
 import json
+import math
 import re
 
 from labels import forms
 from labels.exporting import split_of
 
 LETTERS = 26  # outputs of an item, at most
+
+
+def wrong_weights(weights, models):
+    """What is wrong with --weights, the relative frequency of each of --models; None if nothing."""
+    try:
+        numbers = [float(w) for w in weights.split(",")]
+    except ValueError:
+        numbers = []
+    if not (all(0 <= w < math.inf for w in numbers) and sum(numbers) > 0):
+        return f"--weights={weights}: expected numbers >= 0 with commas between, not all 0"
+    if len(numbers) != (n := len(models.split(","))):
+        return f"--weights={weights}: expected a number for each of the {n} --models"
 
 
 def words(text):

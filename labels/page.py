@@ -69,6 +69,7 @@ class Settings:
             return f"--candidates={self.candidates} is less than --k_max={self.k_max}"
         if self.weights and not self.models:
             return "--weights has no --models"
+        return items.wrong_weights(self.weights, self.models) if self.weights else None
 
 
 PRESETS = {"mine": dict(models="out/ppo-ptx,out/init", out="out/mine/labels", twice=0.0,
@@ -117,6 +118,9 @@ class Filling:
         for path in s.models.split(","):
             if path.startswith("out/") and not Path(path, "checkpoint.json").exists():
                 stop(f"{path} has no checkpoint: run `make demo` first, or name other --models")
+            of_hub = path[:1] not in (*"./~", "") and path.count("/") < 2  # it can be a name there
+            if not of_hub and (not path or not Path(path).exists()):
+                stop(f"--models={s.models}: no folder {path or 'of no name'}")
         prompts = self.shuffled(records.read(s.prompts_file, "prompt"))
         prompts = prompts[: s.prompts * 3 // 2 or None]  # some have too few different outputs
         records.write(folder / "prompts_train.jsonl",

@@ -9,7 +9,6 @@ ended by itself. If it is killed at any moment, the same command continues where
 """
 import dataclasses
 import json
-import math
 import random
 import zlib
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from data import records
 from data.batches import encode_prompt
+from labels.items import wrong_weights
 from model import GPT
 from runtime.checkpoint import load
 from runtime.machine import precision
@@ -49,15 +49,7 @@ class Settings(Computing):
     def problem(self):
         if self.k_min > self.k_max:
             return f"--k_min={self.k_min} is more than --k_max={self.k_max}"
-        try:
-            weights = [float(w) for w in self.weights.split(",")]
-        except ValueError:
-            weights = []
-        if not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
-            return f"--weights={self.weights}: expected numbers >= 0 with commas between, not all 0"
-        if len(weights) != len(self.models.split(",")):
-            return (f"--weights={self.weights}: expected a number for each of the "
-                    f"{len(self.models.split(','))} --models")
+        return wrong_weights(self.weights, self.models)
 
 
 class Partial:
@@ -124,7 +116,8 @@ class Partial:
 
 def made_from(s, models, prompts):
     """What samples depend on, as JSON: settings, weights, tokenizers and prompts. Neither the batch
-    nor the device matters: after a lack of memory a run may go on with others."""
+    nor the device matters: after a lack of memory a run may go on with others. Nor does the place
+    of the prompts, which a path can spell in several ways."""
     weights = []
     for model, tokenizer in models:
         crc = 0
@@ -132,7 +125,7 @@ def made_from(s, models, prompts):
             crc = zlib.crc32(x.cpu().contiguous().numpy(), crc)
         weights.append([crc, tokenizer.fingerprint, tokenizer.template])
     settings = {k: v for k, v in dataclasses.asdict(s).items()
-                if k not in ("out", "batch", "device")}
+                if k not in ("out", "data", "batch", "device")}
     return {"settings": settings, "models": weights,
             "prompts": zlib.crc32(json.dumps([p["prompt"] for p in prompts]).encode())}
 

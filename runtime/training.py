@@ -127,6 +127,8 @@ class Training:
                 raise SystemExit(0)
         if self.step == self.total:
             self.close_log()
+        if self.seen == self.step == self.total:
+            self.judge_skips()
 
     def log(self, **numbers):
         """Log the numbers of this step. Counts skipped steps (see `take_step`) and gives up after
@@ -144,11 +146,24 @@ class Training:
                      if numbers.get(k) is not None}
             self.bar.set_postfix(shown, refresh=False)
         if self.in_a_row >= self.s.max_skips:
-            s = self.s
-            stop(f"{self.in_a_row} steps in a row were skipped, up to step {self.step + 1}: their "
-                 f"gradients were no numbers, or larger than --explode={s.explode:g}. Start again "
-                 f"with a lower --lr (now {s.lr:g}), a longer --warmup (now {s.warmup}) or a "
-                 f"tighter --clip (now {s.clip:g}; 0 is none)")
+            self.give_up(f"{self.in_a_row} steps in a row were skipped, up to step {self.step + 1}")
+
+    def give_up(self, skips):
+        s = self.s
+        stop(f"{skips}: their gradients were no numbers, or larger than --explode={s.explode:g}. "
+             f"Start again with a lower --lr (now {s.lr:g}), a longer --warmup (now {s.warmup}) or "
+             f"a tighter --clip (now {s.clip:g}; 0 is none)")
+
+    def judge_skips(self):
+        """After the last step: stops if the model was never changed, so that nobody takes it for a
+        trained one; else tells how many steps were skipped. The first optimiser is the model's; it
+        has a state from its first step on."""
+        optimizer = next(p for p in self.parts.values() if isinstance(p, torch.optim.Optimizer))
+        if not optimizer.state:
+            self.give_up(f"all {self.total} steps were skipped")
+        if self.skipped:
+            self.world.print(f"{self.s.out}: {self.skipped} of {self.total} steps were skipped, or "
+                             "a part of them: see grad_norm in log.jsonl")
 
     def terminate(self, *_):
         """SIGTERM: end after this step. Only sets a flag: a step must not be cut."""

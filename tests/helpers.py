@@ -1,6 +1,7 @@
 """What the tests share: tiny models, a world of one process, and an optimiser that only looks."""
 import math
 import threading
+from dataclasses import dataclass
 
 import torch
 
@@ -8,6 +9,15 @@ from model import GPT, GPTConfig, ScalarGPT
 from runtime.world import World
 
 VOCAB, EOS = 13, 12  # ids 0..11 are words; a pad's id is one of these: none may be told by it
+
+
+@dataclass
+class Example:
+    """An example."""
+    steps: int = 3  # of something
+    rate: float = 0.5
+    name: str = "x"  # its name
+    on: bool = False
 
 
 def tiny(kind=GPT, seed=23, loud=8.0, **changes):

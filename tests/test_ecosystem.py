@@ -407,6 +407,8 @@ def test_repositories_of_the_hub_are_downloaded_and_loaded(tmp_path, server, gpt
     (dict(base_model_name_or_path="nobody/base"), "nobody/base is no folder here"),
 ])
 def test_an_adapter_that_is_not_merged_says_what_to_do(tmp_path, monkeypatch, change, complaint):
+    if "nobody/base" in change.values():
+        pytest.importorskip("huggingface_hub", "1.0", reason="transformers 4 wants an older one")
     monkeypatch.setattr(hub, "fetch", unavailable)
     adapter(tmp_path / "lora", "base", **change)
     refused(tmp_path / "lora", complaint)

@@ -377,6 +377,7 @@ def test_gpt2_itself_brings_its_tokenizer(tmp_path, gpt2):
 
 def test_init_by_name_goes_through_the_cache(tmp_path, gpt2, monkeypatch):
     """OpenAI's models by both of their names, and anybody's, whose vocabulary must be GPT-2's."""
+    pytest.importorskip("huggingface_hub", "1.0", reason="transformers 4 wants an older one")
     monkeypatch.chdir(tmp_path)
     other = saved(tmp_path / "x", theirs(vocab_size=50257, n_embd=8, n_layer=1, n_head=1))
     files = {path.name: path.read_bytes() for path in other.iterdir()}

@@ -11,7 +11,7 @@ import pytest
 
 from data import records
 from evals import preference
-from labels import agreement, exporting, forms, items, overview, store as store_module
+from labels import agreement, exporting, forms, items, overview, page, store as store_module
 from labels.showing import shown, turns
 from labels.store import Store
 
@@ -292,6 +292,18 @@ def test_too_few_different_outputs_are_left_out():
     rows = [{"prompt": "p", "completions": [{"text": "x"}, {"text": "x"}]}, *some(4, 4)]
     made, none = items.make_items(rows, settings(k_min=3, prompts=2))
     assert [m["prompt"] for m in made] == ["prompt 0", "prompt 1"] and none == 1
+
+
+@pytest.mark.parametrize("models, complaint", [
+    ("out/no/such", "out/no/such has no checkpoint: run `make demo` first"),
+    ("/no/where", "no folder /no/where"), ("./none", "no folder ./none"),
+    ("a/b/c", "no folder a/b/c"), ("gpt2,", "no folder of no name")])
+def test_a_model_that_cannot_be_there_is_told_before_the_page_starts(tmp_path, models, complaint):
+    """Nor can it be a name of the hub, which sampling alone can ask."""
+    filling = page.Filling(None, page.Settings(models=models, out=str(tmp_path / "labels")))
+    with pytest.raises(SystemExit) as error:
+        filling.sample()
+    assert complaint in str(error.value) and not (tmp_path / "labels").exists()
 
 
 def test_most_different_outputs_by_hand():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from data import public, records
+from data import public, records, spool
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("PUBLIC_DATA", ROOT.parent / "shared" / "data"))
@@ -52,6 +52,17 @@ def build(tmp_path, name, file, **settings):
         kind, _, split = path.stem.partition("_")
         files[kind][split] = [json.loads(line) for line in open(path, encoding="utf-8")]
     return facts, files
+
+
+def arrange(items, s):
+    """({kind: {split: records}}, {(kind, reason): how many were dropped})."""
+    files, dropped = {}, collections.Counter()
+    for kind, split, item in public.arrange(items, s, spool.Known()):
+        if split is None:
+            dropped[kind, item] += 1
+        else:
+            files.setdefault(kind, {each: [] for each in spool.SPLITS})[split].append(item)
+    return files, dropped
 
 
 def fails(tmp_path, name, file, **settings):
@@ -319,7 +330,7 @@ def test_a_chat_and_its_continuation_stay_together():
         first = f"Human: question {i}\n\nAssistant:"
         items += [("prompts", {"prompt": first}),
                   ("prompts", {"prompt": f"{first} answer\n\nHuman: more\n\nAssistant:"})]
-    files, dropped = public.arrange(items, s)
+    files, dropped = arrange(items, s)
     where = collections.defaultdict(set)
     for split, out in files["prompts"].items():
         for record in out:
@@ -334,7 +345,7 @@ def test_authors_are_capped_and_kept_in_one_split():
     items.append(("prompts", {"prompt": "0 asks 1", "author": "0"}))
     stolen = [("demonstrations", {"prompt": "0 asks 0", "author": str(a), "response": "r"})
               for a in range(40)]
-    files, dropped = public.arrange(items + stolen, s)
+    files, dropped = arrange(items + stolen, s)
     split_of = {}
     for split, out in files["prompts"].items():
         for record in out:
@@ -365,11 +376,11 @@ def test_personal_data(text, kind):
 
 def test_personal_data_leaves_the_training_split_only_and_long_texts_take_no_time():
     items = [("prompts", {"prompt": f"{i}: mail me at ann@example.org"}) for i in range(200)]
-    files, dropped = public.arrange(items, public.Settings(split_valid=0.3))
+    files, dropped = arrange(items, public.Settings(split_valid=0.3))
     held = sum(len(files["prompts"][split]) for split in ("valid", "test"))
     assert files["prompts"]["train"] == [] and 0 < held < 200
     assert dropped == {("prompts", "personal data: mail address"): 200 - held}
-    assert not public.arrange(items, public.Settings(pii=False))[1]
+    assert not arrange(items, public.Settings(pii=False))[1]
     assert public.personal("a" * 200_000 + "1" * 200_000 + " 1 A" + "a" * 200_000) is None
     assert public.personal("1 Aa Bb Cc " * 50_000) is None
 
@@ -511,7 +522,7 @@ def test_lists_name_the_item_and_the_line(tmp_path):
     file = save(tmp_path / "in.json", [{"instruction": "a", "input": "", "output": "b"}, {}])
     assert "in.json:item 2: no field 'instruction'; there are none" in fails(
         tmp_path, "alpaca", file)
-    file.write_text('[\n{"instruction": "a"},\n}')
+    file.write_text('[\n{"instruction": "a", "input": "", "output": "b"},\n}')
     assert "in.json:3: not JSON" in fails(tmp_path, "alpaca", file)
     file.write_text('\n{"instruction": "a", "input": "", "output": "b"}\n')  # JSON lines after all
     assert build(tmp_path, "alpaca", file)[0]["rows"] == 1

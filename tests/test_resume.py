@@ -525,10 +525,12 @@ def test_samples_of_other_settings_or_prompts_are_not_taken(demo, prompts):
 
 
 def test_samples_go_on_with_another_batch(demo, prompts):
-    """As after a lack of memory."""
+    """As after a lack of memory; and with the folder's path spelled in another way."""
     folder, expected = prompts
     assert ended(sampling(demo, folder, harms=[("kill_at_operation", 7)])) != 0
-    assert ended(sampling(demo, folder, "--batch=10")) == 0
+    spelled = f"{folder}/../{folder.name}"
+    assert ended(sampling(demo, folder, "--batch=10", f"--data={spelled}")) == 0
+    assert "completions are there already" in (folder / "printed").read_text()
     assert "not used" not in (folder / "printed").read_text()
     assert (folder / "completions_train.jsonl").read_bytes() == expected
 
@@ -573,6 +575,21 @@ def test_many_of_them_end_the_run_with_advice(demo, stage):
     for piece in ("--lr (now", "--warmup (now", "--clip (now 1", "--explode=100000"):
         assert piece in output
     assert len(run.lines()) == (3 if stage == "ppo" else 4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_took_no_step_is_no_trained_model(demo, stage):
+    """However high --max_skips is, or how short the run; resumed, it says the same. A single step
+    that was taken is enough, and how many were not is told."""
+    run = Run(demo, stage, f"stuck-{stage}", "--max_skips=1000")
+    for flags in ((), ("--resume",)):
+        code, output = run.ends(*flags, harms=[("nan", *range(1, 500))])
+        assert code == 1 and f"error: all {len(run.lines())} steps were skipped: " in output
+        assert "--lr (now" in output and not (run.folder / "checkpoint.json").exists()
+    code, output = run.ends(harms=[("nan", *range(2, 500))])
+    steps = len(run.lines())
+    assert code == 0 and (run.folder / "checkpoint.json").exists()
+    assert f"{steps if stage == 'ppo' else steps - 1} of {steps} steps were skipped, or" in output
 
 
 @pytest.mark.parametrize("stage, named", [  # of one layer, which checkpointing makes no smaller

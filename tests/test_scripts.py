@@ -10,7 +10,6 @@ import math
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from data.toy import tasks, town, world
 from labels import simulated
 from data.batches import template
 from demo import FLAGS, ROOT, WORLD, python
-from helpers import VOCAB, close, tiny, tiny_scalar
+from helpers import VOCAB, Example, close, tiny, tiny_scalar
 from model import GPT, last_score, ScalarGPT
 from sampler import generate
 from runtime import checkpoint
@@ -243,6 +242,32 @@ def test_the_evaluation_reports_every_model(demo):
     assert "gold score" in demo.output["evaluate"]
     assert "score against distance" in (folder / "report.html").read_text()
     assert demo.output["evaluate"].endswith("report: out/demo/report.html\n")
+
+
+def test_a_test_prompt_that_is_there_again_counts_once(demo, tmp_path):
+    """In the test set and in each group. The numbers are those of the files without the copies, and
+    how many there were is told."""
+    data = shutil.copytree(demo.folder / "out" / "toy", tmp_path / "toy")
+    for name, copies in (("test", 7), ("groups", 5)):
+        path = data / f"prompts_{name}.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(True)
+        path.write_text("".join(lines[:3] + lines + lines[3:copies]), encoding="utf-8")
+    first = json.loads(lines[0])
+    assert first["group"] != "another"
+    with open(path, "a", encoding="utf-8") as file:  # no copy: it counts in another group
+        file.write(json.dumps({**first, "group": "another"}) + "\n")
+    found = eval_town.read_once(path, lambda line: None)
+    assert len(found) == len(lines) + 1 and found[-1]["group"] == "another"
+    path.write_text("".join(lines + lines[:5]), encoding="utf-8")
+    said = python(demo.folder, "evaluate.py", "--max_new_tokens=8", f"--data={data}",
+                  f"--out={tmp_path}", "--models=sft=out/sft")
+    for name, copies in (("test", 7), ("groups", 5)):
+        assert f"prompts_{name}.jsonl: {copies} prompts are there again and count once" in said
+    mine, whole = (json.loads((folder / "results.json").read_text())
+                   for folder in (tmp_path, demo.folder / "out" / "demo"))
+    for table in ("gold_interval", "flags", "likert"):
+        assert mine[table]["sft"] == whole[table]["sft"], table
+    assert mine["groups"] == {group: {"sft": own["sft"]} for group, own in whole["groups"].items()}
 
 
 def test_a_model_of_the_hub_is_evaluated(demo, tmp_path):
@@ -511,15 +536,6 @@ def test_a_missing_file_of_ones_own_data_is_described(monkeypatch, part, module,
 def test_the_wrong_kind_of_checkpoint_is_refused(monkeypatch, part):
     assert "out/rm holds a ScalarGPT, expected GPT" in stops(monkeypatch, part("rm"), "ppo",
                                                               "--init=out/rm")
-
-
-@dataclass
-class Example:
-    """An example."""
-    steps: int = 3  # of something
-    rate: float = 0.5
-    name: str = "x"  # its name
-    on: bool = False
 
 
 # ------------------------------------------------------------------------------------- checkpoints

@@ -8,7 +8,6 @@ import re
 import runpy
 import sys
 import tokenize
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ import torch
 import settings
 from data.batches import order
 from demo import python
+from helpers import Example
 from kernels.noise import dropout, first_row, uniform
 from runtime.world import World
 from settings import parse
@@ -46,15 +46,6 @@ def refused(script, *flags):
 
 
 # ------------------------------------------------------------------------------- words into values
-
-@dataclass
-class Example:
-    """An example."""
-    steps: int = 3  # of something
-    rate: float = 0.5
-    name: str = "x"  # its name
-    on: bool = False
-
 
 def test_settings_from_the_command_line():
     """Values have the type of the default; flags win over the preset, in any order."""
@@ -222,6 +213,10 @@ def test_the_defaults_and_presets_are_within_the_bounds(script, field):
     ("labels.sample", ["--weights=3,2,-1"], "--weights=3,2,-1: expected numbers >= 0"),
     ("labels.sample", ["--weights=3,2,nan"], "--weights=3,2,nan: expected numbers >= 0"),
     ("labels.sample", ["--weights=0,0,0"], "--weights=0,0,0: expected numbers >= 0"),
+    ("labels.page", ["--models=a,b", "--weights=3"], "--weights=3: expected a number for each of"),
+    ("labels.page", ["--models=a", "--weights=x"], "--weights=x: expected numbers >= 0"),
+    ("labels.page", ["--preset=mine", "--weights=0,0"], "--weights=0,0: expected numbers >= 0"),
+    ("labels.page", ["--weights=1"], "--weights has no --models"),
     ("data.public", ["--split_valid=0.5", "--split_test=0.5"], "less than 1 together"),
 ])
 def test_values_that_cannot_work_are_refused(script, flags, complaint):
@@ -233,6 +228,7 @@ def test_values_that_cannot_work_are_refused(script, flags, complaint):
     ("sft", ["--epochs=0"]), ("sft", ["--clip=0"]), ("sft", ["--explode=inf"]),
     ("labels.sample", ["--temperature=0"]), ("ppo", ["--ptx=0"]), ("ppo", ["--clip_value=inf"]),
     ("labels.sample", ["--models=a,b", "--weights=1,0"]), ("labels.sample", ["--split=test"]),
+    ("labels.page", ["--preset=mine", "--weights=3,0"]), ("labels.page", ["--preset=mine"]),
 ])
 def test_values_at_the_edge_that_do_work_are_taken(script, flags):
     assert taken(script, *flags)

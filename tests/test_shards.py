@@ -5,6 +5,7 @@ real ones. Real files are looked for in $PUBLIC_DATA, or in ../shared/data besid
 """
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -348,6 +349,42 @@ def test_only_the_same_run_is_continued(tmp_path, inline, vocabulary):
     with pytest.raises(SystemExit, match="its 'files' differs"):
         shards.build(settings(tmp_path, vocabulary))
     assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_text_is_the_same_however_its_path_is_spelled(tmp_path, inline, vocabulary, monkeypatch,
+                                                        old):
+    """Killed with a relative path, it goes on with an absolute one, with a link, and where the
+    folder has moved to; so do indexes that hold whole paths. Another order is another run."""
+    write_files(tmp_path / "in")
+    shards.build(settings(tmp_path, vocabulary, out=str(tmp_path / "whole")))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    run = lambda file: shards.build(settings(tmp_path, vocabulary, file=file))
+    write, calls = shards.write_shard, itertools.count()
+
+    def killed(*arguments):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("in")
+    if old:
+        path = tmp_path / "out" / shards.INDEX
+        index = json.loads(path.read_text())
+        index["files"] = [[f"in/{name}", *rest] for name, *rest in index["files"]]
+        path.write_text(json.dumps(index))
+    names = sorted(path.name for path in (tmp_path / "in").rglob("*") if path.is_file())
+    with pytest.raises(SystemExit, match="its 'files' differs"):
+        run(",".join(f"in/{name}" for name in names[::-1]))
+    run(str(tmp_path / "in"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    (tmp_path / "in").rename(tmp_path / "moved")
+    for file in ("moved", f"{tmp_path}/moved"):
+        assert run(file)[1] == 0, "all was there"
 
 
 def test_a_limit_counts_from_the_beginning_of_a_file(tmp_path, inline, vocabulary):
