@@ -426,7 +426,7 @@ DEFECTS = (
            'part.load_state_dict({**state, "state": moments})',
            'part.load_state_dict({**state, "state": {}})',
            "A resumed run starts with empty moments of Adam.", "",
-           (R + "a_killed_run_ends_with_the_same_bits",)),
+           (R + "a_damaged_state_is_noticed_and_the_one_before_is_used",)),
     Defect("resumed-with-other-data", "runtime/training.py",
            "if before.get(name) != read.get(name):", "if name not in read and name not in before:",
            "A run is resumed with other data, and nobody notices.", "",
