@@ -6,8 +6,9 @@
 # make rounds    three rounds of feedback, or N=4    make check-figures   which findings hold
 # make seeds     the demo in three worlds, and the mean of their results
 # make demo IN=runs/mine SEED=7    in a folder of its own, with other seeds
-# make long      every stage killed twenty times, each time resumed to the same bits
-# make proofs    each planted defect turns its tests red and shows in a log; the lessons' commands
+# make long      every stage killed twenty times; each planted defect turns its tests red and shows
+#                in a log; the classroom's exercises, grading and lessons
+# make proofs    sixty rankings teach a policy your taste; the scripts' memory; a busy page
 # make real      the commands of docs/data.md on real data, and what they promise
 # make bench     our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
@@ -19,8 +20,7 @@ export PYTHONPATH := $(CURDIR)
 SEEDED = $(if $(SEED),--seed=$(SEED))
 DEMO := out/demo
 
-PROOFS := tests/test_defects.py tests/test_symptoms.py tests/test_lessons.py \
-	tests/test_eval_long.py tests/test_page_browser.py tests/test_plan.py
+PROOFS := tests/test_eval_long.py tests/test_page_browser.py tests/test_plan.py
 
 BENCH ?= --threads=1
 WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core
@@ -90,11 +90,11 @@ seeds:
 test: install-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS)
 
-long: install-dev  # every stage killed twenty times
+long: install-dev  # every stage killed twenty times; planted defects; the classroom
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone" \
 		$(addprefix --ignore=,$(PROOFS))
 
-proofs: install-dev demo  # planted defects, the classroom's week, your taste learned, a busy page
+proofs: install-dev demo  # your taste learned, public tasks, memory; then, alone, a busy page
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WORKERS) -m "long and not alone" $(PROOFS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m alone
 

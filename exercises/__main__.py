@@ -13,6 +13,7 @@
     export --into=FILE.zip        the students' archive, or --notebooks=DIR
 """
 import sys
+import textwrap
 import time
 
 from exercises import ROOT, course, cutting, judge, student, worker
@@ -117,7 +118,9 @@ def told(exercise):
     text = student.text(exercise)
     verdict, printed = checked(exercise)
     place = student.place(exercise) if verdict.blank else ""
-    print("\n".join(judge.explained(exercise, verdict, place)) + page(exercise) * verdict.blank)
+    print("\n".join(judge.explained(exercise, verdict, place)))
+    if verdict.blank:
+        print(f"\n{textwrap.indent(text, '    ').rstrip()}{page(exercise)}")
     if printed.strip():
         lines = printed.strip().splitlines()
         print("\nIt printed:\n" + "\n".join("  " + line for line in lines[-20:]))

@@ -8,6 +8,7 @@ tests/bench/gpu_check.py names, which ask for nothing that only a CPU has.
 import fcntl
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,21 +33,38 @@ def same_numbers():
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    """The demo of tests/demo.py, in a folder that this process may write to.
+def once(tmp_path_factory):
+    """once(name, build) is the folder `name`, which build(folder) makes. pytest-xdist's workers
+    share it: the first that holds the lock makes it, and nobody writes to it afterwards."""
+    base = tmp_path_factory.getbasetemp()  # of this worker; its parent is of this run
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    pytest-xdist's workers build it once: the first that holds the lock. Each has a copy of its own,
-    as tests add runs to it, and files of the same name.
-    """
-    from demo import build, built  # the scripts' imports come after the lines above
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return build(folder)
-    shared = tmp_path_factory.getbasetemp().parent / "demo"  # of this run, of all its workers
-    with open(f"{shared}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or its holder dies
-        if built(shared) is None:
-            shutil.rmtree(shared, ignore_errors=True)
-            build(shared)
-    shutil.copytree(shared, folder)
-    return built(folder)
+    def made(name, build):
+        folder, whole = base / name, base / f"{name}.whole"
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or its holder dies
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                build(folder)
+                whole.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def untouched_demo(once):
+    """The folder of the demo of tests/demo.py, as it was made. TEST_DEMO in the environment is one
+    that is there already: for tests that run in a copy of the project."""
+    from demo import build  # the scripts' imports come after the lines above
+    if "TEST_DEMO" in os.environ:
+        return Path(os.environ["TEST_DEMO"])
+    return once("untouched-demo", build)
+
+
+@pytest.fixture(scope="session")
+def demo(untouched_demo, tmp_path_factory):
+    """A copy of the demo in a folder that this process may write to: tests add runs to it, and
+    files of the same name."""
+    from demo import built
+    return built(shutil.copytree(untouched_demo, tmp_path_factory.mktemp("demo") / "demo"))

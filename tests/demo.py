@@ -65,17 +65,15 @@ def python(folder, *arguments, processes=1, seconds=600, restarts=0):
 
 
 def build(folder):
-    """Run every stage in a new folder. Returns the Demo."""
+    """Run every stage in a new folder."""
     folder.mkdir(parents=True)
     output = {stage: python(folder, *arguments) for stage, arguments in FLAGS.items()}
-    (folder / "printed.json").write_text(json.dumps(output))  # the last file: now it is whole
-    return built(folder)
+    (folder / "printed.json").write_text(json.dumps(output))
 
 
 def built(folder):
-    """The Demo that is in a folder; None where it is not whole."""
-    printed = folder / "printed.json"
-    return Demo(folder, json.loads(printed.read_text())) if printed.exists() else None
+    """The Demo that is in a folder."""
+    return Demo(folder, json.loads((folder / "printed.json").read_text()))
 
 
 @dataclass

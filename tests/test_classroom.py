@@ -401,6 +401,7 @@ def test_from_the_hole_to_done(copy):
     assert len(re.findall(r"^  blank ", python(copy, "list"), re.M)) == 3
     said = python(copy, "check", "last-token", status=1)
     assert "last-token: not written yet" in said and "# The last token" in said
+    assert '    def last_of(mask):\n        """[B, T] bool' in said, "what is given and asked for"
     hints = [python(copy, "hint") for _ in range(4)]
     assert [h[h.index("hint ") :][:11] for h in hints] == ["hint 1 of 3", "hint 2 of 3",
                                                            "hint 3 of 3", "hint 3 of 3"]

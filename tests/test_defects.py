@@ -1,5 +1,5 @@
 """Planted defects turn the tests red: each is planted in a copy of the project, and the tests that
-it names are run there, in a process of its own. Without it they pass."""
+it names are run there, in a process of its own (tests/planted.py). Without it they pass."""
 import ast
 import functools
 import json
@@ -42,41 +42,47 @@ def test_names_are_unique_and_a_place_that_is_gone_is_told():
         defects.planted("x = 1\n", defects.DEFECTS[0])
 
 
-def outcomes_of(folder, tests, tmp_path):
-    """(names of the tests that failed, of those that passed) in a copy."""
-    answer = tmp_path / "answer.json"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    run = subprocess.run([sys.executable, "-B", ROOT / "tests" / "planted.py", folder, answer,
-                          *tests], capture_output=True, text=True, timeout=900, env=environment)
-    assert answer.exists(), run.stdout + run.stderr
-    failed, passed = json.loads(answer.read_text())
-    return set(failed), set(passed)
+class Planter:
+    """A process of tests/planted.py and its copy of the project. Its tests take the scripts' demo
+    from the project, so that they only run what they are about with the defect."""
+
+    def __init__(self, folder, demo):
+        for file in student.files_of(ROOT):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        environment.update(TEST_DEMO=str(demo), OMP_NUM_THREADS="1")
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "planted.py", folder], text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def outcomes(self, tests, file=None, text=None):
+        """(names of the tests that failed, of those that passed, what pytest printed)."""
+        request = {"file": file, "text": text, "tests": list(tests)}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        return set(answer["failed"]), set(answer["passed"]), answer["printed"]
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("planted") / "copy"
-    for file in student.files_of(ROOT):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, folder / file)
-    return folder
+def planter(tmp_path_factory, untouched_demo):
+    planter = Planter(tmp_path_factory.mktemp("planted") / "copy", untouched_demo)
+    yield planter
+    planter.process.stdin.close()
+    planter.process.wait()
 
 
 @pytest.mark.long
-def test_without_a_defect_these_tests_pass(copy, tmp_path):
+def test_without_a_defect_these_tests_pass(planter):
     tests = sorted({test for d in DEFECTS for test in d.tests})
-    failed, passed = outcomes_of(copy, tests, tmp_path)
-    assert not failed and passed == set(tests)
+    failed, passed, printed = planter.outcomes(tests)
+    assert not failed and passed == set(tests), printed
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d.name)
-def test_a_planted_defect_turns_its_tests_red(defect, copy, tmp_path):
-    file = copy / defect.file
-    before = file.read_text()
-    file.write_text(defects.planted(before, defect))
-    try:
-        failed, _ = outcomes_of(copy, defect.tests, tmp_path)
-    finally:
-        file.write_text(before)
-    assert failed == set(defect.tests)
+def test_a_planted_defect_turns_its_tests_red(defect, planter):
+    text = defects.planted((ROOT / defect.file).read_text(), defect)
+    failed, _, printed = planter.outcomes(defect.tests, defect.file, text)
+    assert failed == set(defect.tests), printed

@@ -1,10 +1,7 @@
 """A small version of every figure, from an empty folder to the page in a real Chromium: shapes and
 files, not phenomena. `python -m figures --scale=small` is the same, with a process a run."""
-import fcntl
 import json
 import math
-import os
-import shutil
 import xml.etree.ElementTree as xml
 
 import matplotlib.pyplot as plt
@@ -47,23 +44,12 @@ def build(folder):
         first = len(ran)
         figures.main()  # all is there: nothing runs again
         assert len(ran) == first > 50
-    (folder / "whole").touch()
-    return folder
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """The folder in which all figures were run and drawn. pytest-xdist's workers build it once: the
-    first that holds the lock."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return build(tmp_path_factory.mktemp("figures") / "small")
-    shared = tmp_path_factory.getbasetemp().parent / "small-figures"
-    with open(f"{shared}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or its holder dies
-        if not (shared / "whole").exists():
-            shutil.rmtree(shared, ignore_errors=True)
-            build(shared)
-    return shared
+def small(once):
+    """The folder in which all figures were run and drawn."""
+    return once("small-figures", build)
 
 
 def said(small, name):
