@@ -69,11 +69,6 @@ def ranking_loss(scores, pairs, weights):
     return -(weights * F.logsigmoid(scores[better] - scores[worse])).sum()
 
 
-def in_order(better, worse):
-    """How many pairs are in the right order; one of equal scores counts half. Scores: [P] each."""
-    return (0.5 + 0.5 * (better - worse).sign()).sum()
-
-
 def collate(rankings, prompts, device):
     """Rankings -> the PrefixTree of their R rows, pairs [P, 2], weights [P].
 
@@ -101,7 +96,8 @@ def train_step(model, optimizer, rankings, lr, s, world):
         tree, pairs, weights = collate([mine[j] for j in group], len(rankings), world.device)
         scores = model(tree.ids, tree.positions, tree.over(causal))[tree.ends]
         sums["loss"] += world.backward(ranking_loss(scores, pairs, weights))
-        sums["right"] += in_order(*scores.detach()[pairs].unbind(1))
+        margin = (scores[pairs[:, 0]] - scores[pairs[:, 1]]).detach()
+        sums["right"] += (0.5 + 0.5 * margin.sign()).sum()  # as in `accuracy`
         sums["pairs"] += len(pairs)
     sums = world.totals(sums)
     norm = take_step(model, optimizer, lr, s.clip, s.explode)
@@ -127,10 +123,9 @@ def score(model, families, s, world):
 
 def accuracy(scores, rankings):
     """The share of untied pairs whose better completion has the higher score; equal counts half."""
-    pairs = [(scores_of[i], scores_of[j])
-             for scores_of, (_, own) in zip(scores, rankings) for i, j in own]
-    compared = torch.tensor(pairs, dtype=torch.float64).view(-1, 2)
-    return float(in_order(*compared.unbind(1))) / len(pairs) if pairs else None
+    right = [0.5 * (scores_of[i] >= scores_of[j]) + 0.5 * (scores_of[i] > scores_of[j])
+             for scores_of, (_, pairs) in zip(scores, rankings) for i, j in pairs]
+    return sum(right) / len(right) if right else None
 
 
 def read_heldout(s, tokenizer, block_size, world):
