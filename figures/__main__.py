@@ -30,7 +30,7 @@ class Settings:
     """The paper's figures. Every setting is --name=value."""
     fig: str = ""  # which, with commas between; empty: all
     runs: str = ""  # folder of the worlds, seed-1 and so on; empty: runs, or runs/SCALE
-    seeds: str = "1,2,3"  # the worlds; settings were chosen in another one, the demo's
+    seeds: str = "1,2,3"  # the worlds
     scale: str = "demo"  # demo; small, to try it out; large, for a GPU
     rounds: int = 3  # of feedback, in the figure on rounds
     jobs: int = 0  # runs at the same time, which share the cores; 0: one for each core

@@ -242,6 +242,13 @@ def test_sizes():
         assert picture.stat().st_size <= 200_000
 
 
+def test_every_picture_of_the_figures_is_there_and_shown():
+    shown = {(page.parent / path).resolve() for page in PAGES
+             for path in re.findall(r'<img src="([^"]+)"', page.read_text(encoding="utf-8"))}
+    there = set((ROOT / "docs" / "figures").iterdir())
+    assert there and there == {path for path in shown if path.parent.name == "figures"}
+
+
 def test_every_page_is_linked_from_the_readme():
     text = PAGES[0].read_text(encoding="utf-8")
     assert PAGES[1:] and not [p.name for p in PAGES[1:] if f"](docs/{p.name})" not in text]
