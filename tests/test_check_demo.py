@@ -1,4 +1,5 @@
 """check_demo.py: what keeps a promise, what leaves it open, and what breaks it."""
+import os
 import copy
 import json
 import shutil
@@ -104,8 +105,9 @@ def test_results_that_are_not_there_or_not_whole(tmp_path, content, said):
 @pytest.mark.parametrize("flags, removed", [
     ([], "./out"), (["IN="], "./out"), (["IN=a/b"], "a/b/out"), (["IN=a b"], "a b/out")])
 def test_clean_never_removes_from_the_root(flags, removed):
-    done = subprocess.run(["make", "-n", "clean", *flags], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", "-n", "clean", *flags], capture_output=True, text=True, env=own,
+                          cwd=Path(__file__).parents[1])  # a make in a make says where it is
     assert done.stdout == f'rm -rf "{removed}"\n'
 
 
