@@ -1,7 +1,7 @@
 """check_demo.py: what keeps a promise, what leaves it open, and what breaks it."""
-import os
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
