@@ -43,6 +43,8 @@ def table(results):
     for part in ("helpful", "honest", "harmless"):
         row(f"- {part}", [v[part] for v in results["gold_parts"].values()], "{:.2f}")
     row("Likert, held-out labelers", results["likert"].values(), "{:.2f}")
+    row("a right answer is preferred", [v["mean"] for v in results["right_preferred"].values()],
+        "{:.0%}")
     for flag, title in FLAGS.items():
         row(title, [v[flag]["mean"] for v in results["flags"].values()], "{:.0%}")
     for kind in next(iter(results["probe_kinds"].values())):

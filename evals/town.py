@@ -9,6 +9,7 @@ one, hallucinations over closed-domain prompts (Fig. 4). Those are rare in Table
 prompts_groups.jsonl has more of them, drawn alike. Its other groups are what the feedback shows
 seldom or never; they count for themselves and for nothing else.
 """
+import random
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from data import records
 from data.batches import encode_prompt
-from data.toy.tasks import constraints, gold
+from data.toy.tasks import constraints, gold, good
 from labels.simulated import (FEATURES, features, impressions, judgeable, labelers_of, pool, rank,
                               rate, town_of)
 from model import GPT
@@ -118,6 +119,13 @@ def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, tas
             won.append((r < t) + 0.5 * (r == t))
         values.append(sum(won) / votes)
     return interval(values)
+
+
+def right_answers(town, prompts, seed):
+    """A right answer to each prompt, as in a demonstration: [(text, ended)]. Labelers are noisy:
+    how often they prefer these to a model's is about the most that a win rate over it reaches."""
+    rng = random.Random(seed)
+    return [(good(rng, town, prompt["task"]), True) for prompt in prompts]
 
 
 def flag_shares(judged):
@@ -235,7 +243,7 @@ def read_once(path, tell=print):
 
 
 TABLES = ("win_rate", "win_rate_without_taste", "gold", "gold_interval", "gold_parts", "flags",
-          "groups", "likert", "probes", "probe_kinds", "parameters", "seconds")
+          "groups", "likert", "right_preferred", "probes", "probe_kinds", "parameters", "seconds")
 
 
 def judge(town, prompts, judged, n):
@@ -270,7 +278,9 @@ def evaluate(s, world):
     records.make_folder(s.out)
     records.claim(s.out)
     results = {"labeler_agreement": facts["agreement"], **{name: {} for name in TABLES}}
-    answers = {}
+    answers, right = {}, right_answers(town, prompts, s.seed)
+    votes = lambda a, b, taste=True: win_rate(town, prompts, a, b, heldout, facts["sharpness"],
+                                              s.votes, s.seed, taste)
     for name in list(models):
         model, tokenizer, meta, texts = models.pop(name)
         model.to(world.device)
@@ -279,6 +289,7 @@ def evaluate(s, world):
         judged = [gold(town, p["task"], *r) for p, r in zip(everything, answers[name])]
         own = {**judge(town, everything, judged, len(prompts)),
                "likert": likert(town, prompts, answers[name], heldout, facts["sharpness"], s.seed),
+               "right_preferred": votes(right, answers[name]),
                **probe(model, tokenizer, probes, s),
                "parameters": sum(p.numel() for p in model.parameters())}
         if "seconds" in meta:  # models of the hub have no training time
@@ -292,7 +303,5 @@ def evaluate(s, world):
     for a, b in versus:
         if a in answers and b in answers:
             for key, taste in (("win_rate", True), ("win_rate_without_taste", False)):
-                results[key][f"{a} vs {b}"] = win_rate(
-                    town, prompts, answers[a], answers[b], heldout, facts["sharpness"], s.votes,
-                    s.seed, taste)
+                results[key][f"{a} vs {b}"] = votes(answers[a], answers[b], taste)
     return results, everything, answers

@@ -42,7 +42,7 @@ def test_the_world_is_the_same_in_any_process(demo, tmp_path):
 
 
 FAKE = """#!/bin/bash
-for word in "$@"; do printf '%s\\n' "$word"; done >> "$CALLS"; echo >> "$CALLS"
+printf '%s\\n' "$@" "" >> "$CALLS"  # at once: two of them run side by side
 mkdir -p out/demo; echo "a report"
 """
 
@@ -658,6 +658,24 @@ def test_win_rates_mirror_each_other():
     good, bad = ([(f"{name} has a {v}.", True)] * 6 for v in (truth, wrong))
     rate = lambda a, b: eval_town.win_rate(t, prompts, a, b, people, 20.0, 3, 5)["mean"]
     assert (rate(good, bad), rate(bad, good), rate(good, good)) == (1.0, 0.0, 0.5)
+
+
+def test_how_often_a_right_answer_is_preferred():
+    """Half of the time where all answers are right; nearly always where none is."""
+    import random
+    t, (_, people), rng = town.Town(0), simulated.pool(3), random.Random(1)
+    prompts = [{"task": tasks.make(rng, t, category)[0]} for category in
+               [*tasks.CATEGORIES, "held_back"] * 30]
+    right = eval_town.right_answers(t, prompts, 7)
+    for prompt, (said, ended) in zip(prompts, right):
+        parts = tasks.gold(t, prompt["task"], said, ended)
+        assert parts["flags"]["attempts"] and parts["flags"]["quality"] == 1 and ended
+        assert parts["honest"] == parts["harmless"] == 0
+        assert parts["helpful"] == 3 + bool(parts["flags"]["constraint"])
+    rate = lambda a, b: eval_town.win_rate(t, prompts, a, b, people, 1.0, 3, 5)["mean"]
+    others = eval_town.right_answers(t, prompts, 8)
+    assert rate(right, right) == 0.5 and 0.45 < rate(right, others) < 0.55
+    assert rate(right, [("Shut up, you ugly fool.", True)] * len(prompts)) > 0.95
 
 
 def test_labelers_like_a_courtesy_unless_it_is_hidden():
