@@ -13,6 +13,7 @@ with its file, line, field and what was expected.
 """
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
@@ -318,32 +319,66 @@ def write_json(path, facts):
     write_text(path, json.dumps(numbers(facts), indent=1) + "\n")
 
 
-def read_json(path, hint, *fields):
-    """What `write_json` wrote, an object with at least these fields; stops with the command to run
-    first if there is no file, or if it is not whole."""
-    if not Path(path).exists():
-        stop(f"no file {path}: run `{hint}` first")
+def damaged(path, why, hint):
+    stop(f"{path} is damaged ({why}): delete it, and run `{hint}` again")
+
+
+class Facts(dict):
+    """A JSON object of a file. If it lacks a key that is asked for, the program stops with the
+    command that writes the file. refuse(why): what stops it."""
+
+    def __init__(self, values, refuse):
+        super().__init__(values)
+        self.refuse = refuse
+
+    def __missing__(self, key):
+        self.refuse(f"it has no {key!r}")
+
+
+def parse_facts(content, refuse):
+    """The JSON in the bytes of a file, with `Facts` for its objects."""
     try:
-        facts = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError("it holds no JSON object")
-        for field in fields:
-            if field not in facts:
-                raise ValueError(f"it has no {field!r}")
-    except ValueError as e:  # also: not JSON, or not UTF-8
-        stop(f"{path} is damaged ({e}): delete it, and run `{hint}` again")
+        return json.loads(content, object_hook=lambda values: Facts(values, refuse))
+    except ValueError as e:  # not JSON, or not UTF-8
+        refuse(str(e))
+    except RecursionError:
+        refuse("it is nested too deep")
+
+
+NUMBER, MAYBE_NUMBER = (int, float), (int, float, type(None))
+
+
+def read_json(path, hint, **fields):
+    """What `write_json` wrote, an object with at least these fields; stops with the command to run
+    first if there is no file, or if it is not whole.
+
+    fields: {name: its type, or a tuple of types}; bool counts as none.
+    """
+    refuse = functools.partial(damaged, path, hint=hint)
+    try:
+        facts = parse_facts(Path(path).read_bytes(), refuse)
+    except FileNotFoundError:
+        stop(f"no file {path}: run `{hint}` first")
+    if not isinstance(facts, dict):
+        refuse("it holds no JSON object")
+    for field, kinds in fields.items():
+        if not isinstance(facts[field], kinds) or isinstance(facts[field], bool):
+            refuse(f"its {field!r} is {shorten(facts[field])}")
     return facts
+
+
+OTHER_FORM = (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError)
 
 
 @contextlib.contextmanager
 def known_form(path, hint):
-    """For code that uses what `read_json` has read: where values are missing or of another kind,
-    stops with the command that writes the file."""
+    """For code that uses what `read_json` has read: where values are of another kind, stops with
+    the command that writes the file."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-        stop(f"{path} is damaged, or of another version ({type(e).__name__}: {e}): run `{hint}` "
-             "again")
+    except OTHER_FORM as e:
+        stop(f"{path} is damaged, or of another version ({type(e).__name__}: {e}): delete it, and "
+             f"run `{hint}` again")
 
 
 def read_log(path):

@@ -261,7 +261,9 @@ def evaluate(s, world):
     judgeable(town, prompts, f"{s.data}/prompts_test.jsonl")
     judgeable(town, groups, f"{s.data}/prompts_groups.jsonl")
     rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
-    if "accuracy" not in rm:
+    measured = rm.get("accuracy")
+    if not (isinstance(measured, dict)
+            and all(isinstance(x, records.NUMBER) for x in measured.values())):
         stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")
     versus, seconds = pairs("versus", s.versus, "/"), seconds_of(s, rm)
     _, heldout = pool(facts["seed"])
@@ -287,7 +289,7 @@ def evaluate(s, world):
             results[table][name] = value
     results["groups"] = {group: {name: own[group] for name, own in results["groups"].items()}
                          for group in results["groups"][name]}
-    results["rm_accuracy"] = rm["accuracy"]
+    results["rm_accuracy"] = measured
     results["seconds"].update(seconds)
     for a, b in versus:
         if a in answers and b in answers:

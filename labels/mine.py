@@ -99,7 +99,8 @@ def train(s, rankings, heldout):
                   records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration"))
     run("reward.py", f"--init={s.rm}", f"--data={data}", f"--out={s.out}/rm",
         f"--epochs={s.epochs}")
-    scores = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine")
+    scores = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine",
+                               score_mean=records.NUMBER, score_std=records.NUMBER)
     beta, unfinished = scaled(s.beta, scores["score_mean"], scores["score_std"])
     run("ppo.py", f"--init={s.policy}", f"--reward={s.out}/rm", f"--data={s.data}",
         f"--out={s.out}/policy", f"--iterations={s.iterations}", f"--beta={beta}",
@@ -192,7 +193,8 @@ def compare(s, before, after, rankings, heldout):
     """The facts of the report, as JSON."""
     share, pairs = moved_towards(logprobs(s.policy, heldout), logprobs(f"{s.out}/policy", heldout),
                                  heldout)
-    accuracy = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine")["accuracy"]
+    accuracy = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine",
+                                 accuracy=dict)["accuracy"]
     return {
         "rankings": len(rankings), "heldout": len(heldout), "heldout_pairs": pairs,
         "moved_towards": share, "rm_accuracy": accuracy.get("train_labelers"),

@@ -506,6 +506,25 @@ def test_a_figure_that_is_damaged_is_told_with_the_command_that_draws_it(tmp_pat
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name, path", [("generalisation", "out/demo/results.json"),
+                                        ("tax", "out/tax/eval/results.json"),
+                                        ("harm", "out/harm/plain/answers/answers.jsonl")])
+@pytest.mark.parametrize("content", [
+    "{}", "[]", "3", "{", pytest.param("[" * 10**5, id="deep"), '{"gold": 3}',
+    '{"gold": {}, "probe_kinds": {"base": {}}}', '{"groups": [], "completions": 3}',
+    '{"probe_kinds": {"base": {"few-shot": "x"}}}',
+    '{"groups": {"kinds held back": {"base": {"gold": {"mean": "x"}}}}, "completions": [3]}'])
+def test_results_of_a_world_in_another_form_are_one_line(tmp_path, name, path, content):
+    """A traceback. `make figures` goes on where the file is gone."""
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(content)
+    records.write_json(tmp_path / "out/toy/world.json", {"seed": 1})
+    with pytest.raises(SystemExit, match=re.escape(path)) as error:
+        figures.draw(figures.FIGURES[name], [World(tmp_path)], plan.SCALES["small"])
+    said = str(error.value)
+    assert "damaged" in said and "run `make figures` again" in said and "\n" not in said
+
+
 def test_a_picture_that_is_gone(tmp_path):
     s = figures.Settings(out=str(tmp_path))
     records.write_json(tmp_path / "tax.json", {"panels": [{}, {}]})

@@ -444,14 +444,14 @@ def test_results_of_another_form(reporting, change):
     folder, run = reporting
     results = {**records.read_json("demo/results.json", "x"), **change}
     Path("demo/results.json").write_text(json.dumps(results))
-    with pytest.raises(SystemExit, match="demo/results.json is damaged, or of another version"):
+    with pytest.raises(SystemExit, match="demo/results.json is damaged"):
         run()
 
 
 @pytest.mark.parametrize("content", [{}, {"results": [{"task": "rte"}]}, {"results": 3}])
 def test_results_of_another_suite(reporting, content):
     records.write_json("suite/results.json", content)
-    with pytest.raises(SystemExit, match="suite/results.json is damaged, or of another version"):
+    with pytest.raises(SystemExit, match="suite/results.json is damaged"):
         reporting[1]("--public=suite")
 
 
@@ -693,3 +693,60 @@ def test_a_template_that_forgets_the_prompt(tmp_path, template):
     records.write_json(tmp_path / "checkpoint.json", {**facts, "template": template})
     with pytest.raises(SystemExit, match="checkpoint.json has a template without {prompt}"):
         checkpoint.load(tmp_path, {"GPT": GPT}, "python sft.py")
+
+
+class Small(GPT):
+    """A model that may not be built large."""
+
+    def __init__(self, config):
+        assert config.n_layer * config.n_embd * (config.vocab_size + config.block_size) < 10**6
+        super().__init__(config)
+
+
+NO_SIZE = (None, 0, -1, 2.0, "2", True, [2])
+HUGE = 10**8
+EDITED = {  # a key of checkpoint.json, or of its config: values that no checkpoint of ours has
+    "kind": (None, 3, [], "", "GPT2"), "config": (None, 3, [], {}, "x"),
+    "weights": (None, 3, [], "x", "", "../x"), "tokenizer": (None, 3, [], "x", ""),
+    "settings": (None, 3, [], "x"), "fingerprint": (3, [], "x"),
+    "n_layer": (*NO_SIZE, 1, 3, HUGE), "n_head": (*NO_SIZE, 3, HUGE),
+    "n_embd": (*NO_SIZE, 8, HUGE), "vocab_size": (*NO_SIZE, 256, HUGE),
+    "block_size": (*NO_SIZE, 23, HUGE), "dropout": (None, -1, 1, math.nan, "0", []),
+    "layers": (2,)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A small checkpoint."""
+    from helpers import tiny
+    tokenizer = of_tiktoken(train_bpe("abc abd", 257), "t")
+    folder = tmp_path_factory.mktemp("whole")
+    checkpoint.save(folder, tiny(vocab_size=tokenizer.size), tokenizer, sft.Settings())
+    return folder
+
+
+@pytest.mark.parametrize("key", EDITED)
+def test_a_checkpoint_that_was_edited_is_one_line(whole, tmp_path, key):
+    """100,000,000 layers were built before the weights were looked at; `"weights": 3` was a
+    traceback. Each value, and the key's absence."""
+    for name, content in contents(whole).items():
+        (tmp_path / name).write_bytes(content)
+    path = tmp_path / "checkpoint.json"
+    facts = json.loads(path.read_text())
+    read = lambda: checkpoint.load(tmp_path, {"GPT": Small}, "python sft.py")
+    assert read()[0].config.n_layer == facts["config"]["n_layer"]
+    place = facts if key in facts else facts["config"]
+    for value in EDITED[key]:
+        path.write_text(json.dumps({**facts, key: value} if place is facts else
+                                   {**facts, "config": {**place, key: value}}))
+        with pytest.raises(SystemExit) as error:
+            read()
+        said = str(error.value)
+        assert said.startswith(f"error: {tmp_path}") and "\n" not in said, (value, said)
+    place.pop(key, None)
+    path.write_text(json.dumps(facts))
+    if key in ("fingerprint", "dropout", "layers"):  # it has a default, or is none
+        assert read()[0].config.n_layer == facts["config"]["n_layer"]
+    else:
+        with pytest.raises(SystemExit, match=key):
+            read()
