@@ -47,10 +47,13 @@ mkdir -p out/demo; echo "a report"
 """
 
 
-@pytest.mark.parametrize("place", [".", "my runs"])
-def test_make_works_in_a_folder_with_spaces(tmp_path, monkeypatch, place):
-    """A real make on a copy in "a b", whose python only notes what it was called with."""
-    copy, calls = tmp_path / "a b", tmp_path / "calls"
+@pytest.mark.parametrize("place", [".", "my runs", "a \"b\" it's `c`", "-", "runs"])
+def test_make_works_in_folders_of_any_name(tmp_path, monkeypatch, place):
+    """A real make on a copy in "a b's", whose python only notes what it was called with. With
+    CDPATH, as some people have it, `cd runs` goes to another folder."""
+    copy, calls = tmp_path / "a b's", tmp_path / "calls"
+    (tmp_path / "other" / "runs").mkdir(parents=True)
+    monkeypatch.setenv("CDPATH", str(tmp_path / "other"))
     (copy / ".venv" / "bin").mkdir(parents=True)
     for name in ("Makefile", "requirements.txt"):
         shutil.copy(ROOT / name, copy)
@@ -68,7 +71,9 @@ def test_make_works_in_a_folder_with_spaces(tmp_path, monkeypatch, place):
     assert made[0].split("\n")[:4] == ["-m", "pip", "install", "--quiet"]
     assert f"{copy}/sft.py\n--preset=base\n--seed=3" in made
     assert "-m\nlabels.sample\n--seed=3" in made
-    assert f"tests/check_demo.py\n{place}/out/demo/results.json" in made
+    at = place if place == "." else f"./{place}"
+    assert f"tests/check_demo.py\n{at}/out/demo/results.json" in made
+    assert not list((tmp_path / "other" / "runs").iterdir())
 
 
 def test_checkpoints_are_folders_of_plain_files(demo):
