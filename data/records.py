@@ -123,6 +123,8 @@ def check(record, kind, where):
             stop(f"{where}: {kind} has no field {field!r} ({expected})")
         if not valid(record[field]):
             stop(f"{where}: field {field!r}: expected {expected}, got {shorten(record[field])}")
+    if kind == "test prompt" and not is_text(record.get("group", "")):
+        stop(f"{where}: field 'group': expected a string, got {shorten(record['group'])}")
     if kind == "ranking" and len(record["ranks"]) != len(record["completions"]):
         stop(f"{where}: field 'ranks': expected one rank for each of the "
              f"{len(record['completions'])} completions, got {len(record['ranks'])}")
@@ -181,6 +183,20 @@ def read(path, kind, hint="python -m data.toy.world", needed=True):
     if needed and not records:
         stop(f"{path} has no {kind} records")
     return records
+
+
+def read_once(path, kind, what="prompts", same=("prompt",), tell=print):
+    """Records of a file that are measured one by one, each once: equal ones are not independent,
+    and would make every interval too narrow. Tells how many more there are.
+
+    what: the word for them. same: records whose values of these fields are equal are equal.
+    """
+    every, once = read(path, kind), {}
+    for record in every:
+        once.setdefault(json.dumps([record.get(field) for field in same]), record)
+    if again := len(every) - len(once):
+        tell(f"{path}: {again:,} {what} are there again and count once")
+    return list(once.values())
 
 
 def remember(path, content):

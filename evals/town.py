@@ -223,17 +223,6 @@ def seconds_of(s, rm):
     return out
 
 
-def read_once(path, tell=print):
-    """The test prompts of a file, each once in each of its groups: equal prompts are no independent
-    ones, and would make every interval too narrow. Tells how many more there are."""
-    every, once = records.read(path, "test prompt"), {}
-    for prompt in every:
-        once.setdefault((prompt["prompt"], prompt.get("group")), prompt)
-    if again := len(every) - len(once):
-        tell(f"{path}: {again:,} prompts are there again and count once")
-    return list(once.values())
-
-
 TABLES = ("win_rate", "win_rate_without_taste", "gold", "gold_interval", "gold_parts", "flags",
           "groups", "likert", "probes", "probe_kinds", "parameters", "seconds")
 
@@ -253,9 +242,12 @@ def judge(town, prompts, judged, n):
 
 def evaluate(s, world):
     """Everything that results.json holds, and each model's answers."""
-    prompts, groups = (read_once(f"{s.data}/prompts_{name}.jsonl", world.print)
-                       for name in ("test", "groups"))
-    probes = records.read(f"{s.data}/probes.jsonl", "probe")
+    prompts, groups = (
+        records.read_once(f"{s.data}/prompts_{name}.jsonl", "test prompt", same=same,
+                          tell=world.print)
+        for name, same in (("test", ["prompt"]), ("groups", ["prompt", "group"])))
+    probes = records.read_once(f"{s.data}/probes.jsonl", "probe", "probes", ["text", "probe"],
+                               world.print)
     demos = records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration")
     facts, town = labelers_of(s.data), town_of(s.data)
     judgeable(town, prompts, f"{s.data}/prompts_test.jsonl")

@@ -76,7 +76,7 @@ def main():
     s = parse(Settings)
     town = town_of(s.data)
     tokenizer = load_tokenizer("tokenizer.tiktoken", s.data)
-    test = records.read(f"{s.data}/prompts_test.jsonl", "test prompt")
+    test = records.read_once(f"{s.data}/prompts_test.jsonl", "test prompt")
     put = lambda rows: [{**r, "prompt": instructed(s.before, r["prompt"])} for r in rows]
     fits = lambda rows: [r for r in rows if len(encode_prompt(tokenizer, r["prompt"])) <= s.longest]
     records.write(f"{s.out}/prompts_test.jsonl", fits(put(test)))

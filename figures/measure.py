@@ -59,7 +59,8 @@ def measure(policy, reference, reward, prompts, numbers, eos, s):
 def main():
     s = parse(Settings)
     world = World(s.seed, s.device)
-    prompts = records.read(f"{s.data}/prompts_{s.split}.jsonl", "test prompt")[: s.prompts or None]
+    prompts = records.read_once(f"{s.data}/prompts_{s.split}.jsonl", "test prompt")
+    prompts = prompts[: s.prompts or None]
     town = town_of(s.data)
     policy, tokenizer, _ = load(s.policy, {"GPT": GPT}, "python ppo.py")
     reference = load_for(tokenizer, s.reference, {"GPT": GPT}, "python sft.py --preset=init")

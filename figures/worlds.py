@@ -58,6 +58,10 @@ class World:
             self.refuse(path, f"has no answer of {model}")
         return [(said[0]["text"], said[0]["ended"]) for said in own]
 
+    def tested(self, path):
+        """The test prompts of an answers.jsonl, which come first: those of no group."""
+        return [line for line in self.lines(path) if "group" not in line]
+
     @functools.cache
     def judged(self, path, model):
         """[(prompt, text, gold score with its flags)] of a model's answers."""

@@ -122,7 +122,7 @@ def answers(s, name, path):
     run("-m", "labels.sample", f"--models={path}", "--weights=1", f"--data={s.data}",
         "--split=test", f"--prompts={s.prompts}", "--k_min=1", "--k_max=1", f"--seed={s.seed}",
         f"--out={out}")
-    return records.read(out, "to label")
+    return records.read_once(out, "to label")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import statistics
 import threading
 import time
@@ -531,6 +532,33 @@ def test_a_picture_that_is_gone(tmp_path):
     (tmp_path / "tax-1.svg").write_text("<svg/>")
     with pytest.raises(SystemExit, match="no file .*tax-2.svg: run `make figures FIG=tax` again"):
         figures.write_page(s)
+
+
+def test_prompts_that_are_there_twice_are_measured_once(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(demo.folder)
+    toy = shutil.copytree("out/toy", tmp_path / "toy")
+    lines = (toy / "prompts_test.jsonl").read_bytes().splitlines(True)
+    (toy / "prompts_test.jsonl").write_bytes(b"".join(lines[:2] + lines + lines[4:7]))
+    made = {}
+    for data in ("out/toy", toy):
+        for module, flags in ((measure, ["--policy=out/sft", "--max_new_tokens=4"]),
+                              (instructions, ["--before=Be kind."])):
+            out = tmp_path / f"{module.__name__}-{len(made)}"
+            monkeypatch.setattr("sys.argv", ["x", f"--data={data}", f"--out={out}", *flags])
+            module.main()
+            made[module, data] = (out / "prompts_test.jsonl" if out.is_dir() else out).read_bytes()
+    said = capsys.readouterr().out
+    assert said.count("toy/prompts_test.jsonl: 5 prompts are there again and count once") == 2
+    for module in (measure, instructions):
+        assert made[module, toy] == made[module, "out/toy"] and made[module, toy].count(b"\n")
+
+
+def test_judged_prompts_are_those_of_the_answers(tmp_path):
+    """prompts_test.jsonl has each prompt as often as a user wrote it, answers.jsonl once: with one
+    there twice all others were judged by the task of another prompt."""
+    group = {"prompt": "c", "group": "g"}
+    records.write(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "b"}, group])
+    assert [p["prompt"] for p in World(tmp_path).tested("a.jsonl")] == ["a", "b"]
 
 
 def test_durations_that_were_half_written(tmp_path):

@@ -261,16 +261,20 @@ def test_a_test_prompt_that_is_there_again_counts_once(demo, tmp_path):
     assert first["group"] != "another"
     with open(path, "a", encoding="utf-8") as file:  # no copy: it counts in another group
         file.write(json.dumps({**first, "group": "another"}) + "\n")
-    found = eval_town.read_once(path, lambda line: None)
+    found = records.read_once(path, "test prompt", same=["prompt", "group"])
     assert len(found) == len(lines) + 1 and found[-1]["group"] == "another"
     path.write_text("".join(lines + lines[:5]), encoding="utf-8")
+    probes = (data / "probes.jsonl").read_text(encoding="utf-8").splitlines(True)
+    (data / "probes.jsonl").write_text("".join(probes + probes[:2]), encoding="utf-8")
     said = python(demo.folder, "evaluate.py", "--max_new_tokens=8", f"--data={data}",
                   f"--out={tmp_path}", "--models=sft=out/sft")
     for name, copies in (("test", 7), ("groups", 5)):
         assert f"prompts_{name}.jsonl: {copies} prompts are there again and count once" in said
+    own = len(probes) - len(set(probes))  # of a world's own probes one in some thousands
+    assert f"probes.jsonl: {2 + own} probes are there again and count once" in said
     mine, whole = (json.loads((folder / "results.json").read_text())
                    for folder in (tmp_path, demo.folder / "out" / "demo"))
-    for table in ("gold_interval", "flags", "likert"):
+    for table in ("gold_interval", "flags", "likert", "probes", "probe_kinds"):
         assert mine[table]["sft"] == whole[table]["sft"], table
     assert mine["groups"] == {group: {"sft": own["sft"]} for group, own in whole["groups"].items()}
 
