@@ -28,6 +28,7 @@ from labels import exporting
 from labels.simulated import town_of
 from labels.store import Store
 from model import GPT
+from runtime import processes
 from runtime.checkpoint import load
 
 ROOT = Path(settings.__file__).parent
@@ -70,10 +71,12 @@ def run(*words):
     first = ["-m", words[1]] if words[0] == "-m" else [str(ROOT / words[0])]
     flags = [str(w) for w in words[2 if words[0] == "-m" else 1:]]
     print("python", *words, flush=True)
-    done = subprocess.run([sys.executable, *first, *flags], stderr=subprocess.PIPE, text=True)
-    if done.returncode:
+    with processes.running([sys.executable, *first, *flags], stderr=subprocess.PIPE,
+                           text=True) as process:
+        said = process.communicate()[1].strip().splitlines()
+    if process.returncode or processes.ASKED.is_set():
         stop(f"{words[1] if words[0] == '-m' else words[0]} failed: "
-             f"{(done.stderr.strip().splitlines() or ['no reason'])[-1].removeprefix('error: ')}")
+             f"{(said or ['no reason'])[-1].removeprefix('error: ')}")
 
 
 def your_rankings(s):
@@ -278,9 +281,10 @@ def main():
     s = parse(Settings)
     records.make_folder(s.out)
     rankings, heldout = your_rankings(s)
-    before = answers(s, "before", s.policy)  # first: it reads what training must not fail on
-    train(s, rankings, heldout)
-    after = answers(s, "after", f"{s.out}/policy")
+    with processes.ending_together("starts again"):
+        before = answers(s, "before", s.policy)  # first: it reads what training must not fail on
+        train(s, rankings, heldout)
+        after = answers(s, "after", f"{s.out}/policy")
     facts = compare(s, before, after, rankings, heldout)
     records.write_json(f"{s.out}/report.json", facts)
     records.write(f"{s.out}/pairs.jsonl", [  # to rank them yourself, not knowing which is which
