@@ -255,6 +255,21 @@ def make_folder(folder):
         stop(f"{folder} cannot be written to: choose another --out")
 
 
+def check_file(file, *read):
+    """Stop if a file that is written much later is a folder, or one of those that are read."""
+    if str(file).endswith(("/", os.sep)) or Path(file).is_dir():
+        stop(f"--out={file}: expected a file to write, not a folder")
+    if Path(file).resolve() in {Path(other).resolve() for other in read}:
+        stop(f"--out={file} would be read, and replaced by what is written: choose another --out")
+
+
+def other_folder(out, data):
+    """Stop if what is written to the folder `out` would replace files of `data`, which are read."""
+    if Path(out).resolve() == Path(data).resolve():
+        stop(f"--out={out} is the folder that is read, --data, and files in it would be replaced: "
+             "choose another --out")
+
+
 CLAIMED = {}  # path -> descriptor, of what `claim` has locked
 
 

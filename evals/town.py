@@ -214,13 +214,13 @@ def read_models(s, prompts, demos, probes):
 
 def seconds_of(s, rm):
     """How long each step took, for those that recorded it."""
-    out = {"rm": rm["seconds"]} if "seconds" in rm else {}
+    found = {"rm": rm}
     for step, file in (("world", "world.json"), ("samples", "completions_train.facts.json"),
                        ("labels", "labelers.json")):
         if Path(s.data, file).exists():
-            facts = records.read_json(Path(s.data, file), "make demo")
-            out.update({step: facts["seconds"]} if "seconds" in facts else {})
-    return out
+            found[step] = records.read_json(Path(s.data, file), "make demo")
+    return {step: facts["seconds"] for step, facts in found.items()
+            if isinstance(facts.get("seconds"), records.NUMBER)}
 
 
 TABLES = ("win_rate", "win_rate_without_taste", "gold", "gold_interval", "gold_parts", "flags",

@@ -119,8 +119,13 @@ def refuse_others(path):
 
 def facts_of(path, hint):
     """What a folder's checkpoint.json says. hint: the command that writes it."""
-    return records.read_json(Path(path, "checkpoint.json"), hint, kind=str, config=dict,
-                             weights=str, tokenizer=str, settings=dict)
+    path = Path(path, "checkpoint.json")
+    facts = records.read_json(path, hint, kind=str, config=dict, weights=str, tokenizer=str,
+                              settings=dict)
+    for key, kind in (("made_from", dict), ("loaded", dict), ("seconds", records.NUMBER)):
+        if key in facts and not isinstance(facts[key], kind):
+            records.damaged(path, f"its {key!r} is {records.shorten(facts[key])}", hint)
+    return facts
 
 
 def config_of(facts, path, kind):

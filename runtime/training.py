@@ -20,6 +20,7 @@ import inspect
 import json
 import math
 import os
+import pickle
 import signal
 import sys
 from pathlib import Path
@@ -42,6 +43,10 @@ from startup import end_by_signal
 # Settings that a resumed run may change: they affect no results, or only later ones.
 FREE = ("activation_checkpointing", "device", "explode", "iterations", "max_skips", "micro_batch",
         "micro_batch_tokens", "offload", "out", "resume", "save_every", "shard", "show", "timeout")
+
+
+# What every state has; newer ones have more.
+STATE = {"settings", "steps", "step", "skipped", "in_a_row", "seconds", "noise", "parts"}
 
 
 def script_of(settings):
@@ -214,7 +219,14 @@ class Training:
 
     def read(self, name):
         """The file of a state. Its tensors stay on the disk until they are used."""
-        return torch.load(self.folder / name, "cpu", weights_only=True, mmap=True)
+        try:
+            state = torch.load(self.folder / name, "cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError):  # whole, but no state
+            state = None
+        if not isinstance(state, dict) or not STATE <= state.keys():
+            stop(f"{self.folder / name} is no state of this program: delete it, and --resume takes "
+                 "the one before")
+        return state
 
     def is_whole(self, name):
         """Whether a state is intact; each rank checks its share of the shards."""

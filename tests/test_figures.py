@@ -553,6 +553,54 @@ def test_prompts_that_are_there_twice_are_measured_once(demo, tmp_path, monkeypa
         assert made[module, toy] == made[module, "out/toy"] and made[module, toy].count(b"\n")
 
 
+def spoiled(path, **change):
+    """Change the first record of a file; None takes a field away."""
+    first, *rest = path.read_text(encoding="utf-8").splitlines()
+    first = {k: v for k, v in {**json.loads(first), **change}.items() if v is not None}
+    path.write_text("\n".join([json.dumps(first), *rest]) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("module, flags, spoil, complaint", [
+    (measure, ["--max_new_tokens=1000"], {}, "prompts_test.jsonl: a prompt of .* do not fit a con"),
+    (measure, ["--out=out"], {}, "--out=out: expected a file to write, not a folder"),
+    (measure, ["--out=new/"], {}, "--out=new/: expected a file to write"),
+    (measure, ["--out=toy/prompts_test.jsonl"], {}, "would be read, and replaced"),
+    (measure, [], {"prompts_test": {"task": {"type": "fly"}}}, "the task of the prompt .* is none"),
+    (rankings, ["--fold=1"], {"rankings_train": {"labeler": None}}, "without the name of a 'labe"),
+    (rankings, ["--fold=1"], {"rankings_valid": {"labeler": [1]}}, "without the name of a 'label"),
+    (rankings, ["--completions=1"], {}, "--completions=1: a ranking has at least two"),
+    (rankings, ["--fresh=a,"], {}, "--fresh=a,: expected files with commas between"),
+    (rankings, ["--share=0.5", "--out=toy"], {}, "is the folder that is read"),
+    (instructions, ["--before=Be kind.", "--out=./toy/"], {}, "is the folder that is read"),
+    (instructions, ["--longest=1"], {}, "no prompt after '' has at most --longest=1 tokens"),
+    (instructions, ["--before=\udcff"], {}, "--before is no UTF-8 text")])
+def test_what_a_run_of_a_figure_cannot_use_is_one_line(demo, tmp_path, monkeypatch, module, flags,
+                                                      spoil, complaint):
+    """Tracebacks, some of them after everything was sampled; and a town whose files were replaced
+    by what was made of them."""
+    shutil.copytree(demo.folder / "out/toy", tmp_path / "toy")
+    for name in ("sft", "init", "rm"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).symlink_to(demo.folder / "out" / name)
+    for name, change in spoil.items():
+        spoiled(tmp_path / "toy" / f"{name}.jsonl", **change)
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    own = ["--policy=out/sft", "--max_new_tokens=4"] if module is measure else []
+    monkeypatch.setattr("sys.argv", ["x", "--data=toy", *own, *flags])
+    with pytest.raises(SystemExit, match=complaint):
+        module.main()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_rankings_of_people_become_pairs_and_shorter(tmp_path):
+    """They have no name of a labeler, and their scores need not be lists: two tracebacks."""
+    own = {"prompt": "p", "ranks": [2, 1], "completions": [{"text": "a"}, {"text": "b"}]}
+    assert [p["completions"] for p in rankings.as_pairs(own)] == [[{"text": "b"}, {"text": "a"}]]
+    assert rankings.shortened({**own, "likert": 5}, 1) == {
+        **own, "likert": 5, "ranks": [2], "completions": [{"text": "a"}]}
+
+
 def test_judged_prompts_are_those_of_the_answers(tmp_path):
     """prompts_test.jsonl has each prompt as often as a user wrote it, answers.jsonl once: with one
     there twice all others were judged by the task of another prompt."""

@@ -315,11 +315,13 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_sampled(
     assert f"{tmp_path}/file/in" in message and "choose another --out" in message
 
 
-@pytest.mark.parametrize("out", ["out", "out/toy/../toy/prompts_train.jsonl"])
-def test_samples_never_replace_a_folder_or_the_prompts(demo, monkeypatch, out):
+@pytest.mark.parametrize("out, complaint", [
+    ("out", "expected a file to write, not a folder"), ("out/x/", "expected a file to write"),
+    ("out/toy/../toy/prompts_train.jsonl", "would be read, and replaced by what is written")])
+def test_samples_never_replace_a_folder_or_the_prompts(demo, monkeypatch, out, complaint):
     monkeypatch.setattr(importlib.import_module("labels.sample"), "sample_rows", None)
     message = stops(monkeypatch, demo.folder, "labels.sample", "--max_new_tokens=4", f"--out={out}")
-    assert f"--out={out}: expected a file to write, not a folder, and not the prompts" in message
+    assert f"--out={out}" in message and complaint in message
 
 
 @pytest.mark.parametrize("module, flags", [
