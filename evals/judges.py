@@ -152,7 +152,7 @@ class Server:
         if not path.exists():
             answer = self.ask(body.encode())
             records.write_json(path, {"score": number(answer.get("score"), self.name)})
-        return records.read_json(path, "evaluate.py")["score"]
+        return records.read_json(path, "evaluate.py", score=records.NUMBER)["score"]
 
     def ask(self, body):
         """The server's answer as a dict. Tries again where that can help."""

@@ -8,7 +8,6 @@ flags become a mean score and the share of each flag for each model, and halluci
 answers to closed-domain prompts: those whose answer must come from a text in the prompt alone.
 """
 import itertools
-from pathlib import Path
 
 from settings import stop  # before torch
 
@@ -186,15 +185,9 @@ def by_town(s, town, facts, prompts, answers):
 
 
 def read_prompts(s):
-    """(the prompts of --prompts, --limit of them from the beginning, notes). A prompt that is there
-    several times counts once: its answers are not independent."""
-    kind = "test prompt" if s.judge == "town" else "prompt"
-    every, once = records.read(Path(s.prompts), kind), {}
-    for prompt in every:
-        once.setdefault(prompt["prompt"], prompt)
-    again = len(every) - len(once)
-    return list(once.values())[: s.limit or None], [
-        f"{s.prompts}: {again:,} prompts are there again and count once"] if again else []
+    """(the prompts of --prompts, --limit of them from the beginning, notes)."""
+    kind, notes = "test prompt" if s.judge == "town" else "prompt", []
+    return records.read_once(s.prompts, kind, tell=notes.append)[: s.limit or None], notes
 
 
 def answer(reader, prompts, s):

@@ -108,7 +108,7 @@ def finished(folder, data, folders, sections=()):
 
     data: the folder with world.json. folders: {name: folder of a model, with its log}.
     """
-    results = records.read_json(f"{folder}/results.json", "python evaluate.py", "gold")
+    results = records.read_json(f"{folder}/results.json", "python evaluate.py", gold=dict)
     path, town = f"{folder}/answers.jsonl", town_of(data)
     answers = judgeable(town, records.read(path, "answered prompt", "python evaluate.py"), path)
     with records.known_form(f"{folder}/results.json", "python evaluate.py"):

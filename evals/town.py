@@ -222,24 +222,13 @@ def read_models(s, prompts, demos, probes):
 
 def seconds_of(s, rm):
     """How long each step took, for those that recorded it."""
-    out = {"rm": rm["seconds"]} if "seconds" in rm else {}
+    found = {"rm": rm}
     for step, file in (("world", "world.json"), ("samples", "completions_train.facts.json"),
                        ("labels", "labelers.json")):
         if Path(s.data, file).exists():
-            facts = records.read_json(Path(s.data, file), "make demo")
-            out.update({step: facts["seconds"]} if "seconds" in facts else {})
-    return out
-
-
-def read_once(path, tell=print):
-    """The test prompts of a file, each once in each of its groups: equal prompts are no independent
-    ones, and would make every interval too narrow. Tells how many more there are."""
-    every, once = records.read(path, "test prompt"), {}
-    for prompt in every:
-        once.setdefault((prompt["prompt"], prompt.get("group")), prompt)
-    if again := len(every) - len(once):
-        tell(f"{path}: {again:,} prompts are there again and count once")
-    return list(once.values())
+            found[step] = records.read_json(Path(s.data, file), "make demo")
+    return {step: facts["seconds"] for step, facts in found.items()
+            if isinstance(facts.get("seconds"), records.NUMBER)}
 
 
 TABLES = ("win_rate", "win_rate_without_taste", "gold", "gold_interval", "gold_parts", "flags",
@@ -261,15 +250,20 @@ def judge(town, prompts, judged, n):
 
 def evaluate(s, world):
     """Everything that results.json holds, and each model's answers."""
-    prompts, groups = (read_once(f"{s.data}/prompts_{name}.jsonl", world.print)
-                       for name in ("test", "groups"))
-    probes = records.read(f"{s.data}/probes.jsonl", "probe")
+    prompts, groups = (
+        records.read_once(f"{s.data}/prompts_{name}.jsonl", "test prompt", same=same,
+                          tell=world.print)
+        for name, same in (("test", ["prompt"]), ("groups", ["prompt", "group"])))
+    probes = records.read_once(f"{s.data}/probes.jsonl", "probe", "probes", ["text", "probe"],
+                               world.print)
     demos = records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration")
     facts, town = labelers_of(s.data), town_of(s.data)
     judgeable(town, prompts, f"{s.data}/prompts_test.jsonl")
     judgeable(town, groups, f"{s.data}/prompts_groups.jsonl")
     rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
-    if "accuracy" not in rm:
+    measured = rm.get("accuracy")
+    if not (isinstance(measured, dict)
+            and all(isinstance(x, records.NUMBER) for x in measured.values())):
         stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")
     versus, seconds = pairs("versus", s.versus, "/"), seconds_of(s, rm)
     _, heldout = pool(facts["seed"])
@@ -298,7 +292,7 @@ def evaluate(s, world):
             results[table][name] = value
     results["groups"] = {group: {name: own[group] for name, own in results["groups"].items()}
                          for group in results["groups"][name]}
-    results["rm_accuracy"] = rm["accuracy"]
+    results["rm_accuracy"] = measured
     results["seconds"].update(seconds)
     for a, b in versus:
         if a in answers and b in answers:

@@ -174,14 +174,14 @@ def model_samples(town, prompts, model):
 
 def town_of(folder):
     """The town of a folder that data/toy/world.py wrote."""
-    return Town(records.read_json(f"{folder}/world.json", "python -m data.toy.world", "seed")
+    return Town(records.read_json(f"{folder}/world.json", "python -m data.toy.world", seed=int)
                 ["seed"])
 
 
 def labelers_of(folder):
     """What labelers.json says of those who labelled a folder's training split."""
-    return records.read_json(f"{folder}/labelers.json", "python -m labels.simulated", "seed",
-                             "sharpness", "agreement")
+    return records.read_json(f"{folder}/labelers.json", "python -m labels.simulated", seed=int,
+                             sharpness=records.NUMBER, agreement=records.MAYBE_NUMBER)
 
 
 def judgeable(town, prompts, path):

@@ -403,6 +403,8 @@ def test_repositories_of_the_hub_are_downloaded_and_loaded(tmp_path, server, gpt
     (dict(peft_type="LOHA"), "peft_type = 'LOHA'"), (dict(bias="all"), "bias = 'all'"),
     (dict(rank_pattern={"c_attn": 4}), "rank_pattern = "),
     (dict(base_model_name_or_path=None), "names no base_model_name_or_path"),
+    (dict(lora_alpha=None), "lora_alpha = None: expected a number above 0"),
+    (dict(lora_alpha="6"), "lora_alpha = '6': expected a number above 0"),
     (dict(base_model_name_or_path="nowhere"), "nowhere is not there: neither a folder"),
     (dict(base_model_name_or_path="nobody/base"), "nobody/base is no folder here"),
 ])
