@@ -26,7 +26,7 @@ from pathlib import Path
 from settings import parse, stop  # before torch
 
 from data import hub, records
-from data.files import SUFFIXES, TABLES, find_files, read_rows, stream
+from data.files import WITH_TABLES, find_files, read_rows, stream
 from data.formats import DATASETS, Bad, recognised
 from data.formats.records import FIELDS, demonstration, take, trim, trimmed
 from data.records import ASSISTANT, HUMAN
@@ -303,7 +303,7 @@ def read(s):
               + "\n".join(map(listed, DATASETS)))
     if on_hub:
         return stream(s.name[4:], s.subset, s.part, s.revision)
-    paths = find_files(s.file, SUFFIXES + TABLES) if s.file else download(s.name)
+    paths = find_files(s.file, WITH_TABLES) if s.file else download(s.name)
     refuse_own(paths, s.out)
     return (row for path in paths for row in read_rows(path, s.max_bytes, s.max_line))
 

@@ -13,6 +13,7 @@ from data.records import ASSISTANT
 
 ROLES = {"human": ("user", "human", "prompter"), "system": ("system", "developer"),
          "assistant": ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "bing", "bard")}
+ASKED = ("question", "instruction", "query", "input")  # columns that may be a pair's prompt
 SIDES = {name: side for side, names in ROLES.items() for name in names}
 
 
@@ -68,8 +69,17 @@ def conversation(messages):
 
 
 def sharegpt(row):
-    """{"conversations": [{"from": "human", "value": str}, {"from": "gpt", "value": str}, ...]}."""
-    yield from conversation(take(row, "conversations", list))
+    """{"conversations": [{"from": "human", "value": str}, {"from": "gpt", "value": str}, ...]};
+    with "system", a text, before them, or "chosen" and "rejected", messages, after them."""
+    messages = take(row, "conversations", list)
+    if isinstance(row.get("system"), str):
+        messages = [{"from": "system", "value": row["system"]}, *messages]
+    if row.get("chosen") is None:
+        yield from conversation(messages)
+    else:
+        sides = [[take(row, side, dict)] for side in ("chosen", "rejected")]
+        both = together(messages, sides)
+        yield both if isinstance(both, Reason) else ranking(*both, [1, 2])
 
 
 def side_of(value):
@@ -117,19 +127,24 @@ def completions(row):
 def trl(row):
     """TRL's formats, texts or messages: {"prompt", "chosen", "rejected"}, {"chosen", "rejected"}
     with an implicit prompt, {"prompt", "completion"} with or without {"label"}, {"messages"},
-    {"prompt"}, {"text"}; and K completions: {"prompt", "completions", "ranks" or "ratings"}."""
+    {"prompt"}, {"text"}; and K completions: {"prompt", "completions", "ranks" or "ratings"}. A
+    completion may be called "response". Of a row with several, the pair counts first."""
     if not isinstance(row, dict):
         raise Bad(f"expected a JSON object, got {records.shorten(row)}")
     gone = {name for name, value in row.items() if value is None}  # a table's empty cells
     row = {name: value for name, value in row.items() if value is not None}
+    if "prompt" in row and "response" in row:
+        row.setdefault("completion", row["response"])
+    if "prompt" in row and "completion" not in row and gone & {"completion", "response"}:
+        yield "no value of 'completion'"
     other = {"chosen": "rejected", "rejected": "chosen", "completion": "prompt"}
     without = [other[name] for name in other if name in row and other[name] in gone]
     if without:
         yield f"no value of {without[0]!r}"
-    elif "messages" in row:
-        yield from conversation(take(row, "messages", list))
     elif "chosen" in row or "rejected" in row:
         yield from chosen_rejected(row)
+    elif "messages" in row:
+        yield from conversation(take(row, "messages", list))
     elif "completions" in row:
         yield k_way(row)
     elif "completion" in row:
@@ -154,6 +169,9 @@ def chosen_rejected(row):
         if all(ASSISTANT in side for side in sides):
             yield from hh_rlhf(row)
             return
+        if asked := next((name for name in ASKED if name in row), None):
+            raise Bad(f"no field 'prompt', but {asked!r}: say --prompt={asked} --chosen=chosen "
+                      "--rejected=rejected")
         same = os.path.commonprefix(sides)
         end = max(same.rfind(" "), same.rfind("\n")) + 1  # no word is cut
         prompt, sides = same[:end], [side[end:] for side in sides]
