@@ -88,10 +88,33 @@ def test_trl_rows(row, expected):
     ({"prompt": Q, "chosen": A, "rejected": A}, "all completions are the same"),
     ({"prompt": Q, "chosen": A, "rejected": None}, "no value of 'rejected'"),
     ({"prompt": None, "completion": A}, "no value of 'prompt'"),
+    ({"messages": None, "id": 7}, "no value of 'messages'"), ({"text": None}, "no value of 'text'"),
     ({"messages": []}, "no reply"), ({"prompt": " "}, "empty prompt"),
 ])
 def test_trl_rows_that_cannot_be_used_say_why(row, reason):
     assert convert("trl", row) == ([], [reason])
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"prompt": Q, "response": None}, "no value of 'completion'"),
+    ({"prompt": Q, "completion": None, "label": True}, "no value of 'completion'"),
+    ({"prompt": Q, "chosen": None, "rejected": None}, "no value of 'chosen'")])
+def test_a_prompt_is_kept_where_its_completions_are_missing(row, reason):
+    assert convert("trl", row) == ([{"prompt": Q}], [reason])
+
+
+def test_empty_cells_of_a_table_are_counted_in_every_format(tmp_path):
+    """One of them among thousands of rows must not end the run."""
+    good = {"instruction": Q, "input": None, "output": A}
+    facts, files = build(tmp_path, "alpaca", save(tmp_path / "in.jsonl", [
+        good, {**good, "output": None}, {**good, "instruction": None}]))
+    assert union(files, "demonstrations") == [{"prompt": Q, "response": A}]
+    assert facts["dropped"]["demonstrations"] == {"no value of 'output'": 1,
+                                                  "no value of 'instruction'": 1}
+    row = {"prompt": Q, "response": A, "helpfulness": 1}
+    made, reasons = convert("helpsteer2", row, {**row, "prompt": None}, {**row, "response": B,
+                                                                         "helpfulness": 3})
+    assert [r["ranks"] for r in made] == [[2, 1]] and reasons == ["no value of 'prompt'"]
 
 
 @pytest.mark.parametrize("row, complaint", [

@@ -131,32 +131,27 @@ def trl(row):
     completion may be called "response". Of a row with several, the pair counts first."""
     if not isinstance(row, dict):
         raise Bad(f"expected a JSON object, got {records.shorten(row)}")
-    gone = {name for name, value in row.items() if value is None}  # a table's empty cells
-    row = {name: value for name, value in row.items() if value is not None}
-    if "prompt" in row and "response" in row:
-        row.setdefault("completion", row["response"])
-    if "prompt" in row and "completion" not in row and gone & {"completion", "response"}:
-        yield "no value of 'completion'"
-    other = {"chosen": "rejected", "rejected": "chosen", "completion": "prompt"}
-    without = [other[name] for name in other if name in row and other[name] in gone]
-    if without:
-        yield f"no value of {without[0]!r}"
-    elif "chosen" in row or "rejected" in row:
+    if "prompt" in row and "completion" not in row and "response" in row:
+        row = {**row, "completion": row["response"]}
+    given = {name for name, value in row.items() if value is not None}
+    if given & {"chosen", "rejected"}:
         yield from chosen_rejected(row)
-    elif "messages" in row:
+    elif "messages" in given:
         yield from conversation(take(row, "messages", list))
-    elif "completions" in row:
+    elif "completions" in given:
         yield k_way(row)
-    elif "completion" in row:
+    elif "completion" in given:
         both = together(take(row, "prompt", (str, list)), [take(row, "completion", (str, list))])
         if row.get("label") is False:
             both = Reason("a completion that was disliked")
         yield both if isinstance(both, Reason) else demonstration(both[0], both[1][0])
-    elif "prompt" in row:
+    elif "prompt" in given:
+        yield from (f"no value of {name!r}" for name in ("chosen", "completion") if name in row)
         both = together(take(row, "prompt", (str, list)), ["x"])
         yield both if isinstance(both, Reason) else prompted(both[0])
     else:
-        yield {"text": take(row, "text")} if take(row, "text").strip() else "empty text"
+        name = next((name for name in ("text", "messages", "prompt") if name in row), "text")
+        yield {"text": take(row, name)} if take(row, name).strip() else "empty text"
 
 
 def chosen_rejected(row):
@@ -187,7 +182,7 @@ def k_way(row):
     texts, both = completions(row), together(take(row, "prompt", (str, list)), ["x"])
     if isinstance(both, Reason):
         return both
-    name = next((n for n in ("ranks", "ratings", "scores") if n in row), "ranks")
+    name = next((n for n in ("ranks", "ratings", "scores") if row.get(n) is not None), "ranks")
     values = take(row, name, list)
     if len(values) != len(texts):
         raise Bad(f"field {name!r}: expected one for each of the {len(texts)} completions, got "
