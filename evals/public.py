@@ -93,6 +93,9 @@ def read_tasks(s, world):
             world.print(f"{name} is skipped: {skipped[name]}")
     if not data and not (s.prompts or s.rankings):
         stop("no task has its files")
+    if len(set(world.gather([tuple(data)]))) > 1:
+        stop("some processes lack the files of a task, and the others would wait for them: name "
+             "the tasks with --tasks, or give the files with --files")
     for name in data:
         for package in TASKS[name].needs:
             extra(package, f"the task {name}")

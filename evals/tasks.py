@@ -10,6 +10,7 @@ import contextlib
 import csv
 import glob
 import json
+import os
 import random
 import tarfile
 import zipfile
@@ -169,7 +170,7 @@ def unpacked(archive, name):
         inside = next((n for n in names if f"/{n}".endswith(f"/{name}")), None)
         if inside is None:
             raise hub.Unavailable(f"there is no {name} in {archive}")
-        part = path.with_name(f"{path.name}.part")
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # each of torchrun's ranks comes
         part.write_bytes(read(inside))
     part.replace(path)
     return path

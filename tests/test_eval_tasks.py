@@ -22,6 +22,7 @@ from helpers import one_process, tiny
 from model import GPT, GPTConfig
 from real_input import PUBLIC
 from runtime.checkpoint import save
+from runtime.world import World
 from sft import Settings
 from test_bad_input import another_tokenizer
 
@@ -439,6 +440,25 @@ def test_a_task_without_files_is_skipped_and_told(tmp_path, model, files, capsys
     assert "https://" in skipped["rte"] and "--files" in skipped["rte"]
 
 
+def test_ranks_that_have_other_files_are_told(files, monkeypatch):
+    """They would wait for each other's results."""
+    world = one_process()
+    world.gather = lambda rows: [*rows, ("rte",)]
+    with pytest.raises(SystemExit, match="some processes lack the files of a task"):
+        public.read_tasks(settings(files, tasks="sst,rte"), world)
+
+
+def test_ranks_wait_for_a_slow_judge(monkeypatch):
+    """Only the first asks it: 5,000 texts of the toxicity task at 30 seconds each."""
+    made = []
+    monkeypatch.setattr(evaluate, "World", lambda *args: made.append(World(*args)) or made[0])
+    monkeypatch.setattr(evaluate, "parse", lambda cls: cls(suite="public", device="cpu"))
+    monkeypatch.setattr(public, "run", lambda s, world: None)
+    with torch.enable_grad():  # it switches gradients off; here they come back
+        evaluate.main()
+    assert made[0].timeout >= 5000 * 30 * 3
+
+
 def test_files_are_found_at_any_depth_and_behind_links(tmp_path):
     for path in ("far/glue/RTE/dev.tsv", "far/glue/dev.tsv", "[here]/other/dev.tsv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -471,3 +491,20 @@ def test_files_come_through_the_cache(tmp_path, monkeypatch):
         tasks.locate(["y.tsv"], "https://x/RTE.zip", "", "rte")
     with pytest.raises(hub.Unavailable, match="no public home"):
         tasks.locate(["y"], "JSON lines", "", "t")
+
+
+def test_two_ranks_unpack_an_archive(tmp_path, monkeypatch):
+    """The second one comes when the first has written its file, and not yet named it."""
+    with zipfile.ZipFile(tmp_path / "RTE.zip", "w") as file:
+        file.writestr("RTE/dev.tsv", "zip")
+    ranks, write = [1, 2], Path.write_bytes
+
+    def meet(path, content):
+        write(path, content)
+        if ranks:
+            tasks.unpacked(tmp_path / "RTE.zip", "RTE/dev.tsv")
+
+    monkeypatch.setattr("os.getpid", lambda: ranks.pop(0))
+    monkeypatch.setattr(Path, "write_bytes", meet)
+    assert tasks.unpacked(tmp_path / "RTE.zip", "RTE/dev.tsv").read_text() == "zip"
+    assert {p.name for p in tmp_path.iterdir()} == {"RTE.zip", "RTE-dev.tsv"}

@@ -183,6 +183,7 @@ def test_facts_that_are_not_whole_are_one_line(ranked, file, content, flags, com
     (["--limit=3"], "--limit is a setting of the public suite: add --suite=public"),
     (["--prompts=x"], "--prompts is a setting of the public suite"),
     (["--suite=public", "--tasks=rte,preference"], "needs --prompts=FILE or --rankings=FILE"),
+    (["--suite=public", "--info=a:b"], "--info needs --truth"),
     (["--models="], "--models= names no model"),
     (["--suite=public", "--models="], "--models= names no model"),
     (["--models=a=b", "--versus=a/c"], "there is no model c in --models"),
