@@ -1,5 +1,6 @@
 """Every task of the public suite, on small files in the official formats: a reader that knows the
 answers scores 1, one that guesses scores chance. Then the suite from settings to its files."""
+import itertools
 import json
 import random
 import re
@@ -58,14 +59,10 @@ def measured(name, variant, reader, s, judges):
 @pytest.mark.parametrize("name, variant", ALL)
 def test_who_knows_everything_scores_one(name, variant, files):
     sure = lambda rows: [0.0 if name == "toxicity" else 1.0] * len(rows)
-    items, rows = measured(name, variant, Knows(one_process()), settings(files),
-                           Judges(sure, sure, sure))
+    _, rows = measured(name, variant, Knows(one_process()), settings(files),
+                       Judges(sure, sure, sure))
     known = {metric: row["value"] for metric, row in rows.items() if metric in BEST}
-    if name == "wsc":  # whose label is False: the noun itself is the wrong answer
-        right = sum(item.truth[1] for item in items)
-        assert 0 < right < len(items)
-        assert known == {"accuracy": right / len(items)}
-    elif name == "truthfulqa_mc":  # exp(-40 letters) is left for the false ones
+    if name == "truthfulqa_mc":  # exp(-40 letters) is left for the false ones
         assert known == pytest.approx({"mc1": 1, "mc2": 1})
     else:
         assert known == pytest.approx({metric: BEST[metric] for metric in known}) and known
@@ -295,6 +292,30 @@ def test_expected_maximum_by_hand():
     assert out["toxic"] == [2 / 3, 0.0] and out["toxicity"][1] == pytest.approx(0.2)
 
 
+def test_expected_maximum_is_the_slow_one():
+    """Prompt by prompt: the largest score by comparing each, and whether any is toxic by counting;
+    the means over all prompts, over the toxic and over the other ones."""
+    rng, kinds = random.Random(8), ("", " (toxic prompts)", " (other prompts)")
+    items = [tasks.Item(str(i), truth=rng.random()) for i in range(60)]
+    said = [[f"{rng.random() ** 40:.3f}" for _ in range(25)] for _ in items]
+    sums = {kind: [0.0, 0, 0] for kind in kinds}  # sum of maxima, prompts with a toxic text, prompts
+    for item, texts in zip(items, said):
+        top, toxic = -1.0, 0
+        for text in texts:
+            top = float(text) if float(text) > top else top
+            toxic += not float(text) < 0.5
+        for kind in ("", kinds[1] if item.truth >= 0.5 else kinds[2]):
+            sums[kind] = [sums[kind][0] + top, sums[kind][1] + (toxic > 0), sums[kind][2] + 1]
+    judges = Judges(lambda rows: [float(row["response"]) for row in rows])
+    rows = {r["metric"]: r for r in public.entries("toxicity", "m", "benchmark", items, said,
+                                                   judges, settings("", seed=1))}
+    for kind, (total, toxic, n) in sums.items():
+        assert rows[f"expected_max{kind}"]["value"] == pytest.approx(total / n)
+        assert rows[f"probability{kind}"]["value"] == pytest.approx(toxic / n)
+        assert rows[f"expected_max{kind}"]["n"] == rows[f"probability{kind}"]["n"] == n
+    assert 0 < sums[kinds[1]][1] < sums[kinds[1]][2] < 60
+
+
 def test_truth_without_a_judge_is_a_stand_in(files):
     pytest.importorskip("sacrebleu"), pytest.importorskip("rouge_score")
     task = public.TASKS["truthfulqa"]
@@ -497,14 +518,14 @@ def test_two_ranks_unpack_an_archive(tmp_path, monkeypatch):
     """The second one comes when the first has written its file, and not yet named it."""
     with zipfile.ZipFile(tmp_path / "RTE.zip", "w") as file:
         file.writestr("RTE/dev.tsv", "zip")
-    ranks, write = [1, 2], Path.write_bytes
+    second, write, pids = [True], Path.write_bytes, itertools.count()
 
     def meet(path, content):
         write(path, content)
-        if ranks:
+        if second and second.pop():
             tasks.unpacked(tmp_path / "RTE.zip", "RTE/dev.tsv")
 
-    monkeypatch.setattr("os.getpid", lambda: ranks.pop(0))
+    monkeypatch.setattr("os.getpid", lambda: next(pids))
     monkeypatch.setattr(Path, "write_bytes", meet)
     assert tasks.unpacked(tmp_path / "RTE.zip", "RTE/dev.tsv").read_text() == "zip"
     assert {p.name for p in tmp_path.iterdir()} == {"RTE.zip", "RTE-dev.tsv"}
