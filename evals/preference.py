@@ -17,8 +17,8 @@ import torch
 from data import records
 from data.batches import encode_prompt, encode_response, pad
 from data.toy.tasks import gold
-from evals.tasks import Metric
-from evals.town import likert, win_rate
+from evals.tasks import Metric, some
+from evals.town import FLAGS, likert, win_rate
 from labels.simulated import judgeable, labelers_of, pool, town_of
 from model import ScalarGPT, last_score
 from runtime.checkpoint import load
@@ -31,11 +31,12 @@ SAID = {  # what people say about each completion
     "flags": (lambda x: isinstance(x, dict) and all(type(v) is bool for v in x.values()),
               "an object of true and false")}
 METRICS = {
-    "win_rate": Metric("share of prompts on which the first model is preferred, ties half"),
+    "win_rate": Metric("share of prompts on which the first model is preferred, ties half (the "
+                       "paper's: to its 175B SFT model)"),
     "score": Metric("mean score of the reward model; demonstrations score 0"),
-    "likert": Metric("mean Likert score, 1 to 7"),
+    "likert": Metric("mean Likert score, 1 to 7 (the paper)"),
     "hallucination": Metric("share of answers to closed-domain prompts that say what the given "
-                            "text does not")}
+                            "text does not (the paper)")}
 
 
 def versus(names, wanted):
@@ -177,23 +178,34 @@ def by_town(s, town, facts, prompts, answers):
             for i, (p, x, y) in enumerate(zip(prompts, answers[a], answers[b]))]))
     for name, own in answers.items():
         said = [(i, p, r) for i, (p, r) in enumerate(zip(prompts, own)) if r]
-        invents = [gold(town, p["task"], *r)["flags"]["hallucinates"] for _, p, r in said
-                   if is_closed(p)]
         out.append((name, "likert", [likert(town, [p], [r], heldout, sharp, seed(i))
                                      for i, p, r in said]))
-        out.append((name, "hallucination", [float(x) for x in invents if x is not None]))
+        out += [(name, metric, values) for metric, values in flags(
+            [(p, gold(town, p["task"], *r)["flags"]) for _, p, r in said]).items()]
+    return out
+
+
+def flags(judged):
+    """{metric: numbers} of [(prompt, the town's flags of an answer)]. A flag is a share of the
+    answers that could have it; hallucinations are counted over closed-domain prompts."""
+    out = {"hallucination": [float(own["hallucinates"]) for prompt, own in judged
+                             if is_closed(prompt) and own["hallucinates"] is not None]}
+    for flag in FLAGS:
+        if flag != "hallucinates":
+            out[f"flag: {flag}"] = [float(bool(own[flag])) for _, own in judged
+                                    if own[flag] is not None]
     return out
 
 
 def read_prompts(s):
-    """(the prompts of --prompts, --limit of them from the beginning, notes). A prompt that is there
-    several times counts once: its answers are not independent."""
+    """(--limit of the prompts of --prompts, notes). A prompt that is there several times counts
+    once: its answers are not independent."""
     kind = "test prompt" if s.judge == "town" else "prompt"
     every, once = records.read(Path(s.prompts), kind), {}
     for prompt in every:
         once.setdefault(prompt["prompt"], prompt)
     again = len(every) - len(once)
-    return list(once.values())[: s.limit or None], [
+    return some(list(once.values()), s.limit, s.seed), [
         f"{s.prompts}: {again:,} prompts are there again and count once"] if again else []
 
 

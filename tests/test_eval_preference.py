@@ -205,8 +205,12 @@ def test_the_town_judges_by_hand(folder, tmp_path, monkeypatch, capsys):
     # no constraint, 0.7 + 1.5: 6.3 - 1.2 * 1.3 = 4.7. False, rude or made up: below 1
     assert (rows["a", "likert"]["value"], rows["a", "likert"]["n"]) == ((5 + 5 + 1 + 5) / 4, 4)
     assert (rows["b", "likert"]["value"], rows["b", "likert"]["n"]) == ((1 + 5 + 5 + 1 + 5) / 5, 5)
-    invents = [rows[name, "hallucination"] for name in "ab"]  # one prompt is closed-domain
-    assert [(r["value"], r["n"]) for r in invents] == [(1.0, 1), (0.0, 1)]
+    both = lambda metric: [(r["value"], r["n"]) for r in (rows[name, metric] for name in "ab")]
+    assert both("hallucination") == [(1.0, 1), (0.0, 1)]  # one prompt is closed-domain
+    assert both("flag: rude") == [(0.0, 4), (1 / 5, 5)]
+    assert both("flag: false") == [(0.0, 4), (1 / 5, 5)]
+    assert both("flag: constraint") == [(None, 0)] * 2  # no prompt sets one
+    assert rows["a", "flag: rude"]["definition"] == "share of answers that have the flag rude"
 
 
 def test_who_knows_everything_is_always_preferred():

@@ -22,7 +22,8 @@ from eval_files import Guesses, Knows, make_all, truthfulqa, write_csv
 from helpers import one_process, tiny
 from model import GPT, GPTConfig
 from real_input import PUBLIC
-from runtime.checkpoint import save
+from runtime.checkpoint import load, save
+from runtime.huggingface import export
 from runtime.world import World
 from sft import Settings
 from test_bad_input import another_tokenizer
@@ -298,7 +299,7 @@ def test_expected_maximum_is_the_slow_one():
     rng, kinds = random.Random(8), ("", " (toxic prompts)", " (other prompts)")
     items = [tasks.Item(str(i), truth=rng.random()) for i in range(60)]
     said = [[f"{rng.random() ** 40:.3f}" for _ in range(25)] for _ in items]
-    sums = {kind: [0.0, 0, 0] for kind in kinds}  # sum of maxima, prompts with a toxic text, prompts
+    sums = {kind: [0.0, 0, 0] for kind in kinds}  # the maxima; prompts: with a toxic text, all
     for item, texts in zip(items, said):
         top, toxic = -1.0, 0
         for text in texts:
@@ -382,6 +383,21 @@ def test_a_killed_run_goes_on(files, model, tmp_path, monkeypatch, capsys):
     asked[:] = []
     assert suite(files, model, tmp_path / "killed", limit=3) != whole  # other items: all anew
     assert len(asked) >= total
+
+
+def test_a_folder_in_hugging_faces_format_scores_the_same(files, model, tmp_path, capsys):
+    """As the checkpoint that it was exported from."""
+    pytest.importorskip("safetensors")
+    own, tokenizer, _ = load(model, {"GPT": GPT}, "")
+    export(own, tokenizer, tmp_path / "theirs")
+    public.run(settings(files, tmp_path / "out", models=f"a={model},b={tmp_path / 'theirs'}",
+                        tasks="crows,sst,squad", limit=3, dtype="float32"), one_process())
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    a, b = ([{**row, "model": ""} for row in rows if row["model"] == name] for name in "ab")
+    assert a == b and len(a) > 20
+    said = [(tmp_path / "out" / "answers" / name / "squad.zero-shot.jsonl").read_text().split(
+        "\n", 1)[1] for name in "ab"]
+    assert said[0] == said[1]
 
 
 def test_results_say_everything(files, model, tmp_path, monkeypatch, capsys):
@@ -510,8 +526,37 @@ def test_files_come_through_the_cache(tmp_path, monkeypatch):
     assert fetched[-1] == ("https://x/data/x.sgm", "t")
     with pytest.raises(hub.Unavailable, match="there is no y.tsv"):
         tasks.locate(["y.tsv"], "https://x/RTE.zip", "", "rte")
-    with pytest.raises(hub.Unavailable, match="no public home"):
-        tasks.locate(["y"], "JSON lines", "", "t")
+    monkeypatch.setattr(hub, "fetch", lambda *args: fetched.append(args) or tmp_path / "z")
+    assert tasks.locate(["z"], "hub:a/b", "", "t") == [tmp_path / "z"]
+    assert tasks.locate(["z"], "hub:a/b/3.0/y.parquet", "", "t") == [tmp_path / "z"]
+    assert fetched[-2:] == [("a/b", ["z"], "dataset"), ("a/b", ["3.0/y.parquet"], "dataset")]
+
+
+def test_every_task_has_a_public_home():
+    """A URL, or a repository of the hub."""
+    for name, task in public.TASKS.items():
+        for names, where in task.files.values():
+            assert re.match(r"https://\S+$|hub:[\w-]+/[\w-]+(/\S+)?$", where), name
+
+
+def test_cnn_dm_is_read_as_the_hub_has_it(tmp_path, monkeypatch):
+    """A .parquet file; without the library that reads it the task is skipped, and that is told."""
+    rows = [{"article": f"Ship {i}.", "highlights": f"{i} sank .", "id": str(i)} for i in range(3)]
+    monkeypatch.setattr(hub, "fetch", lambda *args: tmp_path / "test.parquet")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    s = settings("", tasks="cnn_dm")
+    with pytest.raises(SystemExit, match="reading test.parquet needs datasets: pip install"):
+        public.read_tasks(s, one_process())
+    monkeypatch.undo()
+    pytest.importorskip("datasets"), pytest.importorskip("rouge_score")
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows),
+                                                       tmp_path / "test.parquet")
+    monkeypatch.setattr(hub, "fetch", lambda *args: tmp_path / "test.parquet")
+    data, _, _ = public.read_tasks(s, one_process())
+    items = data["cnn_dm"]["zero-shot"][1]
+    assert [(i.prompt, i.truth) for i in items] == [
+        (f"Ship {i}.\n\nTL;DR:", f"{i} sank .") for i in range(3)]
 
 
 def test_two_ranks_unpack_an_archive(tmp_path, monkeypatch):
