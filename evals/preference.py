@@ -39,6 +39,18 @@ METRICS = {
                             "text does not (the paper)")}
 
 
+FLAG = "flag: "  # what the metric of a flag begins with
+
+
+def defined(metric):
+    """The definition of a metric, that of a flag included."""
+    if metric in METRICS:
+        return METRICS[metric].definition
+    flag = metric.removeprefix(FLAG)
+    about = f" ({FLAGS[flag]}), of those that could have it" if flag in FLAGS else ""
+    return f"share of answers with the flag {flag}{about}"
+
+
 def versus(names, wanted):
     """The pairs of --versus whose models are both there; without any all pairs of names. A name can
     be a path: out/ppo/out/sft are two models."""
@@ -110,7 +122,7 @@ def from_rankings(path, wanted):
             for flag, value in (r["flags"][i] if "flags" in r else {}).items():
                 if flag != "hallucination" or is_closed(r):
                     shares.setdefault(flag, []).append((r["prompt"], float(value)))
-        out += [(name, flag if flag == "hallucination" else f"flag: {flag}", by_prompt(values))
+        out += [(name, flag if flag == "hallucination" else f"{FLAG}{flag}", by_prompt(values))
                 for flag, values in shares.items()]
     return [row for row in out if row[2] or row[1] == "win_rate"]  # a pair that never met: n = 0
 
@@ -192,7 +204,7 @@ def flags(judged):
                              if is_closed(prompt) and own["hallucinates"] is not None]}
     for flag in FLAGS:
         if flag != "hallucinates":
-            out[f"flag: {flag}"] = [float(bool(own[flag])) for _, own in judged
+            out[f"{FLAG}{flag}"] = [float(bool(own[flag])) for _, own in judged
                                     if own[flag] is not None]
     return out
 

@@ -236,11 +236,10 @@ def prefer(s, compared, people, results):
     """The rows of the task `preference`: of what the models answered, and of what people ranked."""
     found = [*((s.judge, row) for row in compared), *(("rankings", row) for row in people)]
     for who, (model, metric, values) in found:
-        known = preference.METRICS.get(metric)
         results["results"].append({
             "task": "preference", "group": "preference", "model": model, "prompt": who,
-            "metric": metric, **interval(values, s.seed), "seed": s.seed, "definition":
-            known.definition if known else f"share of answers that have the flag {metric[6:]}"})
+            "metric": metric, **interval(values, s.seed), "seed": s.seed,
+            "definition": preference.defined(metric)})
 
 
 def run(s, world):

@@ -210,7 +210,7 @@ def test_the_town_judges_by_hand(folder, tmp_path, monkeypatch, capsys):
     assert both("flag: rude") == [(0.0, 4), (1 / 5, 5)]
     assert both("flag: false") == [(0.0, 4), (1 / 5, 5)]
     assert both("flag: constraint") == [(None, 0)] * 2  # no prompt sets one
-    assert rows["a", "flag: rude"]["definition"] == "share of answers that have the flag rude"
+    assert "with the flag false (claims something false)" in rows["a", "flag: false"]["definition"]
 
 
 def test_who_knows_everything_is_always_preferred():
