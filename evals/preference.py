@@ -135,18 +135,14 @@ def reward_scores(model, tokenizer, prompts, answers, world, tokens):
     it does not fit."""
     rows = [encode_prompt(tokenizer, p) + encode_response(tokenizer, *a) if a else []
             for p, a in zip(prompts, answers)]
-    rows = [row if len(row) <= model.config.block_size else [] for row in rows]
-    out, mine = [None] * len(rows), world.share(list(range(len(rows))))
-    mine = [i for i in mine if rows[i]]
-    found = []
+    fit = [i for i, row in enumerate(rows) if 0 < len(row) <= model.config.block_size]
+    mine, found = world.share(fit), []
     for group in groups_by_tokens([len(rows[i]) for i in mine], tokens):
         ids, lengths = pad([rows[mine[k]] for k in group])
         scores = last_score(model(ids.to(world.device)), lengths.to(world.device)).tolist()
         found += [(mine[k], score) for k, score in zip(group, scores)]
-    for part in every_rank(world, found):
-        for i, score in part:
-            out[i] = score
-    return out
+    score_of = dict(pair for part in every_rank(world, found) for pair in part)
+    return [score_of.get(i) for i in range(len(rows))]
 
 
 def every_rank(world, rows):

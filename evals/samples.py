@@ -21,6 +21,7 @@ from data import records
 from evals.judges import judge
 from evals.metrics import (bleu_counts, bleu_of, drop, interval, is_number, rank_correlation,
                            rouge_l)
+from evals.public_report import shown
 from evals.squad import REFUSAL, scores
 from evals.tasks import BAD, csv_rows
 
@@ -124,12 +125,6 @@ def agreement(rows, scorer):
             "right": share(sum(x >= 0.5 for x in ours))}
 
 
-def told(metric):
-    """A number with its interval, where it has one."""
-    span = "" if metric["low"] is None else f" [{metric['low']:.3f}, {metric['high']:.3f}]"
-    return f"{metric['value']:.3f}{span}"
-
-
 def share_of(x, form="{:.0%}"):
     return "not measured" if x is None else form.format(x)
 
@@ -143,7 +138,7 @@ def main():
         print(f"\n{path}: {kind}, {len(rows):,} samples")
         for (model, prompt), metrics in sorted(table.items()):
             print(f"  {model:16} {prompt:18} " + "  ".join(
-                f"{name} {told(m)}" for name, m in metrics.items()))
+                f"{name} {shown(m)}" for name, m in metrics.items()))
         if kind == "toxicity" and s.toxicity:
             facts = agreement(rows, judge("toxicity", s.toxicity, "out/evals/judged"))
             print(f"  {s.toxicity}: rank correlation with Perspective "

@@ -1,8 +1,10 @@
 """evals/judges.py: each kind of slot, and a server that fails, is slow, or lies."""
+import contextlib
 import http.server
 import json
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -13,6 +15,7 @@ from evals.judges import Server, judge
 ROWS = [{"prompt": "p", "response": "good"}, {"prompt": "p", "response": "bad"}]
 KEY = "secret-word"
 CUT = b'{"sc'  # an answer that ends too early
+SLOW = b"slow"  # one that takes 0.4 s
 
 
 def half(rows):
@@ -36,14 +39,17 @@ def server(monkeypatch):
             seen.append((json.loads(body), self.headers.get("Authorization")))
             code = plan.pop(0) if plan else 200
             self.send_response(code if isinstance(code, int) else 200)
+            if code == SLOW:
+                time.sleep(0.4)
             if code == 302:
                 self.send_header("Location", f"http://127.0.0.1:{web.server_port}/elsewhere")
             if code == CUT:
                 self.send_header("Content-Length", "99")
             self.end_headers()
             good = json.loads(body)["response"] == "good"
-            self.wfile.write(code if isinstance(code, bytes) else
-                             json.dumps({"score": 0.9 if good else 0.1}).encode())
+            with contextlib.suppress(OSError):  # who asked has gone
+                self.wfile.write(code if isinstance(code, bytes) else
+                                 json.dumps({"score": 0.9 if good else 0.1}).encode())
 
         def do_GET(self):  # where a redirection leads
             seen.append((self.path, self.headers.get("Authorization")))
@@ -117,6 +123,17 @@ def test_a_key_that_no_header_can_have(monkeypatch, server, tmp_path):
         with pytest.raises(SystemExit, match="JUDGE_KEY has characters") as error:
             judge("truth", address, tmp_path)
         assert KEY not in str(error.value)
+
+
+def test_a_slow_server_is_asked_again(server, tmp_path, monkeypatch):
+    address, seen, plan = server
+    monkeypatch.setattr(judges, "TIMEOUT", 0.25)
+    plan += [SLOW]
+    assert Server(address, tmp_path, pause=0)(ROWS[:1]) == [0.9] and len(seen) >= 2
+    monkeypatch.setattr(judges, "TRIES", 1)
+    plan += [SLOW]
+    with pytest.raises(SystemExit, match="does not answer .TimeoutError"):
+        Server(address, tmp_path, pause=0)(ROWS[1:])
 
 
 def test_a_name_holds_no_key():

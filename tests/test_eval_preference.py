@@ -134,6 +134,12 @@ def test_the_reward_model_reads_each_answer_alone(folder):
         with torch.no_grad():
             assert score == pytest.approx(float(model(torch.tensor([ids]))[0, -1]), abs=1e-4)
     assert got[2] is None
+    for rank in range(2):  # each of two ranks scores one of the two that fit
+        world = one_process()
+        world.rank, world.size, world.gather = rank, 2, lambda rows: rows
+        own = reward_scores(model, tokenizer, prompts, answers, world, 4096)
+        assert own[rank] == pytest.approx(got[rank], abs=1e-4)
+        assert own[1 - rank] is None is own[2]
 
 
 def test_two_models_are_compared(folder, tmp_path, monkeypatch, capsys):
