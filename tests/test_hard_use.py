@@ -183,6 +183,7 @@ def test_facts_that_are_not_whole_are_one_line(ranked, file, content, flags, com
     (["--limit=3"], "--limit is a setting of the public suite: add --suite=public"),
     (["--prompts=x"], "--prompts is a setting of the public suite"),
     (["--suite=public", "--tasks=rte,preference"], "needs --prompts=FILE or --rankings=FILE"),
+    (["--suite=public", "--info=a:b"], "--info needs --truth"),
     (["--models="], "--models= names no model"),
     (["--suite=public", "--models="], "--models= names no model"),
     (["--models=a=b", "--versus=a/c"], "there is no model c in --models"),
@@ -327,9 +328,9 @@ def test_a_prompt_that_only_its_marks_call_closed(ranked):
         folder / "prompts_train.jsonl", "test prompt")]
     said = {"a": [("Anna is a baker.", True)] * 30}
     rows = preference.comparing(preferring(folder), prompts, one_process())(said)
-    values = rows[-1][2]
+    values = next(values for _, metric, values in rows if metric == "hallucination")
     closed = sum(p["category"] in preference.CLOSED for p in prompts)
-    assert rows[-1][1] == "hallucination" and len(values) == closed > 0
+    assert len(values) == closed > 0
 
 
 def test_prompts_that_are_there_twice_count_once(tmp_path):
@@ -339,6 +340,10 @@ def test_prompts_that_are_there_twice_count_once(tmp_path):
     kept, notes = preference.read_prompts(s)
     assert kept == [{"prompt": "x"}, {"prompt": "y"}, {"prompt": "z"}]
     assert "2 prompts are there again and count once" in notes[0]
+    some = {tuple(p["prompt"] for p in preference.read_prompts(preferring(
+        "", judge="reward", prompts=str(tmp_path / "p.jsonl"), limit=2, seed=seed))[0])
+        for seed in range(20)}
+    assert some == {("x", "y"), ("x", "z"), ("y", "z")}  # any two, in their own order
 
 
 @pytest.mark.parametrize("changes, complaint", [
