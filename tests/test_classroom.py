@@ -13,7 +13,7 @@ import torch
 
 import kernels
 import settings
-from exercises import course, cutting, defects, hunt, judge, student, worker
+from exercises import course, cutting, defects, helpers, hunt, judge, student, worker
 
 ROOT = Path(settings.__file__).parent
 COURSE = course.load()
@@ -147,6 +147,47 @@ def test_every_exercise_has_a_page_and_three_hints(name):
     assert f"About {exercise.lines} line" in page
     assert page.partition("## A question")[2].strip().endswith("?")
     assert max(map(len, page.splitlines())) <= 110
+
+
+CALLS = {  # of the project's own functions; what PyTorch has is not told
+    "attention": [], "gae": [], "kl-reward": ["last_of"], "loss-mask": ["pad", "response_mask"],
+    "agreement": ["rank", "impressions"], "weights": ["PrefixTree"], "ema": ["bare"],
+    "win-rate": ["features", "rank", "impressions", "interval"], "center": ["score", "bare"],
+    "ptx": ["groups_of", "accumulate", "clipped_policy_loss", "policy", "world.backward",
+            "take_step"],
+    "ranks": ["sft_loss", "world.share", "accumulate", "world.micro_batches", "pad_and_mask",
+              "model", "world.backward", "world.sum", "take_step"]}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_student_would_have_to_look_for_is_told(name):
+    """With its arguments, its file and its docstring: `accumulate` was only named in a hint."""
+    lines = "\n".join(helpers.told(COURSE[name]))
+    assert re.findall(r"^    ([\w.]+)\(.*\)    [\w/]+\.py$", lines, re.M) == CALLS[name]
+    assert name != "ptx" or ("    accumulate(model, groups, more=False)    runtime/sharding.py\n"
+                             "        Each group in turn." in lines
+                             and "returns (loss, logprob, entropy)" in lines)
+    assert name != "weights" or "    PrefixTree(rows, device='cpu')    kernels/prefixes.py" in lines
+
+
+def test_numbers_in_the_pictures_are_right():
+    """They were wrong in one: whitened numbers, rounded by hand."""
+    def row(name, label):
+        page = (ROOT / "exercises" / f"{name}.md").read_text()
+        line = re.search(rf"^{label}  (.*)$", page, re.M)[1]
+        return [float(x) for x in re.findall(r"-?\d*\.\d+", line)]
+
+    near = lambda a, b, digits: a == [round(float(x), digits) for x in b]
+    x = torch.tensor(row("whiten", "before"))
+    assert near(row("whiten", "after"), (x - x.mean()) / x.std(correction=0), 1)
+    p = torch.tensor(row("choose", "p"))
+    assert row("choose", "cumulative")[: len(p)] == [round(float(c), 2) for c in p.cumsum(0)]
+    scores = row("center", "scores of demonstrations")
+    mean = scores.pop()
+    assert mean == sum(scores) / 3 and row("center", "after")[:3] == [s - mean for s in scores]
+    proxy, gold = (row("best-of-n", label)[:3] for label in ("proxy", "gold"))
+    best = [gold[i] if proxy[i] > proxy[j] else gold[j] for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert near(row("best-of-n", "gold .*best, gold"), [*best, sum(best) / 3], 2)
 
 
 def test_pages_and_solutions_are_those_of_the_exercises():
@@ -402,6 +443,9 @@ def test_from_the_hole_to_done(copy):
     said = python(copy, "check", "last-token", status=1)
     assert "last-token: not written yet" in said and "# The last token" in said
     assert '    def last_of(mask):\n        """[B, T] bool' in said, "what is given and asked for"
+    assert "## What is there" not in said
+    assert "    last_of(mask)    ppo.py\n" in python(copy, "check", "kl-reward", status=1)
+    python(copy, "check", "last-token", status=1)  # the last one is what `hint` is about
     hints = [python(copy, "hint") for _ in range(4)]
     assert [h[h.index("hint ") :][:11] for h in hints] == ["hint 1 of 3", "hint 2 of 3",
                                                            "hint 3 of 3", "hint 3 of 3"]
