@@ -103,15 +103,16 @@ def as_sent(exercise, line):
         return NONSENSE
 
 
-def outcome(call):
-    """What a call returns, or how it ends."""
+def outcome(call, path=None):
+    """What a call returns, or how it ends, and in which line: of the file `path` if it has one."""
     try:
         return {"value": {name: packed(x) for name, x in call().items()}}
     except BaseException as error:  # sys.exit is no way out
         where = [f for f in traceback.extract_tb(error.__traceback__)
                  if Path(f.filename).suffix == ".py"]
+        own = [f for f in where if f.filename == str(path)]
         inside = [f for f in where if "site-packages" not in f.filename]
-        last = (inside or where or [None])[-1]
+        last = (own or inside or where or [None])[-1]
         return {"error": type(error).__name__, "message": said_by(error),
                 "line": f"{Path(last.filename).name}:{last.lineno}: {last.line}" if last else ""}
 
@@ -181,9 +182,9 @@ def child(connection, name, path, output, bounds):
     try:
         module = module_of(exercise, path)
     except BaseException as error:
-        first = outcome(lambda: raise_(error))
+        first = outcome(lambda: raise_(error), path)
     for _, case in cases:
-        send(first or outcome(lambda: exercise.run(module, case)))
+        send(first or outcome(lambda: exercise.run(module, case), path))
     os._exit(0)
 
 

@@ -261,6 +261,34 @@ def test_a_traceback_points_into_the_students_own_file(tmp_path):
         judge.explained(COURSE["last-token"], verdict))
 
 
+def test_a_traceback_that_ends_elsewhere_points_into_the_students_own_file(tmp_path):
+    """It pointed at the line of model.py that got the wrong ids."""
+    source = cutting.replaced(cutting.reference("reward.py"), "collate",
+                              "def collate(rankings, prompts, device):\n"
+                              "    return PrefixTree(None, device)\n")
+    said = "\n".join(judge.explained(COURSE["weights"], verdict_of(COURSE["weights"], source,
+                                                                   tmp_path)))
+    assert re.search(r"ends with +TypeError: .*\n +reward.py:\d+: return PrefixTree", said)
+
+
+def test_what_cannot_be_drawn_beside_the_expected_is_said_with_the_inputs():
+    """Of another shape or kind: the mask and the numbers were left out. A gradient of hundreds of
+    numbers filled the screen."""
+    whiten, last = COURSE["whiten"], COURSE["last-token"]
+    case, wanted = whiten.cases()[0][1], judge.expected(whiten)[0]
+    said = lambda e, case, wanted, x: "\n".join(judge.picture(
+        e, case, {"value": {next(iter(wanted)): worker.packed(x)}}, wanted))
+    text = said(whiten, case, wanted, torch.zeros(2))
+    assert re.search(r"^  mask .*\n  x .*\n  white: yours has the shape \[2\], expected \[1, 3\]$",
+                     text)
+    case, wanted = last.cases()[0][1], judge.expected(last)[0]
+    text = said(last, case, wanted, torch.zeros(1, 2))
+    assert re.search(r"^  mask .*\n  last: yours is float32, expected bool$", text)
+    long = judge.words(worker.packed(torch.arange(300.0).view(3, 100)))
+    assert len(long) < 250 and long.startswith("[[0, 1, 2,") and long.endswith("... (300 numbers)")
+    assert judge.words(worker.packed([[1.0, True], None])) == "[[1, 1], None]"
+
+
 def test_other_holes_of_the_same_file_do_not_matter(tmp_path):
     source = cutting.reference("ppo.py")
     for name in ("last-token", "gae", "whiten"):
