@@ -37,11 +37,14 @@ def draw(logits, noises, temperature=1.0):
 
 FOUR = [[0.0, 1.0, -1.0, 0.5]]
 SPREAD = [0.02, 0.3, 0.55, 0.7, 0.97]
+RISING = [i / 4 for i in range(10)]  # in float32 their probabilities add up to less than 1
 CHOOSE = Exercise(
     "choose", "sampler.py", "choose", run_choose, choose_oracle,
     {"the noise picks a token by the probabilities": [draw(FOUR, [0.5]), draw(FOUR * 5, SPREAD)],
      "a token without probability is never picked": [draw([[-math.inf, 0.0]], [0.0]),
                                                      draw([[0.0, -math.inf, 0.0]], [0.5])],
+     "nor where the noise is almost 1, and the sum hardly more": [
+         draw([[-math.inf, *RISING]], [1 - 1e-12])],
      "the temperature divides the logits, in the log-prob too": [
          draw(FOUR, [0.5], 0.5), draw(FOUR * 5, SPREAD, 2.0)],
      "temperature 0 takes the most likely token, with its log-prob at 1": [
