@@ -76,7 +76,7 @@ class Training:
         self.script, self.folder = script_of(s), Path(s.out)
         self.step = self.seen = self.skipped = self.in_a_row = 0
         self.file = self.bar = None
-        self.terminated = False
+        self.terminated = self.lost = False
         if world.device.type == "cpu":  # as many processes as torchrun started on this machine
             bytes_ = plan.planned(self.script, s, world.size)
             keep_freed_memory(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * bytes_)
@@ -140,6 +140,7 @@ class Training:
         s.max_skips of them in a row."""
         bad = any(math.isnan(v) for k, v in numbers.items() if k.endswith("grad_norm"))
         self.skipped, self.in_a_row = self.skipped + bad, (self.in_a_row + 1) * bad
+        self.lost = any(math.isnan(numbers.get(k, 0.0)) for k in ("loss", "kl"))
         if self.skipped:
             numbers["skipped"] = self.skipped
         if self.world.main:
@@ -160,12 +161,14 @@ class Training:
              f"a tighter --clip (now {s.clip:g}; 0 is none)")
 
     def judge_skips(self):
-        """After the last step: stops if the model was never changed, so that nobody takes it for a
-        trained one; else tells how many steps were skipped. The first optimiser is the model's; it
-        has a state from its first step on."""
+        """After the last step: stops if the model was never changed, or answers no numbers any
+        more, so that nobody takes it for a trained one; else tells how many steps were skipped. The
+        first optimiser is the model's; it has a state from its first step on."""
         optimizer = next(p for p in self.parts.values() if isinstance(p, torch.optim.Optimizer))
         if not optimizer.state:
             self.give_up(f"all {self.total} steps were skipped")
+        if self.lost:
+            self.give_up(f"the model gives no numbers any more; {self.skipped} steps were skipped")
         if self.skipped:
             self.world.print(f"{self.s.out}: {self.skipped} of {self.total} steps were skipped, or "
                              "a part of them: see grad_norm in log.jsonl")
@@ -260,7 +263,7 @@ class Training:
         if self.file:
             records.sync(self.file)  # the log is never behind a state
         state = {"settings": dataclasses.asdict(self.s), "steps": self.total, "step": self.step,
-                 "skipped": self.skipped, "in_a_row": self.in_a_row,
+                 "skipped": self.skipped, "in_a_row": self.in_a_row, "lost": self.lost,
                  "made_from": made_from(), "seconds": self.world.seconds(), "noise": noise,
                  "parts": stand_ins(tree), "files": files}
         name = write(self.folder / f"{name}.pt", lambda f: torch.save(state, f))
@@ -289,6 +292,7 @@ class Training:
             read_shards(self.shards(name), {k: own[k] for k, v in leaves(state["parts"]).items()
                                             if torch.is_tensor(v) and v.is_meta})
         self.step, self.skipped, self.in_a_row = (state[k] for k in ("step", "skipped", "in_a_row"))
+        self.lost = state.get("lost", False)
         self.world.started -= state["seconds"]
         if self.world.rank < len(state["noise"]):
             set_rng_state(state["noise"][self.world.rank], self.world.device)

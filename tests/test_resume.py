@@ -596,6 +596,17 @@ def test_a_run_that_took_no_step_is_no_trained_model(demo, stage):
     assert f"{steps if stage == 'ppo' else steps - 1} of {steps} steps were skipped, or" in output
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_model_that_gives_no_numbers_is_no_trained_model(demo, stage):
+    """One step of a huge --lr, and all after it skipped: the run ended well, and the model answered
+    nothing, without a word. Its weights are finite. Resumed, it says the same."""
+    run = Run(demo, stage, f"lost-{stage}", "--lr=1e30", "--warmup=0", "--max_skips=1000")
+    for flags in ((), ("--resume",)):
+        code, output = run.ends(*flags)
+        assert code == 1 and "error: the model gives no numbers any more; " in output, output
+        assert "--lr (now 1e+30)" in output and not (run.folder / "checkpoint.json").exists()
+
+
 @pytest.mark.parametrize("stage, named", [  # of one layer, which checkpointing makes no smaller
     ("sft", ["--micro_batch=1 (now 3): ", "--init (now out/base)", "--data (now out/toy)"]),
     ("reward", ["--micro_batch=1 (now 3): ", "--init (now out/init)", "--data (now out/toy)"]),
