@@ -601,7 +601,7 @@ def test_a_model_that_gives_no_numbers_is_no_trained_model(demo, stage):
     """One step of a huge --lr, and all after it skipped: the run ended well, and the model answered
     nothing, without a word. Its weights are finite. Resumed, it says the same."""
     run = Run(demo, stage, f"lost-{stage}", "--lr=1e30", "--warmup=0", "--max_skips=1000")
-    for flags in ((), ("--resume",)):
+    for flags in [(), ("--resume",)] if stage == "sft" else [()]:
         code, output = run.ends(*flags)
         assert code == 1 and "error: the model gives no numbers any more; " in output, output
         assert "--lr (now 1e+30)" in output and not (run.folder / "checkpoint.json").exists()
