@@ -60,6 +60,7 @@ def left_alive(folder, program, n, number):
 def figures(folder):
     runs = {name: plan.Run(name, "saving.py", f"out/{name}/checkpoint.json") for name in "abc"}
     plan.ROOT = folder
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     plan.carry_out(runs, ["a", "b", "c"], {"1": folder}, plan.Scale(), 2)
 
 
