@@ -172,7 +172,7 @@ def read_object(path, missing=None):
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         stop(f"{path} is missing: it belongs beside the weights")
-    except ValueError:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8; nested too deep
         content = None
     if not isinstance(content, dict):
         stop(f"{path} is no JSON object: delete it and get it again")

@@ -31,6 +31,10 @@ def check(config, path):
             stop(f"{path} has {name} = {config.get(name)!r}: expected a number above 0")
     if not isinstance(config.get("base_model_name_or_path"), str):
         stop(f"{path} names no base_model_name_or_path: write there the folder of its base model")
+    for name in ("r", "lora_alpha"):
+        value = config.get(name)
+        if type(value) not in (int, float) or not value > 0:
+            stop(f"{path} has {name} = {value!r}: expected a number above 0")
 
 
 def merged(weights, adapter, config, path):
