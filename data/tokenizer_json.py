@@ -115,14 +115,20 @@ def read(folder, eos_id=None):
 
     eos_id: of the end-of-text token, where the files do not say which token it is.
     """
-    if (folder / "tokenizer.json").exists():
-        path, facts = folder / "tokenizer.json", load(folder / "tokenizer.json")
-    elif (folder / "vocab.json").exists():
-        path, facts = folder / "vocab.json", of_two_files(folder)
-    else:
-        return None
-    config = load(folder / "tokenizer_config.json", {})
-    named = {**load(folder / "special_tokens_map.json", {}), **config}
+    path = next((folder / name for name in ("tokenizer.json", "vocab.json")
+                 if (folder / name).exists()), None)
+    try:
+        return path and made_of(path, eos_id)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        stop(f"{path}, or a file beside it, is damaged or of a version that is not known "
+             f"({type(error).__name__}: {error}): get it again")
+
+
+def made_of(path, eos_id):
+    """See `read`. Where values are missing or of another kind, raises what Python raises."""
+    facts = read_object(path) if path.name == "tokenizer.json" else of_two_files(path.parent)
+    config = read_object(path.with_name("tokenizer_config.json"), {})
+    named = {**read_object(path.with_name("special_tokens_map.json"), {}), **config}
     model, added = checked(facts, config, path)
     roles = {name: named[name]["content"] if isinstance(named[name], dict) else named[name]
              for name in ROLES if named.get(name)}
@@ -133,6 +139,9 @@ def read(folder, eos_id=None):
         stop(f"{path} has no token {eos}, which ends a text: name one as eos_token in "
              "tokenizer_config.json")
     ranks = ranks_of(model, added, path)
+    numbers = [*ranks.values(), *added.values()]
+    if len({*numbers}) < len(numbers) or any(type(i) is not int or i < 0 for i in numbers):
+        stop(f"{path} is damaged: two tokens share a number, or one has none: get it again")
     heard = set() if config.get("split_special_tokens") else added.keys() - {*roles.values(), eos}
     rules = Rules(facts["normalizer"] == INDENT, facts["prefixed"], eos, tuple(sorted(heard)))
     return built(facts["pattern"], ranks, added, rules, model, path)
@@ -155,13 +164,15 @@ def built(pattern, ranks, special, rules, model, path):
         stop(f"{path} cuts text by the pattern {pattern}, which cannot be used: {error}")
 
 
-def load(path, missing=None):
+def read_object(path, missing=None):
     """The JSON object of a file; `missing` where there is none, if it may be missing."""
     if missing is not None and not path.exists():
         return missing
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # not JSON, or not UTF-8
+    except FileNotFoundError:
+        stop(f"{path} is missing: it belongs beside the weights")
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8; nested too deep
         content = None
     if not isinstance(content, dict):
         stop(f"{path} is no JSON object: delete it and get it again")
@@ -170,13 +181,13 @@ def load(path, missing=None):
 
 def of_two_files(folder):
     """The files of GPT-2's first tokenizer, as a tokenizer.json."""
-    vocab, path = load(folder / "vocab.json"), folder / "merges.txt"
+    vocab, path = read_object(folder / "vocab.json"), folder / "merges.txt"
     pairs = None  # without it the vocabulary can only be GPT-2's own
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         pairs = [line.split(" ") for line in lines if line.strip() and line[:9] != "#version:"]
     added = {**{t: i for t, i in vocab.items() if t == EOS},
-             **load(folder / "added_tokens.json", {})}
+             **read_object(folder / "added_tokens.json", {})}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"added_tokens": [{"content": t, "id": i, **plain} for t, i in added.items()],
             "pre_tokenizer": {"type": "ByteLevel"}, "decoder": {"type": "ByteLevel"},

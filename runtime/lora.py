@@ -47,7 +47,8 @@ def merged(weights, adapter, config, path):
         ours = name if name.startswith(("score.", "lm_head.")) else f"transformer.{name}"
         if name.endswith(".lora_A.weight"):
             ours, low = ours.replace(".lora_A", ""), adapter.get(key.replace("lora_A", "lora_B"))
-            if ours not in out or low is None or (low @ x).shape != out[ours].shape:
+            if ours not in out or low is None or out[ours].shape != (len(low), x.size(-1)) or (
+                    low.size(-1) != len(x)):
                 stop(f"{path} holds {key}, which does not fit its base model")
             out[ours] = out[ours] + scale * (low.double() @ x.double()).to(out[ours].dtype)
         elif name == "lm_head.weight" and torch.equal(

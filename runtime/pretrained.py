@@ -3,7 +3,6 @@
 Names and shapes are the same as ours, except the linear layers: their `Conv1D` stores [in, out].
 """
 import contextlib
-import json
 import pickle
 import re
 import warnings
@@ -15,6 +14,7 @@ import torch
 
 from data import hub, tokenizer_json
 from data.tokenizer import load_tokenizer
+from data.tokenizer_json import read_object
 from runtime import lora
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -101,7 +101,7 @@ def fetched_adapter(repo):
     config = hub.fetch(repo, [lora.CONFIG])
     if config is None:
         return None
-    lora.check(read_json(config), config)
+    lora.check(read_object(config), config)
     for names in (lora.WEIGHTS, VOCABULARIES, *([name] for name in ALONGSIDE)):
         hub.fetch(repo, names, commit=config.parent.name)
     return config.parent
@@ -114,7 +114,7 @@ def load(name, classes):
     """
     path, adapter = located(name), None
     if (path / lora.CONFIG).exists() and not weights_in(path, WEIGHTS).exists():
-        adapter, asked = path, read_json(path / lora.CONFIG)
+        adapter, asked = path, read_object(path / lora.CONFIG)
         lora.check(asked, path / lora.CONFIG)
         path = located(asked["base_model_name_or_path"], f"the base model of {adapter}, ")
     folder, file = path.parent, path
@@ -161,21 +161,9 @@ def files_of(file):
     return [file, *(file.parent / part for part in (parts(file) if index else []))]
 
 
-def read_json(path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        refuse(path, "is missing: it belongs beside the weights")
-    except (ValueError, RecursionError):  # not JSON, or not UTF-8; nested too deep
-        content = None
-    if not isinstance(content, dict):
-        refuse(path, "is no JSON object: delete it and get it again")
-    return content
-
-
 def read_config(path):
     """config.json -> the fields of our GPTConfig. Stops if it asks for anything else."""
-    config = read_json(path)
+    config = read_object(path)
     for name, allowed in ONLY.items():
         if config.get(name, allowed[0]) not in allowed:
             refuse(path, f"has {name} = {config[name]!r}: only {allowed[0]!r} can be used")
@@ -200,7 +188,7 @@ def check_sizes(sizes, path, names=None):
 
 def parts(path):
     """The names of the files of weights that an index lists."""
-    shards = read_json(path).get("weight_map")
+    shards = read_object(path).get("weight_map")
     if not isinstance(shards, dict):
         refuse(path, "has no weight_map: delete it and get it again")
     return sorted({Path(str(file)).name for file in shards.values()})  # of this folder only
@@ -297,7 +285,7 @@ def find_tokenizer(folder, vocab_size):
     if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.tiktoken").exists():
         return load_tokenizer("tokenizer.tiktoken", folder)
     path = folder / "config.json"  # an adapter's folder has none
-    eos = read_json(path).get("eos_token_id") if path.exists() else None
+    eos = read_object(path).get("eos_token_id") if path.exists() else None
     tokenizer = tokenizer_json.read(folder, eos[0] if isinstance(eos, list) else eos)
     if tokenizer is None and vocab_size < 50257:
         refuse(folder, f"knows {vocab_size} tokens and has no tokenizer.json: GPT-2's own has "

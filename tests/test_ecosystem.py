@@ -290,6 +290,14 @@ def level(**more):
      "another one begins like it"),
     (dict(added_tokens=[{"id": 9, "content": "</s>"}]), "the same text with another number"),
     (dict(added_tokens=[]), None),
+    (dict(added_tokens=3), "is damaged or of a version that is not known (TypeError: "),
+    (dict(added_tokens=[{"id": 0}]), "(KeyError: 'content'): get it again"),
+    (dict(model={"type": "BPE", "vocab": []}), "(AttributeError: "),
+    (dict(decoder=7), "(AttributeError: "),
+    (dict(added_tokens=[{"id": 5, "content": "</s>"}, {"id": 5, "content": "<|x|>"}]),
+     "the same text with another number"),
+    (dict(added_tokens=[{"id": 0, "content": "</s>"}, {"id": 9, "content": "<|x|>"}]),
+     "two tokens share a number"),
 ])
 def test_what_a_tokenizer_asks_for_is_done_or_refused_by_name(tmp_path, change, complaint):
     foreign(tmp_path)
@@ -416,6 +424,19 @@ def test_an_adapter_that_is_not_merged_says_what_to_do(tmp_path, monkeypatch, ch
     monkeypatch.setattr(hub, "fetch", unavailable)
     adapter(tmp_path / "lora", "base", **change)
     refused(tmp_path / "lora", complaint)
+
+
+@pytest.mark.parametrize("key, shape", [
+    ("h.0.attn.c_attn.lora_B", (72, 4)), ("h.0.attn.c_attn.lora_B", (71, 3)),
+    ("h.0.attn.c_attn.lora_A", (3,)), ("h.9.c.lora_A", (3, 24))])
+def test_an_adapter_of_another_model_is_one_line(tmp_path, key, shape):
+    foreign(tmp_path / "base", size=300)
+    adapter(tmp_path / "lora", tmp_path / "base")
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = {**safetensors.load_file(file),
+               f"base_model.model.transformer.{key}.weight": torch.zeros(shape)}
+    safetensors.save_file(tensors, file)
+    refused(tmp_path / "lora", "which does not fit its base model")
 
 
 def unavailable(*_, **__):

@@ -17,6 +17,14 @@ ASKED = ("question", "instruction", "query", "input")  # columns that may be a p
 SIDES = {name: side for side, names in ROLES.items() for name in names}
 
 
+def whole(content):
+    """The content of a message; that in parts, [{"type": "text", "text": str}], as one text."""
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text"
+                                         and isinstance(part.get("text"), str) for part in content):
+        return "".join(part["text"] for part in content)
+    return content
+
+
 def turns_of(messages):
     """[{"role", "content"}] or ShareGPT's [{"from", "value"}] -> [(human, assistant or system,
     text)], or the reason why they cannot be used."""
@@ -25,7 +33,7 @@ def turns_of(messages):
         if not isinstance(message, dict):
             raise Bad(f"expected a message, an object, got {records.shorten(message)}")
         role, text = (("from", "value") if "from" in message else ("role", "content"))
-        side, content = SIDES.get(str(take(message, role)).lower()), message.get(text)
+        side, content = SIDES.get(str(take(message, role)).lower()), whole(message.get(text))
         if side is None:
             return Reason(f"a turn of {message[role]!r}")
         if not isinstance(content, str):
