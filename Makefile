@@ -36,7 +36,7 @@ PROOFS := tests/test_eval_long.py tests/test_page_browser.py tests/test_plan.py
 BENCH ?= --threads=1
 WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core
 
-.PHONY: demo sft init ppo ppo-ptx label mine figures rounds check-figures \
+.PHONY: demo sft init ranks heldout ppo ppo-ptx label mine figures rounds check-figures \
 	seeds test long proofs real bench check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,script or module and its settings)
@@ -60,8 +60,7 @@ demo: install
 	$(call step,out/base/checkpoint.json,pretraining,sft.py --preset=base)
 	$(call together,sft init)
 	$(call step,out/toy/completions_train.jsonl,samples to rank,-m labels.sample)
-	$(call step,out/toy/completions_valid.jsonl,samples held out,-m labels.sample --split=valid)
-	$(call step,out/toy/rankings_train.jsonl,labels,-m labels.simulated)
+	$(call together,ranks heldout)
 	$(call step,out/toy/rankings_valid.jsonl,labels held out,-m labels.simulated --split=valid)
 	$(call step,out/rm/checkpoint.json,step 2: reward model,reward.py)
 	$(call together,ppo ppo-ptx)
@@ -72,12 +71,16 @@ sft:
 	$(call step,out/sft/checkpoint.json,step 1: SFT,sft.py)
 init:
 	$(call step,out/init/checkpoint.json,RL initialisation,sft.py --preset=init)
+ranks:
+	$(call step,out/toy/rankings_train.jsonl,labels,-m labels.simulated)
+heldout:
+	$(call step,out/toy/completions_valid.jsonl,samples held out,-m labels.sample --split=valid)
 ppo:
 	$(call step,out/ppo/checkpoint.json,step 3: PPO,ppo.py --preset=ppo)
 ppo-ptx:
 	$(call step,out/ppo-ptx/checkpoint.json,step 3: PPO-ptx,ppo.py)
 
-init ppo: export TQDM_DISABLE = 1
+init heldout ppo: export TQDM_DISABLE = 1
 
 label: .venv/installed-label
 	@cd $(PLACE) && $(PY) -m labels.page --preset=mine

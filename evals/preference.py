@@ -14,7 +14,8 @@ from settings import stop  # before torch
 import torch
 
 from data import records
-from data.batches import encode_prompt, encode_response, pad
+from data.batches import encode_response, pad
+from data.tokenizer import encode_prompt
 from data.toy.tasks import gold
 from evals.tasks import Metric, some
 from evals.town import FLAGS, likert, win_rate

@@ -18,7 +18,7 @@ from settings import stop  # before torch
 import numpy as np
 
 from data import records
-from data.batches import encode_prompt
+from data.tokenizer import encode_prompt
 from data.toy.tasks import constraints, gold, good
 from labels.simulated import (FEATURES, features, impressions, judgeable, labelers_of, pool, rank,
                               rate, town_of)

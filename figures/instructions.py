@@ -16,8 +16,7 @@ from pathlib import Path
 from settings import parse, stop
 
 from data import records
-from data.batches import encode_prompt
-from data.tokenizer import load_tokenizer
+from data.tokenizer import encode_prompt, load_tokenizer
 from data.toy.town import NAMES, QUESTIONS, STORY, VALUES
 from labels.simulated import labelers_of, town_of
 

@@ -14,7 +14,7 @@ from settings import Computing, parse, stop  # before torch
 import torch
 
 from data import records
-from data.batches import encode_prompt
+from data.tokenizer import encode_prompt
 from data.toy.tasks import gold
 from labels.simulated import judgeable, town_of
 from model import GPT, ScalarGPT, last_score

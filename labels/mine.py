@@ -22,7 +22,8 @@ import torch
 
 import settings
 from data import records
-from data.batches import encode_prompt, encode_response, pad_and_mask
+from data.batches import encode_response, pad_and_mask
+from data.tokenizer import encode_prompt
 from data.toy.tasks import gold
 from labels import exporting
 from labels.simulated import town_of

@@ -19,7 +19,7 @@ from settings import Computing, parse, stop  # before torch
 from tqdm import tqdm
 
 from data import records
-from data.batches import encode_prompt
+from data.tokenizer import encode_prompt
 from labels.items import wrong_weights
 from model import GPT
 from runtime.checkpoint import load

@@ -210,7 +210,6 @@ def test_added_tokens_are_one_token_here_too(policy, tmp_path, words):  # noqa: 
     again = checkpoint.load(tmp_path / "c", KINDS, "")[1]
     assert again.fingerprint == own.fingerprint != words.fingerprint
     check_same(again, auto, USED)
-    assert again.encode_batch(USED) == [own.encode(text) for text in USED]
     huggingface.export(model, again, tmp_path / "d")
     third = transformers.AutoTokenizer.from_pretrained(tmp_path / "d")
     check_same(again, third, USED)

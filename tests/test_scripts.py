@@ -19,9 +19,9 @@ from evals import report
 from evals import town as eval_town
 from data import batches
 from data import records
+from data.tokenizer import template
 from data.toy import tasks, town, world
 from labels import simulated
-from data.batches import template
 from demo import FLAGS, ROOT, WORLD, python
 from helpers import VOCAB, Example, close, tiny, tiny_scalar
 from model import GPT, last_score, ScalarGPT

@@ -289,7 +289,7 @@ class Rows(list):
 class Packed:
     """A tokenizer whose texts are lists of ids."""
     eos, size = EOS, VOCAB
-    encode_batch = staticmethod(list)
+    encode = staticmethod(list)
 
 
 def packed(n=30, T=24):
