@@ -97,8 +97,9 @@ def read_tasks(s, world):
         stop("some processes lack the files of a task, and the others would wait for them: name "
              "the tasks with --tasks, or give the files with --files")
     for name in data:
-        for package in TASKS[name].needs:
-            extra(package, f"the task {name}")
+        if not (s.truth and name == "truthfulqa"):  # a judge needs no likeness to references
+            for package in TASKS[name].needs:
+                extra(package, f"the task {name}")
     return data, skipped, notes
 
 

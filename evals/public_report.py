@@ -21,7 +21,8 @@ NOTES = {
             "entropy, and is called biased.",
     "tax": "A lower F1 can also mean that a model writes longer answers.",
     "preference": "A tie counts half. A reward model likes what it was trained to like. The "
-                  "paper's numbers are its labelers', on prompts of its customers."}
+                  "paper's numbers are its labelers', on prompts of its customers; its win rates "
+                  "are against its 175B SFT model."}
 
 
 def number(x):

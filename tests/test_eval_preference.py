@@ -236,6 +236,21 @@ def test_who_knows_everything_is_always_preferred():
     assert out["a", "hallucination"] == [0.0] * 10  # of the 10 prompts that give a text
 
 
+def test_who_answers_by_lot_wins_half():
+    """Two models that are right or rude by the toss of a coin: 4 standard errors of 200 prompts,
+    where half of the pairs tie."""
+    rng, town = random.Random(2), Town(0)
+    drawn = [make(rng, town, "open_qa") for _ in range(200)]
+    prompts = [{"prompt": f"{i} {prompt}", "task": task} for i, (task, prompt) in enumerate(drawn)]
+    toss = lambda: [(good(rng, town, task) if rng.random() < 0.5 else RUDE[0], True)
+                    for task, _ in drawn]
+    s = evaluate.Settings(suite="public", judge="town", versus="", votes=1)
+    out = {(of, what): numbers for of, what, numbers in preference.by_town(
+        s, town, {"seed": 3, "sharpness": 20.0}, prompts, {"a": toss(), "b": toss()})}
+    wins = out["a vs b", "win_rate"]
+    assert set(wins) == {0.0, 0.5, 1.0} and abs(sum(wins) / 200 - 0.5) < 4 * (0.125 / 200) ** 0.5
+
+
 def test_rankings_alone_need_no_model(folder, tmp_path, capsys):
     records.write(tmp_path / "r.jsonl", [ranked("p", [2, 1], [3, 6], [True, False])])
     s = evaluate.Settings(suite="public", tasks="preference", rankings=str(tmp_path / "r.jsonl"),

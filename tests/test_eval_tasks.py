@@ -539,6 +539,17 @@ def test_every_task_has_a_public_home():
             assert re.match(r"https://\S+$|hub:[\w-]+/[\w-]+(/\S+)?$", where), name
 
 
+def test_only_the_stand_in_for_a_judge_needs_a_package(files, monkeypatch):
+    for package in ("sacrebleu", "sacrebleu.metrics", "rouge_score"):
+        monkeypatch.setitem(sys.modules, package, None)
+    data, *_ = public.read_tasks(settings(files, tasks="truthfulqa", truth="a:b"), one_process())
+    items = data["truthfulqa"]["QA"][1]
+    judges = Judges(truth=lambda rows: [1.0] * len(rows))
+    assert public.TASKS["truthfulqa"].measure(items[:1], [["x"]], judges) == {"true": [1.0]}
+    with pytest.raises(SystemExit, match="the task truthfulqa needs sacrebleu: pip install"):
+        public.read_tasks(settings(files, tasks="truthfulqa"), one_process())
+
+
 def test_cnn_dm_is_read_as_the_hub_has_it(tmp_path, monkeypatch):
     """A .parquet file; without the library that reads it the task is skipped, and that is told."""
     rows = [{"article": f"Ship {i}.", "highlights": f"{i} sank .", "id": str(i)} for i in range(3)]
