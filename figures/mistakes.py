@@ -65,7 +65,6 @@ def draw(worlds, scale):
             for m in MODELS], percent=True)]
     premise, more = shares.values()
     return Drawn(panels, [
-        finding("PPO-ptx accepts false premises", premise["ppo-ptx"]),
         finding("PPO-ptx accepts fewer false premises than the base model",
                 less(premise["base"], premise["ppo-ptx"])),
         finding("PPO-ptx satisfies three constraints less often than one",
