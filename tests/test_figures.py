@@ -599,6 +599,23 @@ def test_ticks_that_would_lie_on_each_other_are_left_out():
     assert plots.apart([5], [9.0], 40) == [5]
 
 
+def test_the_page_of_findings_counts_and_decides_as_it_says():
+    """Each verdict of docs/figures.md from its own interval, by the rule that the page states."""
+    page = (ROOT / "docs/figures.md").read_text()
+    rows = re.findall(r"^\| (.+) \| (here too|not here|undecided): (.+) \|$", page, re.M)
+    for claim, verdict, reached in rows:
+        low, high = map(float, re.search(r"\[(.+?)%?, (.+?)%?\]", reached).groups())
+        size = float((re.search(r"in the paper by ([\d.]+) %", claim) or ["", "0"])[1])
+        assert verdict == ("here too" if low > 0 else "not here" if high <= size
+                           else "undecided"), (claim, reached)
+    told = re.search(r"of (\d+) findings (\d+) are here too, (\d+) are not, (\d+) are", page)
+    count = Counter(verdict for _, verdict, _ in rows)
+    assert [int(n) for n in told.groups()] == [
+        len(rows), count["here too"], count["not here"], count["undecided"]]
+    pictures = set(re.findall(r'src="figures/(.+?)"', page))
+    assert pictures == {path.name for path in (ROOT / "docs/figures").iterdir()}
+
+
 EVIL = "<script>document.title = 'ran'</script> & \"'"
 
 
