@@ -548,6 +548,7 @@ def shown(panel, ax):
             drawn = [y for path in bars.get_paths() for _, y in path.vertices]
             assert min(abs(a - b) for a in drawn for b in ends) < 1e-6
             assert not panel.percent or 0 <= min(drawn) <= max(drawn) <= 100
+    ends += [100 * y if panel.percent else y for y in panel.refs]
     if ends:  # and they fill the picture
         assert max(ends) - min(ends) > 0.5 * (y1 - y0) or len(set(ends)) == 1, panel.title
 
