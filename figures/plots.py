@@ -38,8 +38,8 @@ def shifts(panel):
         return [0.0] * len(panel.series)
     room = 0.5 * 72 * WIDTH / max(1, len(places(panel)) * len(marked))
     step = 4.5 if any(s.line for s in marked) or not places(panel) else min(9.0, room)
-    return [step * (marked.index(s) - (len(marked) - 1) / 2) if s.marks else 0.0
-            for s in panel.series]
+    place = np.cumsum([s.marks for s in panel.series]) - (len(marked) + 1) / 2
+    return [float(step * k) if s.marks else 0.0 for s, k in zip(panel.series, place)]
 
 
 def limits(m, percent):
