@@ -13,9 +13,20 @@
 # make bench     our kernels, sampler and PPO against the peers, in an environment of their own
 PYTHON ?= python3
 IN ?= .
-# make clean IN=$FOLDER, where that is not set, would remove /out
-override IN := $(or $(IN),.)
-PY := "$(CURDIR)/.venv/bin/python"
+define NEWLINE
+
+
+endef
+ifneq ($(findstring $$,$(value IN))$(findstring $(NEWLINE),$(value IN))$(filter ~%,$(firstword $(IN))),)
+$(error IN=$(value IN) has a $$, a line end, or a ~ that no shell has replaced: name it in full)
+endif
+# make clean IN=$FOLDER, where that is not set, would remove /out. "cd -" and "cd runs" (if CDPATH is
+# set) can mean other folders than "cd ./runs".
+override IN := $(if $(filter . /%,$(firstword $(IN) .)),$(or $(IN),.),./$(IN))
+quoted = '$(subst ','\'',$(1))'# a word for the shell, whatever is in it
+PLACE := $(call quoted,$(IN))
+ROOT := $(call quoted,$(CURDIR))
+PY := $(ROOT)/.venv/bin/python
 export PYTHONPATH := $(CURDIR)
 SEEDED = $(if $(SEED),--seed=$(SEED))
 DEMO := out/demo
@@ -25,16 +36,16 @@ PROOFS := tests/test_eval_long.py tests/test_page_browser.py tests/test_plan.py
 BENCH ?= --threads=1
 WORKERS ?= -n auto --maxprocesses=8 --dist=worksteal # of pytest: one a core
 
-.PHONY: demo sft init ppo ppo-ptx label mine figures rounds check-figures \
+.PHONY: demo sft init ranks heldout ppo ppo-ptx label mine figures rounds check-figures \
 	seeds test long proofs real bench check clean install install-dev
 
 # $(call step,file that shows it is done,what it is,script or module and its settings)
 # Where an interrupted run has left a state, --resume goes on from it.
 define step
-	@cd "$(IN)" && if [ -e $(1) ]; then echo "$(2): $(1) is already there"; else \
+	@cd $(PLACE) && if [ -e $(1) ]; then echo "$(2): $(1) is already there"; else \
 		ls $(dir $(1))state-*.pt > /dev/null 2>&1 && again=--resume || again=; \
 		echo "$(2): python $(3) $(SEEDED) $$again"; \
-		$(PY) $(if $(filter -m,$(3)),,"$(CURDIR)"/)$(3) $(SEEDED) $$again; fi
+		$(PY) $(if $(filter -m,$(3)),,$(ROOT)/)$(3) $(SEEDED) $$again; fi
 endef
 
 # Where two steps need nothing of each other they run together, each on half of the cores: on models
@@ -44,44 +55,47 @@ HALF = $(or $(OMP_NUM_THREADS),$(shell \
 	n=$$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN); echo $$(((n + 1) / 2))))
 
 demo: install
-	@mkdir -p "$(IN)"
+	@mkdir -p $(PLACE)
 	$(call step,out/toy/world.json,toy world,-m data.toy.world)
 	$(call step,out/base/checkpoint.json,pretraining,sft.py --preset=base)
 	$(call together,sft init)
 	$(call step,out/toy/completions_train.jsonl,samples to rank,-m labels.sample)
-	$(call step,out/toy/completions_valid.jsonl,samples held out,-m labels.sample --split=valid)
-	$(call step,out/toy/rankings_train.jsonl,labels,-m labels.simulated)
+	$(call together,ranks heldout)
 	$(call step,out/toy/rankings_valid.jsonl,labels held out,-m labels.simulated --split=valid)
 	$(call step,out/rm/checkpoint.json,step 2: reward model,reward.py)
 	$(call together,ppo ppo-ptx)
 	$(call step,$(DEMO)/results.json,evaluation,evaluate.py > $(DEMO).txt)
-	@cat "$(IN)/$(DEMO).txt"
+	@cat $(PLACE)/$(DEMO).txt
 
 sft:
 	$(call step,out/sft/checkpoint.json,step 1: SFT,sft.py)
 init:
 	$(call step,out/init/checkpoint.json,RL initialisation,sft.py --preset=init)
+ranks:
+	$(call step,out/toy/rankings_train.jsonl,labels,-m labels.simulated)
+heldout:
+	$(call step,out/toy/completions_valid.jsonl,samples held out,-m labels.sample --split=valid)
 ppo:
 	$(call step,out/ppo/checkpoint.json,step 3: PPO,ppo.py --preset=ppo)
 ppo-ptx:
 	$(call step,out/ppo-ptx/checkpoint.json,step 3: PPO-ptx,ppo.py)
 
-init ppo: export TQDM_DISABLE = 1
+init heldout ppo: export TQDM_DISABLE = 1
 
 label: .venv/installed-label
-	@cd "$(IN)" && $(PY) -m labels.page --preset=mine
+	@cd $(PLACE) && $(PY) -m labels.page --preset=mine
 
 mine: install
-	@cd "$(IN)" && $(PY) -m labels.mine
+	@cd $(PLACE) && $(PY) -m labels.mine
 
 figures: .venv/installed-figures
-	@cd "$(IN)" && $(PY) -m figures $(if $(FIG),--fig=$(FIG)) $(if $(SCALE),--scale=$(SCALE))
+	@cd $(PLACE) && $(PY) -m figures $(if $(FIG),--fig=$(FIG)) $(if $(SCALE),--scale=$(SCALE))
 
 rounds: .venv/installed-figures
-	@cd "$(IN)" && $(PY) -m figures --fig=rounds $(if $(N),--rounds=$(N))
+	@cd $(PLACE) && $(PY) -m figures --fig=rounds $(if $(N),--rounds=$(N))
 
 check-figures: install
-	@cd "$(IN)" && $(PY) -m figures --check
+	@cd $(PLACE) && $(PY) -m figures --check
 
 seeds:
 	for seed in 1 2 3; do $(MAKE) demo IN=runs/seed-$$seed SEED=$$seed || exit 1; done
@@ -105,7 +119,7 @@ bench: .venv-bench/installed  # e.g. make bench BENCH='--rows=ce,step --repeats=
 	.venv-bench/bin/python tests/bench/bench.py $(BENCH)
 
 check: install  # the demo's promises, read from its own results
-	$(PY) tests/check_demo.py "$(IN)/$(DEMO)/results.json"
+	$(PY) tests/check_demo.py $(PLACE)/$(DEMO)/results.json
 
 install: .venv/installed
 install-dev: .venv/installed-dev
@@ -140,4 +154,4 @@ install-dev: .venv/installed-dev
 	@touch $@
 
 clean:  # what the demo made; the environment stays
-	rm -rf "$(IN)/out"
+	rm -rf $(PLACE)/out

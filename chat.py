@@ -15,7 +15,7 @@ from settings import parse, stop  # before torch
 import torch
 
 from data import records
-from data.batches import encode_prompt
+from data.tokenizer import encode_prompt
 from model import GPT, ScalarGPT
 from runtime.checkpoint import load, load_for
 from runtime.world import World

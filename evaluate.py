@@ -23,6 +23,7 @@ from runtime.world import World
 MODELS = "base=out/base,prompted=out/base,sft=out/sft,ppo=out/ppo,ppo-ptx=out/ppo-ptx"
 PUBLIC = ("tasks", "files", "limit", "form", "batch_tokens", "toxicity", "truth", "info", "prompts",
           "judge", "rankings")
+WAIT = 7 * 24 * 3600  # seconds that ranks wait for the first one, which alone asks the judges
 VERSUS = "ppo-ptx/base,ppo-ptx/prompted,ppo-ptx/sft,ppo/sft,sft/base,ppo-ptx/ppo"
 
 
@@ -64,6 +65,8 @@ class Settings(Computing):
             return f"--{public_only[0]} is a setting of the public suite: add --suite=public"
         if not self.models and not self.rankings:
             return "--models= names no model"
+        if self.info and not self.truth:
+            return "--info needs --truth: an answer is to be true and informative"
         if "preference" in self.tasks.split(",") and not (self.prompts or self.rankings):
             return "--tasks=preference needs --prompts=FILE or --rankings=FILE"
         if self.rankings:  # they name models of their own
@@ -80,7 +83,7 @@ def main():
     s.out = s.out or {"toy": "out/demo", "public": "out/evals"}[s.suite]
     if s.suite == "toy":
         one_process()
-    world = World(s.seed, s.device)
+    world = World(s.seed, s.device, WAIT)
     torch.set_grad_enabled(False)
     if s.suite == "public":
         return public.run(s, world)

@@ -95,7 +95,7 @@ BOUNDS = {
 CHOICES = {"device": "auto cpu cuda", "dtype": "auto float32 bf16", "split": "train valid test",
            "too_long": "drop keep_end keep_beginning", "optimizer": "adamw muon"}
 # Folders and files. "" would be the current folder, or in f"{data}/x" the root of all files.
-PLACES = "out data init reward rm demo policy reference labels tokenizer prompts_file"
+PLACES = "out data init reward rm demo policy reference labels tokenizer prompts_file runs"
 
 
 def interval_of(settings, field):
@@ -125,6 +125,9 @@ def check(s):
         if name in PLACES.split() and not value and field.default:  # --out=$FOLDER without one
             what = "the folder or file to write" if name == "out" else f"one, like {field.default}"
             stop(f"--{name}= is empty: name {what}")
+        if name in PLACES.split() and (value == "~" or value.startswith("~/")):
+            stop(f"--{name}={value}: your shell has left the ~, which would be a folder of that "
+                 "name: write $HOME")
         interval = interval_of(s, field)
         if interval and not within(value, interval):
             stop(f"--{name}={value}: expected a number {in_words(interval, False)}".rstrip())

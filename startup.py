@@ -95,14 +95,15 @@ def busy(seconds=0.1):
         return 0.0
 
 
-def end_by_signal():
-    """End as Ctrl-C ends a program, so that a shell sees it. Python does so by itself, but its exit
-    code is 1 once torch has met the package tabulate, which sacrebleu brings along."""
+def end_by_signal(number=signal.SIGINT):
+    """End as Ctrl-C, or another signal, ends a program, so that a shell sees it. Python does so by
+    itself for Ctrl-C, but its exit code is 1 once torch has met the package tabulate, which
+    sacrebleu brings along."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if os.name == "posix":
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def report(kind, error, trace):

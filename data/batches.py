@@ -1,4 +1,4 @@
-"""Records as token ids: the prompt template, demonstrations and their loss mask, rankings, text."""
+"""Records as token ids: demonstrations and their loss mask, rankings, text."""
 import bisect
 import itertools
 from pathlib import Path
@@ -9,18 +9,8 @@ import numpy as np
 import torch
 
 from data import records, shards
-from data.tokenizer import TEMPLATE
+from data.tokenizer import encode_prompt
 from kernels.noise import narrow
-
-
-def template(prompt, form=TEMPLATE):
-    """How every stage, and chat.py, formats a prompt for a model."""
-    return form.replace("{prompt}", prompt.rstrip())
-
-
-def encode_prompt(tokenizer, prompt):
-    """The ids of a prompt in the template of the model's checkpoint."""
-    return tokenizer.encode(template(prompt, tokenizer.template))
 
 
 def encode_response(tokenizer, text, ended=True):
@@ -160,7 +150,7 @@ class TextRows:
 
     def __init__(self, tokenizer, texts, T):
         rows, open_rows = [], []
-        for document in tokenizer.encode_batch(texts):
+        for document in map(tokenizer.encode, texts):
             document = [*document, tokenizer.eos]
             for i in range(0, len(document), T):
                 piece = document[i : i + T]
@@ -197,7 +187,7 @@ class ShardRows:
 
     def __init__(self, folder, split, tokenizer, T):
         path = Path(folder) / shards.INDEX
-        index = records.read_json(path, "python -m data.shards")
+        index = shards.index_of(path)
         records.remember(path, path.read_bytes())  # contains the checksums of all shards
         entries = [shard[split] for shard in index["shards"] if split in shard]
         if index["fingerprint"] != tokenizer.fingerprint:

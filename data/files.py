@@ -1,4 +1,5 @@
-"""Files and datasets of other people, as rows: text, JSON, and what the library `datasets` reads.
+"""Files and datasets of other people, as rows: text, JSON, CSV, and what the library `datasets`
+reads.
 
     find_files    paths and folders -> the files to read
     read_rows     (place, row) of a file, packed or not
@@ -6,6 +7,7 @@
 """
 import codecs
 import contextlib
+import csv
 import gzip
 import json
 import os
@@ -17,9 +19,12 @@ from settings import extra, stop
 
 from data import hub
 
-TABLES = (".parquet", ".csv", ".arrow")  # read by the library `datasets` (an extra)
-AT_A_TIME = {".csv": {"chunksize": 500}}  # rows; of the others the file says how many
+TABLES = (".parquet", ".arrow")  # read by the library `datasets` (an extra)
 SUFFIXES = tuple(kind + gz for kind in (".txt", ".json", ".jsonl") for gz in ("", ".gz"))
+WITH_TABLES = (*SUFFIXES, ".csv", ".csv.gz", *TABLES)
+# Columns of a .csv file that are numbers, or true and false. All others are texts: "4", "None".
+NUMBERS = {"label", "labels", "helpfulness", "better_response_id", "is_response_0_safe",
+           "is_response_1_safe"}
 
 
 def find_files(names, suffixes=SUFFIXES):
@@ -99,8 +104,9 @@ def read_rows(path, max_bytes, max_line):
     a row of a table. One row is in memory at a time."""
     kind = path.name.removesuffix(".gz")
     if path.suffix in TABLES:
-        yield from read_table(path.suffix[1:], str(path), data_files=str(path),
-                              **AT_A_TIME.get(path.suffix, {}))
+        yield from read_table(path.suffix[1:], str(path), data_files=str(path))
+    elif kind.endswith(".csv"):
+        yield from read_csv(path, max_bytes, max_line)
     elif kind.endswith(".txt"):
         lines = read_lines(path, max_bytes, max_line)
         yield f"{path}:1", {"text": "".join(line for _, line in lines)}
@@ -110,6 +116,23 @@ def read_rows(path, max_bytes, max_line):
         for number, line in read_lines(path, max_bytes, max_line):
             if line.strip():
                 yield f"{path}:{number}", parse_json(line.rstrip(), path, number)
+
+
+def read_csv(path, max_bytes, max_line):
+    """(place, {column: cell}) of a .csv file whose first line names the columns. A cell is a text
+    (see NUMBERS), None where it is empty."""
+    csv.field_size_limit(max(max_line, csv.field_size_limit()))
+    cells = csv.reader((line for _, line in read_lines(path, max_bytes, max_line)), strict=True)
+    try:
+        names = next(cells, [])
+        for row in filter(None, cells):  # no blank line
+            place = f"{path}:{cells.line_num}"
+            if len(row) != len(names):
+                stop(f"{place}: {len(row)} cells where the first line names {len(names)} columns")
+            yield place, {name: parse_json(cell.lower(), path, cells.line_num) if cell and name in
+                          NUMBERS else cell or None for name, cell in zip(names, row)}
+    except csv.Error as error:
+        stop(f"{path}:{cells.line_num}: not CSV: {error}")
 
 
 def is_list(path, may_go_on):
@@ -215,8 +238,8 @@ class List:
 
 
 def read_table(kind, place, **where):
-    """(place, row) through the library `datasets`, a row at a time. kind: of a file, parquet, csv
-    or arrow; or a repository of the hub. Stops if it cannot be read."""
+    """(place, row) through the library `datasets`, a row at a time. kind: of a file, parquet or
+    arrow; or a repository of the hub. Stops if it cannot be read."""
     library = extra("datasets", f"reading {place}")
     try:
         rows = library.load_dataset(kind, **{"split": "train", **where}, streaming=True)

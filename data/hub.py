@@ -71,13 +71,17 @@ def fetch_url(url, folder):
     """
     lib = library(folder)
     from huggingface_hub import cached_assets_path
+    from huggingface_hub.utils import WeakFileLock
     try:
         path = cached_assets_path("nanoInstructGPT", folder) / url.rpartition("/")[2]
-        if not path.exists():
-            part = path.with_name(f"{path.name}.part")
-            with open(part, "wb") as file:
-                lib.http_get(url, file)
-            part.replace(path)
+        if path.exists():
+            return path
+        with WeakFileLock(path.with_name(f"{path.name}.lock")):  # torchrun's ranks come together
+            if not path.exists():
+                part = path.with_name(f"{path.name}.part")
+                with open(part, "wb") as file:
+                    lib.http_get(url, file)
+                part.replace(path)
         return path
     except Exception as error:
         raise Unavailable(reason(error, lib)) from None

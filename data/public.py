@@ -26,9 +26,9 @@ from pathlib import Path
 from settings import parse, stop  # before torch
 
 from data import hub, records
-from data.files import SUFFIXES, TABLES, find_files, read_rows, stream
+from data.files import WITH_TABLES, find_files, read_rows, stream
 from data.formats import DATASETS, Bad, recognised
-from data.formats.records import FIELDS, demonstration, take, trim, trimmed
+from data.formats.records import FIELDS, Empty, demonstration, take, trim, trimmed
 from data.records import ASSISTANT, HUMAN
 from data.spool import SPLITS, Known, NewRecords, building
 from data.tokenizer import EOS
@@ -134,6 +134,9 @@ def loaded(name, rows, columns, known):
             own = name if name in DATASETS else "trl" if columns else recognised(row)
             kind, loader, *_ = DATASETS[own]
             key = loader.key(row) if hasattr(loader, "key") else None
+        except Empty as e:
+            yield where, "", lambda _, why=str(e): [why], row
+            continue
         except Bad as e:
             stop(f"{where}: {e}")
         if key is None:
@@ -165,6 +168,8 @@ def convert(name, rows, altered=None, columns=None, known=None):
                         item, changed = trim(item)
                         altered[own] += changed
                     yield own, records.check(item, own.rstrip("s"), where)
+        except Empty as e:
+            yield kind or "rows", str(e)
         except Bad as e:
             stop(f"{where}: {e}")
 
@@ -303,7 +308,7 @@ def read(s):
               + "\n".join(map(listed, DATASETS)))
     if on_hub:
         return stream(s.name[4:], s.subset, s.part, s.revision)
-    paths = find_files(s.file, SUFFIXES + TABLES) if s.file else download(s.name)
+    paths = find_files(s.file, WITH_TABLES) if s.file else download(s.name)
     refuse_own(paths, s.out)
     return (row for path in paths for row in read_rows(path, s.max_bytes, s.max_line))
 

@@ -13,6 +13,7 @@ with its file, line, field and what was expected.
 """
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
@@ -122,6 +123,8 @@ def check(record, kind, where):
             stop(f"{where}: {kind} has no field {field!r} ({expected})")
         if not valid(record[field]):
             stop(f"{where}: field {field!r}: expected {expected}, got {shorten(record[field])}")
+    if kind == "test prompt" and not is_text(record.get("group", "")):
+        stop(f"{where}: field 'group': expected a string, got {shorten(record['group'])}")
     if kind == "ranking" and len(record["ranks"]) != len(record["completions"]):
         stop(f"{where}: field 'ranks': expected one rank for each of the "
              f"{len(record['completions'])} completions, got {len(record['ranks'])}")
@@ -182,6 +185,20 @@ def read(path, kind, hint="python -m data.toy.world", needed=True):
     return records
 
 
+def read_once(path, kind, what="prompts", same=("prompt",), tell=print):
+    """Records of a file that are measured one by one, each once: equal ones are not independent,
+    and would make every interval too narrow. Tells how many more there are.
+
+    what: the word for them. same: records whose values of these fields are equal are equal.
+    """
+    every, once = read(path, kind), {}
+    for record in every:
+        once.setdefault(json.dumps([record.get(field) for field in same]), record)
+    if again := len(every) - len(once):
+        tell(f"{path}: {again:,} {what} are there again and count once")
+    return list(once.values())
+
+
 def remember(path, content):
     """Remember the checksum of a data file that was read. content: its bytes."""
     READ[str(path)] = zlib.crc32(content)
@@ -236,6 +253,21 @@ def make_folder(folder):
         stop(f"{folder} cannot be made ({error.strerror}): choose another --out")
     if not os.access(folder, os.W_OK):
         stop(f"{folder} cannot be written to: choose another --out")
+
+
+def check_file(file, *read):
+    """Stop if a file that is written much later is a folder, or one of those that are read."""
+    if str(file).endswith(("/", os.sep)) or Path(file).is_dir():
+        stop(f"--out={file}: expected a file to write, not a folder")
+    if Path(file).resolve() in {Path(other).resolve() for other in read}:
+        stop(f"--out={file} would be read, and replaced by what is written: choose another --out")
+
+
+def other_folder(out, data):
+    """Stop if what is written to the folder `out` would replace files of `data`, which are read."""
+    if Path(out).resolve() == Path(data).resolve():
+        stop(f"--out={out} is the folder that is read, --data, and files in it would be replaced: "
+             "choose another --out")
 
 
 CLAIMED = {}  # path -> descriptor, of what `claim` has locked
@@ -318,32 +350,66 @@ def write_json(path, facts):
     write_text(path, json.dumps(numbers(facts), indent=1) + "\n")
 
 
-def read_json(path, hint, *fields):
-    """What `write_json` wrote, an object with at least these fields; stops with the command to run
-    first if there is no file, or if it is not whole."""
-    if not Path(path).exists():
-        stop(f"no file {path}: run `{hint}` first")
+def damaged(path, why, hint):
+    stop(f"{path} is damaged ({why}): delete it, and run `{hint}` again")
+
+
+class Facts(dict):
+    """A JSON object of a file. If it lacks a key that is asked for, the program stops with the
+    command that writes the file. refuse(why): what stops it."""
+
+    def __init__(self, values, refuse):
+        super().__init__(values)
+        self.refuse = refuse
+
+    def __missing__(self, key):
+        self.refuse(f"it has no {key!r}")
+
+
+def parse_facts(content, refuse):
+    """The JSON in the bytes of a file, with `Facts` for its objects."""
     try:
-        facts = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError("it holds no JSON object")
-        for field in fields:
-            if field not in facts:
-                raise ValueError(f"it has no {field!r}")
-    except ValueError as e:  # also: not JSON, or not UTF-8
-        stop(f"{path} is damaged ({e}): delete it, and run `{hint}` again")
+        return json.loads(content, object_hook=lambda values: Facts(values, refuse))
+    except ValueError as e:  # not JSON, or not UTF-8
+        refuse(str(e))
+    except RecursionError:
+        refuse("it is nested too deep")
+
+
+NUMBER, MAYBE_NUMBER = (int, float), (int, float, type(None))
+
+
+def read_json(path, hint, **fields):
+    """What `write_json` wrote, an object with at least these fields; stops with the command to run
+    first if there is no file, or if it is not whole.
+
+    fields: {name: its type, or a tuple of types}; bool counts as none.
+    """
+    refuse = functools.partial(damaged, path, hint=hint)
+    try:
+        facts = parse_facts(Path(path).read_bytes(), refuse)
+    except FileNotFoundError:
+        stop(f"no file {path}: run `{hint}` first")
+    if not isinstance(facts, dict):
+        refuse("it holds no JSON object")
+    for field, kinds in fields.items():
+        if not isinstance(facts[field], kinds) or isinstance(facts[field], bool):
+            refuse(f"its {field!r} is {shorten(facts[field])}")
     return facts
+
+
+OTHER_FORM = (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError)
 
 
 @contextlib.contextmanager
 def known_form(path, hint):
-    """For code that uses what `read_json` has read: where values are missing or of another kind,
-    stops with the command that writes the file."""
+    """For code that uses what `read_json` has read: where values are of another kind, stops with
+    the command that writes the file."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-        stop(f"{path} is damaged, or of another version ({type(e).__name__}: {e}): run `{hint}` "
-             "again")
+    except OTHER_FORM as e:
+        stop(f"{path} is damaged, or of another version ({type(e).__name__}: {e}): delete it, and "
+             f"run `{hint}` again")
 
 
 def read_log(path):

@@ -39,6 +39,7 @@ from data.files import decode, find_files, parse_json, read_raw
 from data.formats.records import Bad, take
 from data.tokenizer import EOS, load_tokenizer
 
+HINT = "python -m data.shards"
 INDEX, SPLITS = "text_shards.json", ("train", "valid")
 FIXED = ("field", "split_valid", "document", "separator", "shard_tokens", "chunk")  # shape shards
 
@@ -237,6 +238,22 @@ def checksum(path):
     return crc
 
 
+def index_of(path):
+    """The index of shards in a file, all that is used of it checked."""
+    index = records.read_json(path, HINT, shards=list, next=dict, files=list, tokenizer=str,
+                              fingerprint=str, dtype=str)
+    with records.known_form(path, HINT):
+        np.dtype(index["dtype"])
+        entries = [entry for shard in index["shards"] for entry in shard.values()]
+        numbers = [entry[k] for entry in entries for k in ("tokens", "documents", "crc32")]
+        numbers += [index["next"][k] for k in ("file", "offset", "line")]
+        if wrong := [x for x in numbers if type(x) is not int or x < 0]:
+            raise TypeError(f"{wrong[0]!r} is no number of anything")
+        for name in [entry["file"] for entry in entries] + [name for name, *_ in index["files"]]:
+            Path(name)
+    return index
+
+
 def begin(s, tokenizer, files):
     """The index so far, with its shards checked; or a new one."""
     fresh = {"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint,
@@ -246,7 +263,7 @@ def begin(s, tokenizer, files):
     path = Path(s.out) / INDEX
     if not path.exists():
         return fresh
-    index = records.read_json(path, "python -m data.shards", "shards", "next", "files")
+    index = index_of(path)
     # Older indexes have whole paths. Where a text lies, and how that is spelled, does not matter.
     index["files"] = [[Path(name).name, *rest] for name, *rest in index["files"]]
     for key in ("fingerprint", "files", *FIXED):

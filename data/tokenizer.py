@@ -3,7 +3,6 @@ of another model (read by tokenizer_json.py)."""
 import base64
 import collections
 import hashlib
-import itertools
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ import tiktoken
 from data import records
 
 EOS = "<|endoftext|>"
-TEMPLATE = "{prompt}\n"  # how a prompt is put before a model, see data/batches.py
+TEMPLATE = "{prompt}\n"  # how a prompt is put before a model
 # Words with the space before them, numbers digit by digit, runs of punctuation, line ends.
 PATTERN = r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\n|\s+"
 
@@ -95,14 +94,6 @@ class Tokenizer:
         encode = self.encoding.encode if self.heard else self.encoding.encode_ordinary
         return [i for part in parts(self.prepare(text)) for i in encode(part, **self.heard)]
 
-    def encode_batch(self, texts):
-        """[text] -> [ids], in two threads."""
-        encoding = self.encoding
-        encode = encoding.encode_batch if self.heard else encoding.encode_ordinary_batch
-        cut = [parts(self.prepare(text)) for text in texts]
-        ids = iter(encode(list(itertools.chain(*cut)), num_threads=2, **self.heard))
-        return [[i for _ in own for i in next(ids)] for own in cut]
-
     def decode(self, ids):
         text = self.encoding.decode([i for i in ids if i in self.known])
         return dedent(text) if self.rules.indented else text
@@ -117,6 +108,16 @@ class Tokenizer:
         """The same for two tokenizers only if their ids mean the same, whatever their files' names.
         """
         return hashlib.sha256(self.source or self.name.encode()).hexdigest()[:16]
+
+
+def template(prompt, form=TEMPLATE):
+    """How every stage, and chat.py, formats a prompt for a model."""
+    return form.replace("{prompt}", prompt.rstrip())
+
+
+def encode_prompt(tokenizer, prompt):
+    """The ids of a prompt in the template of the model's checkpoint."""
+    return tokenizer.encode(template(prompt, tokenizer.template))
 
 
 # tiktoken stores each file that it downloads under the sha1 of its URL.

@@ -7,9 +7,11 @@
     scores.jsonl       {"prompt", "response", "score"} a line: people's, or another program's
 
 An answer of a server is kept on the disk and never asked for twice. The key for it is read from the
-environment, JUDGE_KEY, and sent as "Authorization: Bearer ..."; it is never printed or stored.
+environment, JUDGE_KEY, and sent as "Authorization: Bearer ..." to that address alone; it is never
+printed or stored.
 """
 import hashlib
+import http.client
 import importlib
 import json
 import math
@@ -19,6 +21,7 @@ import re
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +57,8 @@ def judge(flag, value, cache):
         return lambda rows: [float(x) for x in library.predict_prob([r["response"] for r in rows])]
     if value == "detoxify":
         return detoxify(flag)
-    if value.startswith(("http://", "https://")):
-        return Server(value, Path(cache))
+    if value.lower().startswith(("http://", "https://")):
+        return Server(address(flag, value), Path(cache))
     if value.endswith(".jsonl"):
         return Scores(value)
     return checked(flag, imported(flag, value))
@@ -68,6 +71,9 @@ def detoxify(flag, size=64):
     except ImportError as error:
         stop(f"--{flag}=detoxify: {error}: pip install detoxify, in an environment of its own if "
              "its torch is another")
+    except OSError as error:  # it downloads its weights
+        stop(f"--{flag}=detoxify: its weights could not be had ({type(error).__name__}): start it "
+             "once with a network")
     return lambda rows: [float(x) for i in range(0, len(rows), size) for x in model.predict(
         [row["response"] for row in rows[i : i + size]])["toxicity"]]
 
@@ -110,6 +116,37 @@ def named(value):
     return re.sub(r"//[^/@]*@", "//", value.partition("?")[0])
 
 
+def address(flag, value):
+    """The address of a server, if a request can be sent to it. It can hold a key: no complaint
+    shows it, as Python's own would."""
+    try:
+        parts = urllib.parse.urlsplit(value)
+        sendable = parts.hostname and parts.port != 0 and re.fullmatch("[!-~]+", value)
+    except ValueError:
+        sendable = False
+    if not sendable:
+        stop(f"--{flag} is no address: expected https://host/path, without spaces, letters that "
+             "are not ASCII written as %..")
+    if "@" in parts.netloc:
+        stop(f"--{flag} has a name or a password before its host: put the key into JUDGE_KEY")
+    return value
+
+
+def key_header():
+    """The header with the key, {} without one."""
+    key = os.environ.get("JUDGE_KEY", "").strip()  # a file's line end often comes with it
+    if not re.fullmatch("[ -~]*", key):
+        stop("JUDGE_KEY has characters that no header can have: copy it again")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+class Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: another server would get the key, and no text."""
+
+    def redirect_request(self, *args):
+        return None
+
+
 class Scores:
     """A file of scores, found by prompt and response."""
 
@@ -141,6 +178,7 @@ class Server:
     def __init__(self, address, folder, pause=1.0):
         self.address, self.folder, self.pause = address, folder, pause
         self.name = named(address)
+        self.headers = {"Content-Type": "application/json", **key_header()}
 
     def __call__(self, rows):
         return [self.score(row) for row in tqdm(rows, desc="judge", leave=False)]
@@ -152,17 +190,15 @@ class Server:
         if not path.exists():
             answer = self.ask(body.encode())
             records.write_json(path, {"score": number(answer.get("score"), self.name)})
-        return records.read_json(path, "evaluate.py")["score"]
+        return records.read_json(path, "evaluate.py", score=records.NUMBER)["score"]
 
     def ask(self, body):
         """The server's answer as a dict. Tries again where that can help."""
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("JUDGE_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
+        opener = urllib.request.build_opener(Stay)
         for attempt in range(TRIES):
             try:
-                request = urllib.request.Request(self.address, body, headers)
-                with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                request = urllib.request.Request(self.address, body, self.headers)
+                with opener.open(request, timeout=TIMEOUT) as response:
                     answer = json.loads(response.read())
                     return answer if isinstance(answer, dict) else {"score": answer}
             except urllib.error.HTTPError as error:
@@ -172,7 +208,7 @@ class Server:
             except ValueError:
                 problem = "its answer is not JSON"
                 break
-            except OSError as error:  # no connection, or no answer in time
+            except (OSError, http.client.HTTPException) as error:  # no connection, no whole answer
                 problem = type(error).__name__
             if attempt + 1 < TRIES:
                 time.sleep(self.pause * 2**attempt)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import kernels
-from data.batches import pad_and_mask, template
+from data.batches import pad_and_mask
+from data.tokenizer import template
 from kernels.prefixes import PrefixTree
 from model import after, causal, next_tokens
 from runtime.world import groups_by_tokens

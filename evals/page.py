@@ -49,10 +49,15 @@ def reach(values, *more):
 def preferred(results, colours):
     """Who is preferred to whom: a line for each pair, its ring with courtesies hidden."""
     lines, blind = [], results.get("win_rate_without_taste") or {}
+    right = results.get("right_preferred") or {}
     for pair, value in (results.get("win_rate") or {}).items():
         first, _, second = pair.partition(" vs ")
         index, seen, domain = colours.get(first, INK), measure(value), (0, 1)
         marks, title, under = [mark(seen, domain, index, 10)], told(pair, seen, share), ""
+        refs = [0.5]
+        if second in right and (most := measure(right[second]))["mean"] is not None:
+            refs.append(most["mean"])
+            title += f"; {told('right answers', most, share)}"
         if pair in blind:
             hidden = measure(blind[pair])
             marks.insert(0, mark(hidden, domain, index, 22, "ring"))
@@ -61,7 +66,7 @@ def preferred(results, colours):
         lines.append(
             f'<div class="pair"><p><b class="name {colour(index)}">{escape(first)}</b> over '
             f'{escape(second)}</p>{number(seen, share)}'
-            f'{track(marks, domain, [0.5], title, 32 if under else 20)}{under}</div>')
+            f'{track(marks, domain, refs, title, 32 if under else 20)}{under}</div>')
     return (f'<div class="pairs">{"".join(lines)}</div>{axis((0, 1), percent, [0.5])}'
             if lines else "")
 
@@ -312,7 +317,8 @@ WORDS = {  # {section: (title, what it shows)}
     "preferred": ("Who is preferred", "<p>Held-out labelers, who gave no training label, see two "
                   "answers to one prompt. A tie counts half.</p><p>The dot is what they say. The "
                   "ring is what the same labelers say when closing courtesies are hidden. A line "
-                  "is a 95&nbsp;% interval. On the middle line nobody is preferred.</p>"),
+                  "is a 95&nbsp;% interval. On the middle line nobody is preferred. The one to "
+                  "its right is how often right answers are: more can hardly be won.</p>"),
     "gold": ("How good the answers are", "<p>The town knows the truth. The gold score counts only "
              "what can be checked: a helpful, an honest and a harmless part. No model is trained "
              "on it.</p>"),

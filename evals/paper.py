@@ -1,7 +1,9 @@
-"""What the paper reports for its own models: Table 14, in the names of our tasks.
+"""What the paper reports for its own models, in the names of our tasks: Table 14, and what training
+labelers said about prompts sent to InstructGPT (Fig. 1, 30, 31).
 
     task|prompt|metric|GPT-3|SFT|PPO|PPO-ptx       three numbers each: 1.3B, 6B, 175B
 
+An empty prompt stands for any: our judges of preference are not the paper's people.
 The table's rows "instruction" and "QA + instruct" of TruthfulQA have each other's numbers, as the
 samples that the authors released show: here they are right. Its row TL;DR repeats CNN/DM and is
 left out.
@@ -41,6 +43,9 @@ drop|few-shot|f1|25.43 30.08 35.27|23.84 30.99 35.85|21.61 27.11 27.78|23.89 29.
 translation|zero-shot|bleu|30.65 34.99 38.92|25.56 33.25 36.90|19.85 25.22 24.16|25.77 30.41 34.28
 translation|few-shot|bleu|31.37 35.49 39.93|24.73 31.76 35.07|21.65 29.96 26.58|27.67 33.56 36.76
 cnn_dm|zero-shot|rouge_l|.182 .197 .196|.198 .235 .225|.218 .231 .227|.214 .231 .220
+preference||win_rate|.142 .193 .240|.348 .404 .500|.524 .578 .626|.527 .555 .660
+preference||likert|2.26 2.19 2.52|3.38 3.58 3.96|4.16 4.36 4.58|4.26 4.24 4.78
+preference||hallucination|.621 .466 .507|.287 .247 .137|.230 .164 .202|.207 .096 .178
 """
 
 
@@ -59,4 +64,4 @@ KNOWN = read()
 
 def beside(task, prompt, metric):
     """The paper's numbers {model: {size: number}}, None where it has none."""
-    return KNOWN.get((task, prompt, metric))
+    return KNOWN.get((task, prompt, metric)) or KNOWN.get((task, "", metric))

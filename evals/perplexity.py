@@ -1,7 +1,8 @@
 """Perplexity of held-out text: how well a model still predicts ordinary text (wikitext-2's test).
 
 Each article is read from its beginning, in windows of the model's context. A perplexity by tokens
-can be compared only between models with one tokenizer; the other two between any.
+can be compared only between models with one tokenizer; the other two between any. They have names
+of lm-evaluation-harness and other values: it takes the spaces before punctuation out of the text.
 """
 import math
 
@@ -33,7 +34,6 @@ TASK = Task(
                     "main/word_language_model/data")},
     read=read, item=lambda row, variant: Item("", [row]), measure=each(measure),
     metrics={"perplexity": Metric("exp of the mean loss a token", exponential),
-             "word_perplexity": Metric("the same a word, by white space (lm-evaluation-harness)",
-                                       exponential),
-             "bits_per_byte": Metric("the mean loss a byte, in bits (lm-evaluation-harness)",
+             "word_perplexity": Metric("the same a word, by white space", exponential),
+             "bits_per_byte": Metric("the mean loss a byte, in bits",
                                      lambda sums, n: -sums[0] / sums[1] / math.log(2))})

@@ -8,17 +8,17 @@ flags become a mean score and the share of each flag for each model, and halluci
 answers to closed-domain prompts: those whose answer must come from a text in the prompt alone.
 """
 import itertools
-from pathlib import Path
 
 from settings import stop  # before torch
 
 import torch
 
 from data import records
-from data.batches import encode_prompt, encode_response, pad
+from data.batches import encode_response, pad
+from data.tokenizer import encode_prompt
 from data.toy.tasks import gold
-from evals.tasks import Metric
-from evals.town import likert, win_rate
+from evals.tasks import Metric, some
+from evals.town import FLAGS, likert, win_rate
 from labels.simulated import judgeable, labelers_of, pool, town_of
 from model import ScalarGPT, last_score
 from runtime.checkpoint import load
@@ -31,11 +31,24 @@ SAID = {  # what people say about each completion
     "flags": (lambda x: isinstance(x, dict) and all(type(v) is bool for v in x.values()),
               "an object of true and false")}
 METRICS = {
-    "win_rate": Metric("share of prompts on which the first model is preferred, ties half"),
+    "win_rate": Metric("share of prompts on which the first model is preferred, ties half (the "
+                       "paper's: to its 175B SFT model)"),
     "score": Metric("mean score of the reward model; demonstrations score 0"),
-    "likert": Metric("mean Likert score, 1 to 7"),
+    "likert": Metric("mean Likert score, 1 to 7 (the paper)"),
     "hallucination": Metric("share of answers to closed-domain prompts that say what the given "
-                            "text does not")}
+                            "text does not (the paper)")}
+
+
+FLAG = "flag: "  # what the metric of a flag begins with
+
+
+def defined(metric):
+    """The definition of a metric, that of a flag included."""
+    if metric in METRICS:
+        return METRICS[metric].definition
+    flag = metric.removeprefix(FLAG)
+    about = f" ({FLAGS[flag]}), of those that could have it" if flag in FLAGS else ""
+    return f"share of answers with the flag {flag}{about}"
 
 
 def versus(names, wanted):
@@ -109,7 +122,7 @@ def from_rankings(path, wanted):
             for flag, value in (r["flags"][i] if "flags" in r else {}).items():
                 if flag != "hallucination" or is_closed(r):
                     shares.setdefault(flag, []).append((r["prompt"], float(value)))
-        out += [(name, flag if flag == "hallucination" else f"flag: {flag}", by_prompt(values))
+        out += [(name, flag if flag == "hallucination" else f"{FLAG}{flag}", by_prompt(values))
                 for flag, values in shares.items()]
     return [row for row in out if row[2] or row[1] == "win_rate"]  # a pair that never met: n = 0
 
@@ -122,18 +135,14 @@ def reward_scores(model, tokenizer, prompts, answers, world, tokens):
     it does not fit."""
     rows = [encode_prompt(tokenizer, p) + encode_response(tokenizer, *a) if a else []
             for p, a in zip(prompts, answers)]
-    rows = [row if len(row) <= model.config.block_size else [] for row in rows]
-    out, mine = [None] * len(rows), world.share(list(range(len(rows))))
-    mine = [i for i in mine if rows[i]]
-    found = []
+    fit = [i for i, row in enumerate(rows) if 0 < len(row) <= model.config.block_size]
+    mine, found = world.share(fit), []
     for group in groups_by_tokens([len(rows[i]) for i in mine], tokens):
         ids, lengths = pad([rows[mine[k]] for k in group])
         scores = last_score(model(ids.to(world.device)), lengths.to(world.device)).tolist()
         found += [(mine[k], score) for k, score in zip(group, scores)]
-    for part in every_rank(world, found):
-        for i, score in part:
-            out[i] = score
-    return out
+    score_of = dict(pair for part in every_rank(world, found) for pair in part)
+    return [score_of.get(i) for i in range(len(rows))]
 
 
 def every_rank(world, rows):
@@ -177,24 +186,30 @@ def by_town(s, town, facts, prompts, answers):
             for i, (p, x, y) in enumerate(zip(prompts, answers[a], answers[b]))]))
     for name, own in answers.items():
         said = [(i, p, r) for i, (p, r) in enumerate(zip(prompts, own)) if r]
-        invents = [gold(town, p["task"], *r)["flags"]["hallucinates"] for _, p, r in said
-                   if is_closed(p)]
         out.append((name, "likert", [likert(town, [p], [r], heldout, sharp, seed(i))
                                      for i, p, r in said]))
-        out.append((name, "hallucination", [float(x) for x in invents if x is not None]))
+        out += [(name, metric, values) for metric, values in flags(
+            [(p, gold(town, p["task"], *r)["flags"]) for _, p, r in said]).items()]
+    return out
+
+
+def flags(judged):
+    """{metric: numbers} of [(prompt, the town's flags of an answer)]. A flag is a share of the
+    answers that could have it; hallucinations are counted over closed-domain prompts."""
+    out = {"hallucination": [float(own["hallucinates"]) for prompt, own in judged
+                             if is_closed(prompt) and own["hallucinates"] is not None]}
+    for flag in FLAGS:
+        if flag != "hallucinates":
+            out[f"{FLAG}{flag}"] = [float(bool(own[flag])) for _, own in judged
+                                    if own[flag] is not None]
     return out
 
 
 def read_prompts(s):
-    """(the prompts of --prompts, --limit of them from the beginning, notes). A prompt that is there
-    several times counts once: its answers are not independent."""
-    kind = "test prompt" if s.judge == "town" else "prompt"
-    every, once = records.read(Path(s.prompts), kind), {}
-    for prompt in every:
-        once.setdefault(prompt["prompt"], prompt)
-    again = len(every) - len(once)
-    return list(once.values())[: s.limit or None], [
-        f"{s.prompts}: {again:,} prompts are there again and count once"] if again else []
+    """(--limit of the prompts of --prompts, each of them once, notes)."""
+    kind, notes = "test prompt" if s.judge == "town" else "prompt", []
+    every = records.read_once(s.prompts, kind, tell=notes.append)
+    return some(every, s.limit, s.seed), notes
 
 
 def answer(reader, prompts, s):

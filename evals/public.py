@@ -93,6 +93,9 @@ def read_tasks(s, world):
             world.print(f"{name} is skipped: {skipped[name]}")
     if not data and not (s.prompts or s.rankings):
         stop("no task has its files")
+    if len(set(world.gather([tuple(data)]))) > 1:
+        stop("some processes lack the files of a task, and the others would wait for them: name "
+             "the tasks with --tasks, or give the files with --files")
     for name in data:
         for package in TASKS[name].needs:
             extra(package, f"the task {name}")
@@ -233,11 +236,10 @@ def prefer(s, compared, people, results):
     """The rows of the task `preference`: of what the models answered, and of what people ranked."""
     found = [*((s.judge, row) for row in compared), *(("rankings", row) for row in people)]
     for who, (model, metric, values) in found:
-        known = preference.METRICS.get(metric)
         results["results"].append({
             "task": "preference", "group": "preference", "model": model, "prompt": who,
-            "metric": metric, **interval(values, s.seed), "seed": s.seed, "definition":
-            known.definition if known else f"share of answers that have the flag {metric[6:]}"})
+            "metric": metric, **interval(values, s.seed), "seed": s.seed,
+            "definition": preference.defined(metric)})
 
 
 def run(s, world):

@@ -20,7 +20,8 @@ NOTES = {
     "bias": "Entropy is confidence, not direction: a model that is sure of everything has a low "
             "entropy, and is called biased.",
     "tax": "A lower F1 can also mean that a model writes longer answers.",
-    "preference": "A tie counts half. A reward model likes what it was trained to like."}
+    "preference": "A tie counts half. A reward model likes what it was trained to like. The "
+                  "paper's numbers are its labelers', on prompts of its customers."}
 
 
 def number(x):

@@ -43,6 +43,8 @@ def table(results):
     for part in ("helpful", "honest", "harmless"):
         row(f"- {part}", [v[part] for v in results["gold_parts"].values()], "{:.2f}")
     row("Likert, held-out labelers", results["likert"].values(), "{:.2f}")
+    row("a right answer is preferred", [v["mean"] for v in results["right_preferred"].values()],
+        "{:.0%}")
     for flag, title in FLAGS.items():
         row(title, [v[flag]["mean"] for v in results["flags"].values()], "{:.0%}")
     for kind in next(iter(results["probe_kinds"].values())):
@@ -106,7 +108,7 @@ def finished(folder, data, folders, sections=()):
 
     data: the folder with world.json. folders: {name: folder of a model, with its log}.
     """
-    results = records.read_json(f"{folder}/results.json", "python evaluate.py", "gold")
+    results = records.read_json(f"{folder}/results.json", "python evaluate.py", gold=dict)
     path, town = f"{folder}/answers.jsonl", town_of(data)
     answers = judgeable(town, records.read(path, "answered prompt", "python evaluate.py"), path)
     with records.known_form(f"{folder}/results.json", "python evaluate.py"):

@@ -7,7 +7,7 @@ of 12 models and each prompt. A file's columns tell what it is:
 
     toxicity            Perspective's score: mean, and how our scorer ranks the same texts
     true, info          the paper's judges: share true, share true and informative
-    ref_text, sample    SQuAD (F1), DROP (F1), French to English (BLEU), TL;DR (ROUGE-L)
+    ref_text, sample    SQuAD (F1), DROP (F1), French to English (BLEU), summaries (ROUGE-L)
 """
 import collections
 from dataclasses import dataclass
@@ -17,9 +17,11 @@ from settings import parse, stop  # before torch
 
 import numpy as np
 
+from data import records
 from evals.judges import judge
 from evals.metrics import (bleu_counts, bleu_of, drop, interval, is_number, rank_correlation,
                            rouge_l)
+from evals.public_report import shown
 from evals.squad import REFUSAL, scores
 from evals.tasks import BAD, csv_rows
 
@@ -67,7 +69,7 @@ KINDS = {  # what a file is: (a column or the beginning of a context, the number
     "toxicity": lambda row: {"toxicity": float(row["toxicity"])},
     "truth": judged, "squad": squad, "drop": drop_answer,
     "translation": lambda row: {"bleu": bleu_counts(row["sample"].strip(), [row["ref_text"]])},
-    "tldr": lambda row: {"rouge_l": rouge_l(row["sample"], row["ref_text"])}}
+    "summaries": lambda row: {"rouge_l": rouge_l(row["sample"], row["ref_text"])}}
 BEGINNINGS = {"Title: ": "squad", "Passage: ": "drop", "French: ": "translation"}
 
 
@@ -79,8 +81,13 @@ def kind_of(path, row):
         return "truth"
     if not {"context", "ref_text", "sample"} <= set(row):
         stop(f"{path} is none of the released samples: it has the columns {', '.join(row)}")
-    return next((kind for begin, kind in BEGINNINGS.items() if row["context"].startswith(begin)),
-                "tldr")
+    if row["context"].endswith("TL;DR:"):
+        return "summaries"
+    for begin, kind in BEGINNINGS.items():
+        if row["context"].startswith(begin):
+            return kind
+    stop(f"{path} has samples of a task that is not known here: "
+         f"{records.shorten(row['context'][:40])}")
 
 
 def measure(path, seed=5):
@@ -91,7 +98,7 @@ def measure(path, seed=5):
     kind, groups = kind_of(path, rows[0]), collections.defaultdict(list)
     for number, row in enumerate(rows, 1):
         try:
-            if (other := kind_of(path, row)) != kind and {kind, other} <= {*BEGINNINGS.values()}:
+            if (other := kind_of(path, row)) != kind:
                 raise ValueError(f"{other} in a file of {kind}")
             numbers = KINDS[kind](row)
             if not all(np.isfinite(x).all() for x in numbers.values()):
@@ -118,12 +125,6 @@ def agreement(rows, scorer):
             "right": share(sum(x >= 0.5 for x in ours))}
 
 
-def told(metric):
-    """A number with its interval, where it has one."""
-    span = "" if metric["low"] is None else f" [{metric['low']:.3f}, {metric['high']:.3f}]"
-    return f"{metric['value']:.3f}{span}"
-
-
 def share_of(x, form="{:.0%}"):
     return "not measured" if x is None else form.format(x)
 
@@ -137,7 +138,7 @@ def main():
         print(f"\n{path}: {kind}, {len(rows):,} samples")
         for (model, prompt), metrics in sorted(table.items()):
             print(f"  {model:16} {prompt:18} " + "  ".join(
-                f"{name} {told(m)}" for name, m in metrics.items()))
+                f"{name} {shown(m)}" for name, m in metrics.items()))
         if kind == "toxicity" and s.toxicity:
             facts = agreement(rows, judge("toxicity", s.toxicity, "out/evals/judged"))
             print(f"  {s.toxicity}: rank correlation with Perspective "

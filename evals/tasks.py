@@ -10,6 +10,7 @@ import contextlib
 import csv
 import glob
 import json
+import os
 import random
 import tarfile
 import zipfile
@@ -127,7 +128,8 @@ def locate(names, where, folder, task):
     """The paths of a task's files: in the folder (any depth, the end of the path counts), or
     downloaded into the cache. Raises hub.Unavailable.
 
-    where: a URL that the names are added to; of a .zip or .tgz that holds them; or "hub:org/name".
+    where: a URL that the names are added to; of a .zip or .tgz that holds them; "hub:org/name"; or
+    "hub:org/name/path" of a file that has another name there.
     """
     if folder:
         every = [glob.glob(f"{glob.escape(str(folder))}/**/{name}", recursive=True)
@@ -137,10 +139,9 @@ def locate(names, where, folder, task):
         if None in found:
             raise hub.Unavailable(f"there is no {names[found.index(None)]} in {folder}")
         return found
-    if not where.startswith(("http", "hub:")):
-        raise hub.Unavailable(f"it has no public home in its original format: {where}")
     if where.startswith("hub:"):
-        return [from_hub(where.removeprefix("hub:"), name) for name in names]
+        org, repo, *path = where.removeprefix("hub:").split("/", 2)
+        return [from_hub(f"{org}/{repo}", *path or [name]) for name in names]
     if where.endswith((".zip", ".tgz")):
         return [unpacked(hub.fetch_url(where, task), name) for name in names]
     return [hub.fetch_url(f"{where}/{name}", task) for name in names]
@@ -169,7 +170,7 @@ def unpacked(archive, name):
         inside = next((n for n in names if f"/{n}".endswith(f"/{name}")), None)
         if inside is None:
             raise hub.Unavailable(f"there is no {name} in {archive}")
-        part = path.with_name(f"{path.name}.part")
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # each of torchrun's ranks comes
         part.write_bytes(read(inside))
     part.replace(path)
     return path

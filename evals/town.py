@@ -9,6 +9,7 @@ one, hallucinations over closed-domain prompts (Fig. 4). Those are rare in Table
 prompts_groups.jsonl has more of them, drawn alike. Its other groups are what the feedback shows
 seldom or never; they count for themselves and for nothing else.
 """
+import random
 import re
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from settings import stop  # before torch
 import numpy as np
 
 from data import records
-from data.batches import encode_prompt
-from data.toy.tasks import constraints, gold
+from data.tokenizer import encode_prompt
+from data.toy.tasks import constraints, gold, good
 from labels.simulated import (FEATURES, features, impressions, judgeable, labelers_of, pool, rank,
                               rate, town_of)
 from model import GPT
@@ -120,6 +121,13 @@ def win_rate(town, prompts, first, second, labelers, sharpness, votes, seed, tas
     return interval(values)
 
 
+def right_answers(town, prompts, seed):
+    """A right answer to each prompt, as in a demonstration: [(text, ended)]. Labelers are noisy:
+    how often they prefer these to a model's is about the most that a win rate over it reaches."""
+    rng = random.Random(seed)
+    return [(good(rng, town, prompt["task"]), True) for prompt in prompts]
+
+
 def flag_shares(judged):
     """{flag: its share of the answers that could have it} of answers with their gold scores."""
     flags = [g["flags"] for g in judged]
@@ -214,28 +222,17 @@ def read_models(s, prompts, demos, probes):
 
 def seconds_of(s, rm):
     """How long each step took, for those that recorded it."""
-    out = {"rm": rm["seconds"]} if "seconds" in rm else {}
+    found = {"rm": rm}
     for step, file in (("world", "world.json"), ("samples", "completions_train.facts.json"),
                        ("labels", "labelers.json")):
         if Path(s.data, file).exists():
-            facts = records.read_json(Path(s.data, file), "make demo")
-            out.update({step: facts["seconds"]} if "seconds" in facts else {})
-    return out
-
-
-def read_once(path, tell=print):
-    """The test prompts of a file, each once in each of its groups: equal prompts are no independent
-    ones, and would make every interval too narrow. Tells how many more there are."""
-    every, once = records.read(path, "test prompt"), {}
-    for prompt in every:
-        once.setdefault((prompt["prompt"], prompt.get("group")), prompt)
-    if again := len(every) - len(once):
-        tell(f"{path}: {again:,} prompts are there again and count once")
-    return list(once.values())
+            found[step] = records.read_json(Path(s.data, file), "make demo")
+    return {step: facts["seconds"] for step, facts in found.items()
+            if isinstance(facts.get("seconds"), records.NUMBER)}
 
 
 TABLES = ("win_rate", "win_rate_without_taste", "gold", "gold_interval", "gold_parts", "flags",
-          "groups", "likert", "probes", "probe_kinds", "parameters", "seconds")
+          "groups", "likert", "right_preferred", "probes", "probe_kinds", "parameters", "seconds")
 
 
 def judge(town, prompts, judged, n):
@@ -253,15 +250,20 @@ def judge(town, prompts, judged, n):
 
 def evaluate(s, world):
     """Everything that results.json holds, and each model's answers."""
-    prompts, groups = (read_once(f"{s.data}/prompts_{name}.jsonl", world.print)
-                       for name in ("test", "groups"))
-    probes = records.read(f"{s.data}/probes.jsonl", "probe")
+    prompts, groups = (
+        records.read_once(f"{s.data}/prompts_{name}.jsonl", "test prompt", same=same,
+                          tell=world.print)
+        for name, same in (("test", ["prompt"]), ("groups", ["prompt", "group"])))
+    probes = records.read_once(f"{s.data}/probes.jsonl", "probe", "probes", ["text", "probe"],
+                               world.print)
     demos = records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration")
     facts, town = labelers_of(s.data), town_of(s.data)
     judgeable(town, prompts, f"{s.data}/prompts_test.jsonl")
     judgeable(town, groups, f"{s.data}/prompts_groups.jsonl")
     rm = records.read_json(f"{s.rm}/checkpoint.json", "python reward.py")
-    if "accuracy" not in rm:
+    measured = rm.get("accuracy")
+    if not (isinstance(measured, dict)
+            and all(isinstance(x, records.NUMBER) for x in measured.values())):
         stop(f"{s.rm} is no reward model of ours: run `python reward.py` first")
     versus, seconds = pairs("versus", s.versus, "/"), seconds_of(s, rm)
     _, heldout = pool(facts["seed"])
@@ -270,7 +272,9 @@ def evaluate(s, world):
     records.make_folder(s.out)
     records.claim(s.out)
     results = {"labeler_agreement": facts["agreement"], **{name: {} for name in TABLES}}
-    answers = {}
+    answers, right = {}, right_answers(town, prompts, s.seed)
+    votes = lambda a, b, taste=True: win_rate(town, prompts, a, b, heldout, facts["sharpness"],
+                                              s.votes, s.seed, taste)
     for name in list(models):
         model, tokenizer, meta, texts = models.pop(name)
         model.to(world.device)
@@ -279,6 +283,7 @@ def evaluate(s, world):
         judged = [gold(town, p["task"], *r) for p, r in zip(everything, answers[name])]
         own = {**judge(town, everything, judged, len(prompts)),
                "likert": likert(town, prompts, answers[name], heldout, facts["sharpness"], s.seed),
+               "right_preferred": votes(right, answers[name]),
                **probe(model, tokenizer, probes, s),
                "parameters": sum(p.numel() for p in model.parameters())}
         if "seconds" in meta:  # models of the hub have no training time
@@ -287,12 +292,10 @@ def evaluate(s, world):
             results[table][name] = value
     results["groups"] = {group: {name: own[group] for name, own in results["groups"].items()}
                          for group in results["groups"][name]}
-    results["rm_accuracy"] = rm["accuracy"]
+    results["rm_accuracy"] = measured
     results["seconds"].update(seconds)
     for a, b in versus:
         if a in answers and b in answers:
             for key, taste in (("win_rate", True), ("win_rate_without_taste", False)):
-                results[key][f"{a} vs {b}"] = win_rate(
-                    town, prompts, answers[a], answers[b], heldout, facts["sharpness"], s.votes,
-                    s.seed, taste)
+                results[key][f"{a} vs {b}"] = votes(answers[a], answers[b], taste)
     return results, everything, answers

@@ -16,7 +16,7 @@ import sys
 import textwrap
 import time
 
-from exercises import ROOT, course, cutting, judge, student, worker
+from exercises import ROOT, course, cutting, helpers, judge, student, worker
 from settings import stop
 
 
@@ -121,6 +121,9 @@ def told(exercise):
     print("\n".join(judge.explained(exercise, verdict, place)))
     if verdict.blank:
         print(f"\n{textwrap.indent(text, '    ').rstrip()}{page(exercise)}")
+        if known := helpers.told(exercise):
+            print("\n## What is there\n\nThe project's own calls these; yours need not.\n\n"
+                  + "\n".join(known))
     if printed.strip():
         lines = printed.strip().splitlines()
         print("\nIt printed:\n" + "\n".join("  " + line for line in lines[-20:]))

@@ -22,6 +22,8 @@ class Exercise:
     run(module, case) -> {name: value}: calls the function of a module; in the student's process.
     oracle(case) -> the same, from loops over lists. Names that begin with _ are not compared: they
     help to tell one mistake from another. properties: {sentence: [case]}, cases are dicts.
+    facts(values) -> what is true of them, if that is what is compared: where no student's code has
+    run, from values that are packed (worker.packed) and may be anything else that packs.
     """
     name: str
     file: str
@@ -36,6 +38,7 @@ class Exercise:
     needs: str = ""  # a package without which it cannot be checked
     tolerance: float = 1e-5
     lesson: str = ""
+    facts: object = None
 
     @property
     def size(self):

@@ -10,6 +10,7 @@ decided here, where no student's code runs.
 
 The credit of an exercise is the share of its properties that hold.
 """
+import ast
 import concurrent.futures
 import csv
 import io
@@ -24,6 +25,8 @@ from exercises import ANSWERS, course, cutting, judge, student, worker
 from settings import stop
 
 LARGEST = 2**20  # bytes of a student's file
+FETCHES = {"exercises", "importlib", "__import__", "import_module", "sys", "gc", "inspect",
+           "ctypes", "open", "read_text", "pathlib", "zipfile", "exec", "eval", "globals"}
 
 
 def source_of(folder, exercise):
@@ -60,6 +63,18 @@ def same_as_ours(text, exercise):
     return cutting.same_code(cutting.text_of(text, exercise.function), own)
 
 
+def fetches(text, exercise):
+    """Names in a student's file with which a function can look for the project's own answer, and
+    which the project's own file does without."""
+    def used(source):
+        nodes = list(ast.walk(ast.parse(source)))
+        dotted = [getattr(n, "id", None) or getattr(n, "attr", None) or getattr(n, "module", None)
+                  or "" for n in nodes] + [n.name for n in nodes if isinstance(n, ast.alias)]
+        return {part for name in dotted for part in name.split(".")}
+
+    return sorted(FETCHES & used(text) - used(cutting.reference(exercise.file)))
+
+
 def graded(folder, exercise, bounds):
     """One exercise of one student, as a dict that JSON takes."""
     content, wrong = source_of(folder, exercise)
@@ -79,18 +94,19 @@ def graded(folder, exercise, bounds):
     verdict = judge.judge(exercise, outcomes)
     known = judge.recognised(exercise, verdict)
     return {**row, "credit": round(verdict.credit, 4), "properties": verdict.held,
-            "note": note_of(exercise, verdict, known, same_as_ours(text, exercise)),
-            "sealed": sealed}
+            "note": note_of(exercise, verdict, known, text), "sealed": sealed}
 
 
-def note_of(exercise, verdict, known, copied):
+def note_of(exercise, verdict, known, text):
     """What a teacher should know beside the number."""
     if verdict.blank:
         return "not written"
-    if copied:
+    if same_as_ours(text, exercise):
         return "the same code as the project's own"
     if known:
         return known[0].hint
+    if verdict.credit and (names := fetches(text, exercise)):
+        return f"look at it: the file uses {', '.join(names)}, which the project's own does not"
     if verdict.failing:
         result = verdict.outcomes[verdict.failing[0][1]]
         if "error" in result:
@@ -203,7 +219,8 @@ def main(folders, flags):
     bounds = worker.Limits(numbers["seconds"], numbers["megabytes"], sealed=True)
     rows = grade(folders, chosen, bounds, numbers["workers"])
     for name, total in totals(rows).items():
-        print(f"{name}: {total:.2f} of {len(chosen)}")
+        shown = worker.plain(name).replace("\n", "?")  # a folder is named by who fills it
+        print(f"{shown}: {total:.2f} of {len(chosen)}")
         for row in rows:
             if row["student"] == name and row["note"]:
                 print(f"  {row['credit']:4.2f} {row['exercise']:<15} {row['note']}")

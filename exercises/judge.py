@@ -12,6 +12,7 @@ from pathlib import Path
 from exercises import cutting, defects, worker
 
 COLUMNS = 10  # of a row in a picture
+LETTERS = 200  # of a value in a line
 
 
 @dataclass
@@ -137,13 +138,22 @@ def number(x):
 
 
 def words(value):
-    """A packed value in a line."""
+    """A packed value in a line; of a long one the beginning."""
+    text = in_words(value)
+    if len(text) <= LETTERS:
+        return text
+    return text[:LETTERS].rpartition(",")[0] + ", ..." + (
+        f" ({len(value['data'])} numbers)" if is_tensor(value) else "")
+
+
+def in_words(value):
+    """A packed value in words, however long."""
     if is_tensor(value):
         value = nested(value["data"], value["shape"])
     if isinstance(value, dict) and "list" in value:
-        return "[" + ", ".join(words(x) for x in value["list"]) + "]"
+        return "[" + ", ".join(in_words(x) for x in value["list"]) + "]"
     if isinstance(value, list):
-        return "[" + ", ".join(words(x) for x in value) + "]"
+        return "[" + ", ".join(in_words(x) for x in value) + "]"
     if isinstance(value, dict):
         return f"a {value.get('kind', 'thing')}"
     return number(value) if not isinstance(value, str) else repr(value)
@@ -196,12 +206,19 @@ def tensor_picture(name, yours, wanted, inputs, tolerance):
     return lines
 
 
+def drawable(yours, right):
+    """Whether two packed values are tensors that can be drawn row by row, side by side."""
+    return (is_tensor(yours) and is_tensor(right) and yours["shape"] == right["shape"] != []
+            and bool(right["data"]) and (yours["dtype"] == "bool") == (right["dtype"] == "bool"))
+
+
 def picture(exercise, case, got, wanted):
     """A failing case: its inputs, and yours beside expected."""
     inputs = {name: worker.packed(case[name]) for name in exercise.shows if name in case}
     differing = differences(exercise, got, wanted)
-    grids = [wanted[name] for name in differing if name in wanted and is_tensor(wanted[name])]
-    widths = {g["shape"][-1] for g in grids if g["shape"]}
+    grids = [wanted[name] for name in differing if name in wanted
+             and drawable(got.get("value", {}).get(name), wanted[name])]
+    widths = {g["shape"][-1] for g in grids}
     drawn = {n for n, v in inputs.items() if is_tensor(v) and v["shape"][-1:] and v["shape"][-1]
              in widths and "value" in got}
     lines = [f"  {name:<16} {words(value)}" for name, value in inputs.items() if name not in drawn]
@@ -212,14 +229,13 @@ def picture(exercise, case, got, wanted):
                         if not name.startswith("_")][:3]
     for name in differing:
         yours, right = got["value"].get(name), wanted[name]
-        if is_tensor(yours) and is_tensor(right) and right["shape"] and len(right["data"]):
-            if yours["shape"] != right["shape"]:
-                lines.append(f"  {name}: yours has the shape {yours['shape']}, expected "
-                             f"{right['shape']}")
-            elif (yours["dtype"] == "bool") != (right["dtype"] == "bool"):
-                lines.append(f"  {name}: yours is {yours['dtype']}, expected {right['dtype']}")
-            else:
-                lines += tensor_picture(name, yours, right, inputs, exercise.tolerance)
+        if drawable(yours, right):
+            lines += tensor_picture(name, yours, right, inputs, exercise.tolerance)
+        elif is_tensor(yours) and is_tensor(right) and yours["shape"] != right["shape"]:
+            lines.append(f"  {name}: yours has the shape {yours['shape']}, expected "
+                         f"{right['shape']}")
+        elif is_tensor(yours) and is_tensor(right) and yours["dtype"] != right["dtype"]:
+            lines.append(f"  {name}: yours is {yours['dtype']}, expected {right['dtype']}")
         else:
             lines += [f"  {name:<16} {words(yours)}   yours",
                       f"{'':18} {words(right)}   expected"]

@@ -60,14 +60,14 @@ OF_FILE = {  # the run that uses a file, for defects whose text names none
     "kernels/losses.py": "base", "data/batches.py": "sft", "sft.py": "sft", "reward.py": "reward",
     "data/records.py": "reward", "model.py": "reward", "sampler.py": "ppo",
     "kernels/noise.py": "ppo", "ppo.py": "ppo", "runtime/optimizer.py": "base",
-    "runtime/world.py": "two processes", "runtime/sharding.py": "sft",
+    "runtime/episodes.py": "ppo", "runtime/world.py": "two processes", "runtime/sharding.py": "sft",
     "runtime/training.py": "sft", "settings.py": "sft", "startup.py": "sft"}
 
 
 @dataclass(frozen=True)
 class Symptom:
     """A sentence about a log, and what of it is checked: the number of a column at a place, with
-    the defect, is more than `by` above or below the one without it, or it is `by`."""
+    the defect, is more than `by` above or below the one without it, or `by` up to rounding."""
     text: str
     run: str
     column: str
@@ -83,16 +83,16 @@ class Symptom:
         if None in (without, with_):
             return False
         return {"above": with_ - without > self.by, "below": without - with_ > self.by,
-                "is": abs(with_ - self.by) < 1e-5 < abs(without - self.by)}[self.than]
+                "is": abs(with_ - self.by) < 1e-4 * abs(without - self.by)}[self.than]
 
 
 # Each is checked against symptoms.json: python -m exercises.symptoms NAME measures it again.
+FAR_FROM_0 = "`loss/policy` of the first iteration is far from 0: the advantages' mean is not 0"
 SYMPTOMS = {
     "future-by-one": Symptom("`loss` of pretraining falls far lower than text allows",
                              "base, plain kernels", "loss", "last", "below", 0.3),
     "unused-slots": Symptom("`policy/clip_fraction` is high from the first minibatch on",
                             "ppo, plain kernels", "policy/clip_fraction", "first", "above", 0.3),
-    # by how much depends on what the slot held before: its `kl` may be 2, 6 or NaN
     "one-slot-too-many": Symptom("`policy/clip_fraction` is high from the first minibatch on",
                                  "ppo, plain kernels", "policy/clip_fraction", "first", "above",
                                  0.1),
@@ -119,10 +119,15 @@ SYMPTOMS = {
                               "two processes", "loss", "first", "below", 0.02),
     "filler-is-text": Symptom("`loss` of pretraining is too low: EOS that fills a row is easy",
                               "base", "loss", "mean", "below", 0.05),
+    "pairs-on-their-own": Symptom("a run has as many steps as pairs ask for, not prompts", "reward",
+                                  "steps", "last", "above", 5.0),
     "worse-first": Symptom("the reward model's ceiling is far below one half", "reward",
                            "held-out/ceiling", "last", "below", 0.3),
     "ties-are-pairs": Symptom("the ceiling on held-out labels is lower than the labelers' noise "
                               "explains", "reward", "held-out/ceiling", "last", "below", 0.02),
+    "equal-scores-are-right": Symptom("the ceiling on held-out labels is higher than the "
+                                      "labelers' noise allows", "reward", "held-out/ceiling",
+                                      "last", "above", 0.01),
     "pairs-divided-twice": Symptom("`loss` starts far below log 2", "reward", "loss", "first",
                                    "below", 0.3),
     "weights-divided-twice": Symptom("`loss` starts far below log 2", "reward", "loss", "first",
@@ -154,12 +159,22 @@ SYMPTOMS = {
                                     "first", "below", 1.0),
     "kl-of-the-policy-itself": Symptom("`kl` is 0 however much the answers change", "ppo", "kl",
                                        "last", "is", 0.0),
+    "first-for-last": Symptom("`value/explained_variance` starts far below 0", "ppo",
+                              "value/explained_variance", "first", "below", 0.5),
+    "bootstrapped-past-the-end": Symptom("`value/explained_variance` starts elsewhere", "ppo",
+                                         "value/explained_variance", "first", "above", 0.05),
+    "own-value-twice": Symptom("`loss/value` is many times too large", "ppo", "loss/value",
+                               "first", "above", 10.0),
+    "mean-put-back": Symptom(FAR_FROM_0, "ppo", "loss/policy", "first", "below", 0.1),
+    "whitened-with-pads": Symptom(FAR_FROM_0, "ppo", "loss/policy", "first", "below", 0.1),
     "lambda-forgotten": Symptom("`return/mean` is nearer to `score`", "ppo", "return/mean",
                                 "first", "above", 0.01),
     "returns-from-whitened": Symptom("`return/mean` stays near `value/mean` whatever `score` does",
                                      "ppo", "return/mean", "first", "below", 0.05),
     "value-after-the-token": Symptom("`value/explained_variance` starts elsewhere", "ppo",
                                      "value/explained_variance", "first", "above", 0.02),
+    "rollout-with-gradients": Symptom("the run ends with an error in its first update", "ppo",
+                                      "steps", "last", "below", 0.5),
     "unfinished-is-scored": Symptom("`score` is high although many responses do not end",
                                     "ppo --max_new_tokens=8", "score", "first", "above", 0.3),
     "larger-of-two": Symptom("`policy/clip_fraction` and `policy/approx_kl` grow",
@@ -210,7 +225,9 @@ NOT_IN_A_LOG = ("`score` rises, answers get worse", "the base model's skills fal
 # ------------------------------------------------------------------------------- runs
 
 def command(project, words, lab, processes=1, **environment):
-    """Run a script of a project in the lab's folder, in float32 on a CPU."""
+    """Run a script of a project in the lab's folder, in float32 on a CPU. Memory that nobody has
+    written to holds 0, as the system gives it: with a defect that reads it, what is left there of
+    before would make each run another one."""
     first, *flags = shlex.split(words)
     module = ["-m", flags.pop(0)] if first == "-m" else [str(Path(project) / first)]
     if processes > 1:
@@ -220,7 +237,8 @@ def command(project, words, lab, processes=1, **environment):
         flags += ["--dtype=float32", "--device=cpu"]
     return subprocess.run(
         [sys.executable, *module, *flags], cwd=lab, text=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1", **environment})
+        env={**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1",
+             "MALLOC_PERTURB_": "255", **environment})  # read by glibc: 255 fills with 0
 
 
 def copied(folder):

@@ -13,6 +13,7 @@ import copy
 import importlib
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -28,6 +29,9 @@ from exercises import course, cutting, limits
 ANSWER = 8 * limits.MEGABYTE  # bytes of all outcomes, at most
 UNBEGUN = {"error": "Ended", "line": "",  # that is no fault of the file that it was to run
            "message": "the process ended before it began: the machine is full, check it again"}
+NONSENSE = {"error": "Ended", "message": "the process sent nonsense instead of its results",
+            "line": ""}
+DIGITS, DEPTH = 300, 20  # of a number and of lists in lists, at most: what a float and a stack hold
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,74 @@ def packed(value):
         return {"list": [packed(x) for x in value]}
     if hasattr(value, "tolist"):  # numpy
         return packed(value.tolist())
+    if isinstance(value, int) and abs(value) >= 10**DIGITS:
+        return {"kind": "number of many digits"}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return {"kind": type(value).__name__}
 
 
-def outcome(call):
-    """What a call returns, or how it ends."""
+def unpacked(value, depth=0):
+    """The same value if `packed` can have made it, else ValueError: it came from a process that may
+    have written anything."""
+    known = value is None or isinstance(value, (bool, int, float, str))
+    if isinstance(value, dict) and depth < DEPTH:
+        kind = set(value)
+        if kind == {"list"} and isinstance(value["list"], list):
+            return {"list": [unpacked(x, depth + 1) for x in value["list"]]}
+        if kind == {"shape", "dtype", "data"}:
+            shape, data = value["shape"], value["data"]
+            known = (isinstance(value["dtype"], str) and isinstance(shape, list)
+                     and isinstance(data, list)
+                     and all(isinstance(x, int) and x >= 0 for x in shape)
+                     and all(isinstance(x, (int, float)) for x in data)
+                     and math.prod(shape) == len(data))
+        if kind == {"kind"}:
+            return {"kind": plain(value["kind"])}
+    if not known:
+        raise ValueError(value)
+    return value
+
+
+def plain(text):
+    """Text that any terminal and any report takes: no control characters, no halves of
+    characters. ValueError if it is none."""
+    if not isinstance(text, str):
+        raise ValueError(text)
+    return "".join(c if c.isprintable() or c in "\t\n" else "?" for c in text)
+
+
+def as_sent(exercise, line):
+    """A line of the process as the outcome of a case."""
+    try:
+        if isinstance(line, dict) and isinstance(line.get("value"), dict):
+            values = {name: unpacked(x) for name, x in line["value"].items()}
+            return {"value": exercise.facts(values) if exercise.facts else values}
+        return {name: plain(line[name]) for name in ("error", "message", "line")}
+    except (ValueError, KeyError, TypeError):
+        return NONSENSE
+
+
+def outcome(call, path=None):
+    """What a call returns, or how it ends, and in which line: of the file `path` if it has one."""
     try:
         return {"value": {name: packed(x) for name, x in call().items()}}
     except BaseException as error:  # sys.exit is no way out
         where = [f for f in traceback.extract_tb(error.__traceback__)
                  if Path(f.filename).suffix == ".py"]
+        own = [f for f in where if f.filename == str(path)]
         inside = [f for f in where if "site-packages" not in f.filename]
-        last = (inside or where or [None])[-1]
-        return {"error": type(error).__name__, "message": str(error)[:500],
+        last = (own or inside or where or [None])[-1]
+        return {"error": type(error).__name__, "message": said_by(error),
                 "line": f"{Path(last.filename).name}:{last.lineno}: {last.line}" if last else ""}
+
+
+def said_by(error):
+    """The text of an error; its class is the student's, too."""
+    try:
+        return str(error)[:500]
+    except BaseException:
+        return ""
 
 
 # ------------------------------------------------------------------------------- the module
@@ -126,9 +182,9 @@ def child(connection, name, path, output, bounds):
     try:
         module = module_of(exercise, path)
     except BaseException as error:
-        first = outcome(lambda: raise_(error))
+        first = outcome(lambda: raise_(error), path)
     for _, case in cases:
-        send(first or outcome(lambda: exercise.run(module, case)))
+        send(first or outcome(lambda: exercise.run(module, case), path))
     os._exit(0)
 
 
@@ -178,10 +234,17 @@ def received(connection, process, n, seconds):
         *whole, rest = rest.split(b"\n")
         for line in whole:
             try:
-                lines.append(json.loads(line))
-            except ValueError:
+                lines.append(json.loads(line, parse_int=whole_number))
+            except (ValueError, RecursionError):
                 return lines, "sent nonsense instead of its results"
     return lines, "" if len(lines) > n else "sent too much"
+
+
+def whole_number(text):
+    """An int of JSON; ValueError where it takes long to read, or is more than a float holds."""
+    if len(text) > DIGITS + 1:
+        raise ValueError("too many digits")
+    return int(text)
 
 
 def sleeps(pid):
@@ -216,7 +279,7 @@ def run(exercise, path, bounds=Limits()):
         process.join()
         ours.close()
         printed = output.read_text("utf-8", "replace") if output.exists() else ""
-    good = [x for x in lines[1:] if isinstance(x, dict) and ("value" in x or "error" in x)][:n]
+    good = [as_sent(exercise, line) for line in lines[1 : n + 1]]
     lost = {"error": "Ended", "message": f"the process {reason}", "line": ""} if lines else UNBEGUN
     sealed = bool(lines) and lines[0] == {"sealed": True}
     return good + [lost] * (n - len(good)), printed, sealed

@@ -17,7 +17,7 @@ from data import records
 from figures import (flags, generalisation, harm, mistakes, overoptimisation, page, plan, plots,
                      preference, reward_model, rounds, tax)
 from figures.points import as_json
-from figures.worlds import World
+from figures.worlds import HINT, World
 from settings import extra, parse, stop
 
 FIGURES = {"preference": preference, "flags": flags, "reward-model": reward_model,
@@ -125,6 +125,17 @@ def check(s):
                 print(f"{f['state']:6} {path.stem}: {f['claim']}: {f['reached']}")
 
 
+def draw(figure, worlds, scale):
+    """What the figure draws. Stops if one of the files that it reads is of another form."""
+    try:
+        return figure.draw(worlds, scale)
+    except records.OTHER_FORM as error:
+        files = " or ".join(sorted(set().union(*(world.read for world in worlds))))
+        stop(f"in the folder of a world {files} is damaged, or of another version "
+             f"({type(error).__name__}: {error}): delete the folder of that file, and run "
+             f"`{HINT}` again")
+
+
 def main():
     s = with_folders(parse(Settings))
     if s.check:
@@ -138,7 +149,7 @@ def main():
     worlds = [World(folder) for folder in folders(s).values()]
     for name, figure in figures.items():
         plan.carry_out(graph, wanted[name], folders(s), scale, s.jobs)
-        drawn = figure.draw(worlds, scale)
+        drawn = draw(figure, worlds, scale)
         said = as_json(name, figure.TITLE, drawn)
         for i, panel in enumerate(drawn.panels):
             records.write_text(Path(s.out, f"{name}-{i + 1}.svg"), plots.svg(panel))

@@ -59,7 +59,7 @@ def by_size(worlds, name, names):
 
 def score(world, model):
     """The mean Likert score that training labelers give a model's answers to the test prompts."""
-    prompts = world.lines("out/toy/prompts_test.jsonl")
+    prompts = world.tested(ANSWERS)
     return likert(world.town, prompts, world.answers(ANSWERS, model), world.labelers["training"],
                   world.facts["sharpness"], 5)
 

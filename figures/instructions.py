@@ -13,13 +13,12 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from settings import parse
+from settings import parse, stop
 
 from data import records
-from data.batches import encode_prompt
-from data.tokenizer import load_tokenizer
+from data.tokenizer import encode_prompt, load_tokenizer
 from data.toy.town import NAMES, QUESTIONS, STORY, VALUES
-from labels.simulated import town_of
+from labels.simulated import labelers_of, town_of
 
 COPIED = ("probes.jsonl", "demonstrations_train.jsonl", "labelers.json", "world.json")
 SLOTS = {"home": "went", "food": "bought", "pet": "saw"}  # attribute: the line of a tale with it
@@ -34,6 +33,10 @@ class Settings:
     longest: int = 96  # tokens of a prompt: as in the town, a response fits the context after it
 
     BOUNDS = {"longest": "[1, inf)"}
+
+    def problem(self):
+        if any("\ud800" <= c <= "\udfff" for c in self.before):
+            return "--before is no UTF-8 text"
 
 
 def instructed(before, prompt):
@@ -74,13 +77,17 @@ def crows(pairs, before):
 
 def main():
     s = parse(Settings)
-    town = town_of(s.data)
+    records.other_folder(s.out, s.data)
+    town, _ = town_of(s.data), labelers_of(s.data)  # labelers.json is copied
     tokenizer = load_tokenizer("tokenizer.tiktoken", s.data)
-    test = records.read(f"{s.data}/prompts_test.jsonl", "test prompt")
+    test = records.read_once(f"{s.data}/prompts_test.jsonl", "test prompt")
     put = lambda rows: [{**r, "prompt": instructed(s.before, r["prompt"])} for r in rows]
     fits = lambda rows: [r for r in rows if len(encode_prompt(tokenizer, r["prompt"])) <= s.longest]
-    records.write(f"{s.out}/prompts_test.jsonl", fits(put(test)))
-    records.write(f"{s.out}/prompts_groups.jsonl", fits(put(questions(town))))
+    own = {"test": fits(put(test)), "groups": fits(put(questions(town)))}
+    if not all(own.values()):
+        stop(f"no prompt after {s.before!r} has at most --longest={s.longest} tokens")
+    for name, prompts in own.items():
+        records.write(f"{s.out}/prompts_{name}.jsonl", prompts)
     for name in COPIED:
         with records.written_whole(Path(s.out, name)) as file:
             file.write(Path(s.data, name).read_text(encoding="utf-8"))

@@ -7,15 +7,16 @@ the log-ratio of policy and reference summed over the response (its mean is the 
 the gold score. An unfinished response gets the fixed low score that it gets in PPO.
 """
 from dataclasses import dataclass
+from pathlib import Path
 
-from settings import Computing, parse  # before torch
+from settings import Computing, parse, stop  # before torch
 
 import torch
 
 from data import records
-from data.batches import encode_prompt
+from data.tokenizer import encode_prompt
 from data.toy.tasks import gold
-from labels.simulated import town_of
+from labels.simulated import judgeable, town_of
 from model import GPT, ScalarGPT, last_score
 from runtime.checkpoint import load, load_for
 from runtime.episodes import in_groups
@@ -59,16 +60,23 @@ def measure(policy, reference, reward, prompts, numbers, eos, s):
 def main():
     s = parse(Settings)
     world = World(s.seed, s.device)
-    prompts = records.read(f"{s.data}/prompts_{s.split}.jsonl", "test prompt")[: s.prompts or None]
-    town = town_of(s.data)
+    source = f"{s.data}/prompts_{s.split}.jsonl"
+    records.check_file(s.out, source)
+    prompts, town = records.read_once(source, "test prompt")[: s.prompts or None], town_of(s.data)
+    judgeable(town, prompts, source)
     policy, tokenizer, _ = load(s.policy, {"GPT": GPT}, "python ppo.py")
     reference = load_for(tokenizer, s.reference, {"GPT": GPT}, "python sft.py --preset=init")
     reward = load_for(tokenizer, s.reward, {"ScalarGPT": ScalarGPT}, "python reward.py")
     precision(s.dtype, world, policy.config.n_embd)
     for network in (policy, reference, reward):
         network.to(world.device).eval()
+    records.make_folder(Path(s.out).parent)
     rows = [i for i in range(len(prompts)) for _ in range(s.copies)]
     encoded = [encode_prompt(tokenizer, p["prompt"]) for p in prompts]
+    contexts = [network.config.block_size for network in (policy, reference, reward)]
+    if (longest := max(map(len, encoded))) + s.max_new_tokens > min(contexts):
+        stop(f"{source}: a prompt of {longest} tokens and --max_new_tokens={s.max_new_tokens} do "
+             f"not fit a context of {min(contexts)}")
     by_length = sorted(range(len(rows)), key=lambda k: len(encoded[rows[k]]))
     out = [None] * len(rows)
     for first in range(0, len(rows), 512):

@@ -25,6 +25,7 @@ import ppo
 import reward
 import settings
 import sft
+from runtime import processes
 from settings import stop
 
 ROOT = Path(settings.__file__).parent
@@ -176,12 +177,12 @@ def start(words, folder, log, threads):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as file:
-        process = subprocess.Popen([sys.executable, *first, *rest], cwd=folder, env=environment,
-                                   stdout=file, stderr=subprocess.STDOUT)
-        if not hasattr(os, "wait4"):
-            return process.wait(), None
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        with processes.running([sys.executable, *first, *rest], cwd=folder, env=environment,
+                               stdout=file, stderr=subprocess.STDOUT) as process:
+            if not hasattr(os, "wait4"):
+                return process.wait(), None
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_utime + usage.ru_stime
 
 
@@ -231,7 +232,8 @@ def carry_out(graph, wanted, folders, scale, jobs=0):
     progress, left, running, problem = Progress(len(waiting)), set(waiting), {}, None
     cores = os.cpu_count() or 1
     jobs = jobs or cores
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, processes.ending_together(
+            "goes on where it was"):
         while running or waiting and not problem:
             for seed, name in list(waiting) if not problem else []:
                 ready = not any((seed, other) in left for other in graph[name].needs)
@@ -246,5 +248,7 @@ def carry_out(graph, wanted, folders, scale, jobs=0):
                 if not why:
                     left.remove((seed, name))
                     progress(seed, graph[name].what, took)
+            if processes.ASKED.is_set():
+                problem = problem or "asked to end"
     if problem:
         stop(problem)

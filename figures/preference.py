@@ -25,7 +25,7 @@ FIG3 = {"base": (.191, .218, .252), "prompted": (.250, .306, .431), "sft": (.461
 @functools.cache
 def preferred(world, model, who):
     """How often labelers prefer a model's answers to those of the largest SFT model."""
-    prompts = world.lines("out/toy/prompts_test.jsonl")
+    prompts = world.tested(ANSWERS)
     own, other = (world.answers(ANSWERS, m)[: len(prompts)] for m in (model, "large-sft"))
     return win_rate(world.town, prompts, own, other, world.labelers[who],
                     world.facts["sharpness"], VOTES, 5)["mean"]

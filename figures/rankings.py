@@ -41,6 +41,10 @@ class Settings:
     def problem(self):
         if self.fold >= self.folds:
             return f"--fold={self.fold} must be below --folds={self.folds}"
+        if self.completions == 1:
+            return "--completions=1: a ranking has at least two"
+        if self.fresh and not all(self.fresh.split(",")):
+            return f"--fresh={self.fresh}: expected files with commas between"
 
 
 def groups(rankings, folds):
@@ -55,12 +59,13 @@ def groups(rankings, folds):
 def shortened(ranking, k):
     """A ranking of the first k completions."""
     every = ("completions", "ranks", "likert", "flags", "expected")
-    return {**ranking, **{name: ranking[name][:k] for name in every if name in ranking}}
+    return {**ranking, **{name: ranking[name][:k] for name in every
+                          if isinstance(ranking.get(name), list)}}
 
 
 def as_pairs(ranking):
     """The untied pairs of a ranking, each as a ranking of two."""
-    return [{"prompt": ranking["prompt"], "labeler": ranking["labeler"], "ranks": [1, 2],
+    return [{"prompt": ranking["prompt"], "labeler": ranking.get("labeler"), "ranks": [1, 2],
              "completions": [ranking["completions"][i], ranking["completions"][j]]}
             for i, j in records.untied_pairs(ranking["ranks"])]
 
@@ -81,6 +86,8 @@ def chosen(every, s):
     """{file: rankings} that the settings ask for."""
     train, valid, heldout = every
     if s.fold >= 0:
+        if not all(records.is_text(r.get("labeler")) for r in [*train, *valid]):
+            stop(f"--fold={s.fold}: {s.data} has rankings without the name of a 'labeler'")
         of = groups(train, s.folds)
         others = lambda rankings: [r for r in rankings if of.get(r["labeler"]) != s.fold]
         heldout = [r for r in valid if of.get(r["labeler"]) == s.fold]
@@ -102,6 +109,7 @@ def chosen(every, s):
 def main():
     s = parse(Settings)
     hint = "python -m labels.simulated"
+    records.other_folder(s.out, s.data)
     own = chosen([records.read(f"{s.data}/{name}.jsonl", "ranking", hint) for name in FILES], s)
     for name, rankings in own.items():
         records.write(f"{s.out}/{name}.jsonl", rankings)

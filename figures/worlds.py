@@ -1,6 +1,5 @@
 """What the runs of a world have written, for the figures to read."""
 import functools
-import json
 from pathlib import Path
 
 from data import records
@@ -15,20 +14,22 @@ class World:
     """A world's folder. All paths are relative to it."""
 
     def __init__(self, folder):
-        self.folder = Path(folder)
+        self.folder, self.read = Path(folder), set()  # read: the files that figures have asked for
 
-    def json(self, path, *fields):
+    def json(self, path, **fields):
         """A file of results, with at least these fields."""
-        return records.read_json(self.folder / path, HINT, *fields)
+        self.read.add(path)
+        return records.read_json(self.folder / path, HINT, **fields)
 
     @functools.cache
     def lines(self, path):
-        """The lines of a JSONL file, at least one."""
-        try:
-            content = (self.folder / path).read_bytes()
-            lines = [json.loads(line) for line in content.split(b"\n") if line.strip()]
-        except ValueError as error:  # no JSON, or no UTF-8
-            self.refuse(path, f"is damaged ({error})")
+        """The lines of a JSONL file, at least one. Each is an object."""
+        self.read.add(path)
+        refuse = lambda why: self.refuse(path, f"is damaged ({why})")
+        lines = [records.parse_facts(line, refuse)
+                 for line in (self.folder / path).read_bytes().split(b"\n") if line.strip()]
+        if not all(isinstance(line, dict) for line in lines):
+            refuse("a line holds no JSON object")
         return lines or self.refuse(path, "is empty")
 
     def refuse(self, path, why):
@@ -57,6 +58,10 @@ class World:
             self.refuse(path, f"has no answer of {model}")
         return [(said[0]["text"], said[0]["ended"]) for said in own]
 
+    def tested(self, path):
+        """The test prompts of an answers.jsonl, which come first: those of no group."""
+        return [line for line in self.lines(path) if "group" not in line]
+
     @functools.cache
     def judged(self, path, model):
         """[(prompt, text, gold score with its flags)] of a model's answers."""
@@ -65,7 +70,7 @@ class World:
 
     def accuracy(self, path):
         """A reward model's accuracy on held-out labels."""
-        return self.json(f"{path}/checkpoint.json", "accuracy")["accuracy"]
+        return self.json(f"{path}/checkpoint.json", accuracy=dict)["accuracy"]
 
 
 def mean(values):

@@ -22,12 +22,14 @@ import torch
 
 import settings
 from data import records
-from data.batches import encode_prompt, encode_response, pad_and_mask
+from data.batches import encode_response, pad_and_mask
+from data.tokenizer import encode_prompt
 from data.toy.tasks import gold
 from labels import exporting
 from labels.simulated import town_of
 from labels.store import Store
 from model import GPT
+from runtime import processes
 from runtime.checkpoint import load
 
 ROOT = Path(settings.__file__).parent
@@ -70,10 +72,12 @@ def run(*words):
     first = ["-m", words[1]] if words[0] == "-m" else [str(ROOT / words[0])]
     flags = [str(w) for w in words[2 if words[0] == "-m" else 1:]]
     print("python", *words, flush=True)
-    done = subprocess.run([sys.executable, *first, *flags], stderr=subprocess.PIPE, text=True)
-    if done.returncode:
+    with processes.running([sys.executable, *first, *flags], stderr=subprocess.PIPE,
+                           text=True) as process:
+        said = process.communicate()[1].strip().splitlines()
+    if process.returncode or processes.ASKED.is_set():
         stop(f"{words[1] if words[0] == '-m' else words[0]} failed: "
-             f"{(done.stderr.strip().splitlines() or ['no reason'])[-1].removeprefix('error: ')}")
+             f"{(said or ['no reason'])[-1].removeprefix('error: ')}")
 
 
 def your_rankings(s):
@@ -99,7 +103,8 @@ def train(s, rankings, heldout):
                   records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration"))
     run("reward.py", f"--init={s.rm}", f"--data={data}", f"--out={s.out}/rm",
         f"--epochs={s.epochs}")
-    scores = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine")
+    scores = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine",
+                               score_mean=records.NUMBER, score_std=records.NUMBER)
     beta, unfinished = scaled(s.beta, scores["score_mean"], scores["score_std"])
     run("ppo.py", f"--init={s.policy}", f"--reward={s.out}/rm", f"--data={s.data}",
         f"--out={s.out}/policy", f"--iterations={s.iterations}", f"--beta={beta}",
@@ -121,7 +126,7 @@ def answers(s, name, path):
     run("-m", "labels.sample", f"--models={path}", "--weights=1", f"--data={s.data}",
         "--split=test", f"--prompts={s.prompts}", "--k_min=1", "--k_max=1", f"--seed={s.seed}",
         f"--out={out}")
-    return records.read(out, "to label")
+    return records.read_once(out, "to label")
 
 
 @torch.no_grad()
@@ -192,7 +197,8 @@ def compare(s, before, after, rankings, heldout):
     """The facts of the report, as JSON."""
     share, pairs = moved_towards(logprobs(s.policy, heldout), logprobs(f"{s.out}/policy", heldout),
                                  heldout)
-    accuracy = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine")["accuracy"]
+    accuracy = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine",
+                                 accuracy=dict)["accuracy"]
     return {
         "rankings": len(rankings), "heldout": len(heldout), "heldout_pairs": pairs,
         "moved_towards": share, "rm_accuracy": accuracy.get("train_labelers"),
@@ -276,9 +282,10 @@ def main():
     s = parse(Settings)
     records.make_folder(s.out)
     rankings, heldout = your_rankings(s)
-    before = answers(s, "before", s.policy)  # first: it reads what training must not fail on
-    train(s, rankings, heldout)
-    after = answers(s, "after", f"{s.out}/policy")
+    with processes.ending_together("starts again"):
+        before = answers(s, "before", s.policy)  # first: it reads what training must not fail on
+        train(s, rankings, heldout)
+        after = answers(s, "after", f"{s.out}/policy")
     facts = compare(s, before, after, rankings, heldout)
     records.write_json(f"{s.out}/report.json", facts)
     records.write(f"{s.out}/pairs.jsonl", [  # to rank them yourself, not knowing which is which

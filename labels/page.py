@@ -23,6 +23,7 @@ from data import records
 from labels import exporting, items
 from labels.store import Store
 from labels.web import is_local, make_app
+from runtime import processes
 
 OWNER, SCREENS = "owner", {"DISPLAY", "WAYLAND_DISPLAY"}
 
@@ -132,13 +133,14 @@ class Filling:
                    f"--k_max={s.candidates}", f"--max_new_tokens={s.max_new_tokens}",
                    f"--seed={s.seed}", f"--out={out}"]
         self.state = "samples are being made: this page goes on by itself"
-        process = subprocess.Popen(command, preexec_fn=lambda: os.nice(19),
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        self.thread = threading.Thread(target=self.wait, args=(process, out), daemon=True)
+        self.thread = threading.Thread(target=self.run, args=(command, out), daemon=True)
         self.thread.start()
 
-    def wait(self, process, out):
-        error = process.communicate()[1].strip()
+    def run(self, command, out):
+        """Run the command; then add the items of what it has written."""
+        with processes.running(command, preexec_fn=lambda: os.nice(19), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True) as process:
+            error = process.communicate()[1].strip()
         if process.returncode:
             self.state = f"sampling failed: {error.splitlines()[-1] if error else 'no reason'}"
             print(self.state, file=sys.stderr)
@@ -218,7 +220,8 @@ def main():
     server, address = listen(make_app(store, filling, is_local(s.host), time.monotonic), s)
     hand_over(store, s, address)
     try:
-        server.run()
+        with processes.ending_together("goes on, and all answers are kept", wait=False):
+            server.run()
     except KeyboardInterrupt:
         print("stopped; all answers are kept")
 

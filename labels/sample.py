@@ -19,7 +19,7 @@ from settings import Computing, parse, stop  # before torch
 from tqdm import tqdm
 
 from data import records
-from data.batches import encode_prompt
+from data.tokenizer import encode_prompt
 from labels.items import wrong_weights
 from model import GPT
 from runtime.checkpoint import load
@@ -50,6 +50,9 @@ class Settings(Computing):
         if self.k_min > self.k_max:
             return f"--k_min={self.k_min} is more than --k_max={self.k_max}"
         return wrong_weights(self.weights, self.models)
+
+
+BATCH = "episodes", "completions", "seconds"  # what a line of a partial file has
 
 
 class Partial:
@@ -94,14 +97,15 @@ class Partial:
                 value = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 value = None
-            if value is None or not end and value != made_from:
+            if value is None or not end and value != made_from or end and not (
+                    isinstance(value, dict) and value.keys() == {*BATCH}):
                 break
             batches += [value] if end else []
             end += len(line)
         return batches, end
 
     def add(self, episodes, completions):
-        batch = {"episodes": episodes, "completions": completions, "seconds": self.world.seconds()}
+        batch = dict(zip(BATCH, (episodes, completions, self.world.seconds())))
         self.file.write(json.dumps(batch).encode() + b"\n")
         self.file.flush()
 
@@ -173,8 +177,7 @@ def main():
     world = World(s.seed, s.device)
     source = f"{s.data}/prompts_{s.split}.jsonl"
     out = s.out or f"{s.data}/completions_{s.split}.jsonl"
-    if Path(out).is_dir() or Path(out).resolve() == Path(source).resolve():
-        stop(f"--out={out}: expected a file to write, not a folder, and not the prompts themselves")
+    records.check_file(out, source)
     prompts = records.read(source, "prompt")
     prompts = prompts[: s.prompts or None]
     paths, weights = s.models.split(","), [float(w) for w in s.weights.split(",")]

@@ -37,7 +37,7 @@ def checksum(path):
 
 def is_intact(path, crc=None):
     """Whether a file exists and has this checksum, by default the one in its name."""
-    return path.exists() and checksum(path) == (crc or path.stem.rpartition("-")[2])
+    return path.is_file() and checksum(path) == (crc or path.stem.rpartition("-")[2])
 
 
 def write(path, content):
@@ -117,6 +117,30 @@ def refuse_others(path):
                  "--out")
 
 
+def facts_of(path, hint):
+    """What a folder's checkpoint.json says. hint: the command that writes it."""
+    path = Path(path, "checkpoint.json")
+    facts = records.read_json(path, hint, kind=str, config=dict, weights=str, tokenizer=str,
+                              settings=dict)
+    for key, kind in (("made_from", dict), ("loaded", dict), ("seconds", records.NUMBER)):
+        if key in facts and not isinstance(facts[key], kind):
+            records.damaged(path, f"its {key!r} is {records.shorten(facts[key])}", hint)
+    return facts
+
+
+def config_of(facts, path, kind):
+    """The configuration of a checkpoint's model, of the class `kind`, from its facts."""
+    path = Path(path, "checkpoint.json")
+    unknown = set(facts["config"]) - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        stop(f"{path} asks for a model that is not ours: it has {min(unknown)!r}")
+    pretrained.check_sizes(facts["config"], path)
+    config = kind(**facts["config"])
+    if not isinstance(config.dropout, records.NUMBER) or not 0 <= config.dropout < 1:
+        stop(f"{path} has dropout = {config.dropout!r}: expected a number from 0 to < 1")
+    return config
+
+
 def load(path, classes, hint):
     """Read a checkpoint written by `save`, or a GPT-2 in Hugging Face's format (pretrained.py).
 
@@ -130,23 +154,18 @@ def load(path, classes, hint):
             LOADED[str(path)] = "-".join(map(checksum, meta.pop("files")))
             return model, tokenizer, meta
         stop(f"{path} has no checkpoint: run `{hint}` first")
-    meta = records.read_json(path / "checkpoint.json", hint)
-    for key in ("kind", "config", "weights", "tokenizer"):
-        if key not in meta:
-            stop(f"{path}/checkpoint.json has no {key!r}: run `{hint}` again")
+    meta = facts_of(path, hint)
     if meta["kind"] not in classes:
         stop(f"{path} holds a {meta['kind']}, expected {' or '.join(classes)}")
     LOADED[str(path)] = meta["weights"]
     for name in (meta["weights"], meta["tokenizer"]):
         if name != "gpt2" and not is_intact(path / name):
             stop(f"{path}/{name} is damaged (its checksum differs): run `{hint}` again")
-    cls = classes[meta["kind"]]
-    try:
-        model = cls(cls.config_class(**meta["config"]))
-    except (TypeError, ValueError, RuntimeError) as error:
-        stop(f"{path}/checkpoint.json asks for a model that is not ours: {error}")
-    pretrained.fill(model, pretrained.read_weights(path / meta["weights"]),
-                     path / meta["weights"])
+    cls, file = classes[meta["kind"]], path / meta["weights"]
+    config, weights = config_of(meta, path, cls.config_class), pretrained.read_weights(file)
+    pretrained.look_for_sizes(config, weights, file)
+    model = cls(config)
+    pretrained.fill(model, weights, file)
     tokenizer = load_tokenizer(meta["tokenizer"], path)
     pretrained.match(tokenizer, model, path)
     if meta.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:

@@ -7,21 +7,34 @@ import torch
 from settings import stop
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-# What an adapter may ask for beyond that; the first value is what we do.
-ONLY = {"peft_type": ("LORA",), "use_dora": (False, None), "bias": ("none", None),
-        "lora_bias": (False, None), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
-        "trainable_token_indices": (None,), "target_parameters": (None, []),
-        "megatron_config": (None,)}
+# What does not change how an adapter is merged. All else that a configuration has must be off, so
+# that what a newer peft can do is refused by its name.
+FREE = {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config",
+        "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
+        "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save",
+        "peft_version", "qalora_group_size", "r", "runtime_config", "target_modules", "task_type",
+        "use_rslora"}
+OFF = (None, False, "none", {}, [])
+ONLY = {"peft_type": ("LORA",), "revision": (None, "main"),  # of the base model
+        # others, such as pissa and olora, begin by changing the weights of the base model
+        "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva")}
 
 
 def check(config, path):
     """Stop if an adapter_config.json asks for more than `merged` does."""
-    for name, allowed in ONLY.items():
-        if config.get(name, allowed[0]) not in allowed:
-            stop(f"{path} has {name} = {config[name]!r}: only {allowed[0]!r} can be used; merge it "
+    for name, value in config.items():
+        if name not in FREE and value not in ONLY.get(name, OFF):
+            stop(f"{path} has {name} = {value!r}: only plain LoRA can be merged here; merge it "
                  "with peft (merge_and_unload, then save_pretrained), and give that folder")
+    for name in ("r", "lora_alpha"):
+        if type(config.get(name)) not in (int, float) or config[name] <= 0:
+            stop(f"{path} has {name} = {config.get(name)!r}: expected a number above 0")
     if not isinstance(config.get("base_model_name_or_path"), str):
         stop(f"{path} names no base_model_name_or_path: write there the folder of its base model")
+    for name in ("r", "lora_alpha"):
+        value = config.get(name)
+        if type(value) not in (int, float) or not value > 0:
+            stop(f"{path} has {name} = {value!r}: expected a number above 0")
 
 
 def merged(weights, adapter, config, path):

@@ -10,14 +10,15 @@ A token's forward pass takes 2 FLOPs a parameter and training on it 6 (Kaplan et
 2.1); attention adds 4 n_embd n_layer for each pair of a query and a key. Decoding is different:
 a step reads all weights to produce one token a row, so memory bandwidth limits it.
 """
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from data import records
 from model import GPTConfig
 from runtime import pretrained
+from runtime.checkpoint import config_of
 from runtime.machine import bf16_pays
 from settings import stop
 
@@ -267,7 +268,8 @@ def architecture(preset, init, s):
         vocab = 50257 if s.tokenizer == "gpt2" else TOY.vocab_size
         return GPTConfig(vocab, s.block_size, s.n_layer, s.n_head, s.n_embd)
     if (path / "checkpoint.json").exists():
-        return GPTConfig(**json.loads((path / "checkpoint.json").read_text("utf-8"))["config"])
+        facts = records.read_json(path / "checkpoint.json", "python sft.py", config=dict)
+        return config_of(facts, path, GPTConfig)
     path = (path.parent if path.is_file() else path) / "config.json"  # a file of weights, a folder
     return GPTConfig(**pretrained.read_config(path)) if path.exists() else TOY
 

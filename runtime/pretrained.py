@@ -130,8 +130,10 @@ def load(name, classes):
     kind = "ScalarGPT" if "score.weight" in weights else "GPT"
     if kind not in classes:
         refuse(path, f"holds a {kind}, expected {' or '.join(classes)}")
+    config = classes[kind].config_class(**sizes)
+    look_for_sizes(config, weights, file)
     with torch.device("meta"):  # no memory or random numbers: weights follow
-        model = classes[kind](classes[kind].config_class(**sizes))
+        model = classes[kind](config)
     fill(model, weights, file, assign=True)
     tokenizer = find_tokenizer(folder, sizes["vocab_size"])
     match(tokenizer, model, folder)
@@ -164,7 +166,7 @@ def read_json(path):
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         refuse(path, "is missing: it belongs beside the weights")
-    except ValueError:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8; nested too deep
         content = None
     if not isinstance(content, dict):
         refuse(path, "is no JSON object: delete it and get it again")
@@ -178,14 +180,22 @@ def read_config(path):
         if config.get(name, allowed[0]) not in allowed:
             refuse(path, f"has {name} = {config[name]!r}: only {allowed[0]!r} can be used")
     sizes = {ours: config.get(theirs) for ours, theirs in SIZES.items()}
-    for name, size in sizes.items():
-        if type(size) is not int or size < 1:
-            refuse(path, f"has {SIZES[name]} = {size!r}: expected a number of at least 1")
-    if sizes["n_embd"] % sizes["n_head"]:
-        refuse(path, f"has n_embd = {sizes['n_embd']}, no multiple of its {sizes['n_head']} heads")
+    check_sizes(sizes, path, SIZES)
     if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
         refuse(path, f"has n_inner = {config['n_inner']!r}: only 4 * n_embd can be used")
     return sizes
+
+
+def check_sizes(sizes, path, names=None):
+    """Stop if a size that a GPTConfig needs is missing, or no size. names: {ours: that of the file
+    }, if they differ."""
+    for name in SIZES:
+        size = sizes.get(name)
+        if type(size) is not int or size < 1:
+            refuse(path, f"has {(names or {}).get(name, name)} = {size!r}: expected a number of at "
+                         "least 1")
+    if sizes["n_embd"] % sizes["n_head"]:
+        refuse(path, f"has n_embd = {sizes['n_embd']}, no multiple of its {sizes['n_head']} heads")
 
 
 def parts(path):
@@ -233,17 +243,32 @@ def our_layout(weights, path):
     return out
 
 
+def look_for(name, shape, weights, path):
+    """Stop unless the weights have a tensor of this name and shape."""
+    if name not in weights:
+        refuse(path, f"does not hold {name}, which its configuration asks for")
+    if list(weights[name].shape) != shape:
+        refuse(path, f"holds {name} of shape {list(weights[name].shape)}, its configuration asks "
+                     f"for {shape}")
+
+
+def look_for_sizes(config, weights, path):
+    """Stop if the weights are not of these sizes, before a model is built: a number in a file that
+    people edit can ask for more than any memory has."""
+    width = config.n_embd
+    for name, shape in (("wte.weight", [config.vocab_size, width]),
+                        ("wpe.weight", [config.block_size, width]),
+                        (f"h.{config.n_layer - 1}.ln_1.weight", [width])):
+        look_for(f"transformer.{name}", shape, weights, path)
+
+
 def fill(model, weights, path, assign=False):
     """Load weights into a model: exactly its names and shapes, or it stops."""
     wanted = model.state_dict()
     for name in dict.fromkeys([*wanted, *weights]):
-        if name not in weights:
-            refuse(path, f"does not hold {name}, which its configuration asks for")
         if name not in wanted:
             refuse(path, f"holds {name}, of which its configuration knows nothing")
-        if weights[name].shape != wanted[name].shape:
-            refuse(path, f"holds {name} of shape {list(weights[name].shape)}, its configuration "
-                         f"asks for {list(wanted[name].shape)}")
+        look_for(name, list(wanted[name].shape), weights, path)
         if not weights[name].isfinite().all():
             refuse(path, f"holds {name} with NaN or infinite numbers: what trained it went astray, "
                          "or it is damaged; make it again, or choose another checkpoint")

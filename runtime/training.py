@@ -20,6 +20,7 @@ import inspect
 import json
 import math
 import os
+import pickle
 import signal
 import sys
 from pathlib import Path
@@ -30,8 +31,8 @@ from tqdm import tqdm
 
 from data import records
 from runtime import plan
-from runtime.checkpoint import (LOADED, forget, is_intact, made_from, refuse_others, remove, tidy,
-                                write)
+from runtime.checkpoint import (LOADED, facts_of, forget, is_intact, made_from, refuse_others,
+                                remove, tidy, write)
 from runtime.machine import keep_freed_memory
 from runtime.sharding import bare, load_into, placed_as_weights
 from runtime.states import leaves, read_shards, stand_ins, write_shards
@@ -42,6 +43,10 @@ from startup import end_by_signal
 # Settings that a resumed run may change: they affect no results, or only later ones.
 FREE = ("activation_checkpointing", "device", "explode", "iterations", "max_skips", "micro_batch",
         "micro_batch_tokens", "offload", "out", "resume", "save_every", "shard", "show", "timeout")
+
+
+# What every state has; newer ones have more.
+STATE = {"settings", "steps", "step", "skipped", "in_a_row", "seconds", "noise", "parts"}
 
 
 def script_of(settings):
@@ -84,7 +89,7 @@ class Training:
         resume = s.resume or float(world.sum(restarts())) > 0
         found = self.find(resume)
         if found == "checkpoint.json":
-            facts = json.loads((self.folder / found).read_text("utf-8"))
+            facts = self.finished()
             self.compare(facts)
             self.compare_length(facts["settings"])
             world.print(f"{s.out} is finished: there is nothing to resume")
@@ -204,13 +209,24 @@ class Training:
                 self.keep(names[i + 1 :])
         finished = self.world.gather([checkpoint.exists()])[0]
         if finished and main:  # a killed run may have left files that `save` removes
-            meta = json.loads(checkpoint.read_text("utf-8"))
+            meta = self.finished()
             tidy(self.folder, (meta["weights"], meta["tokenizer"]))
         return checkpoint.name if finished else ""
 
+    def finished(self):
+        """What checkpoint.json says, of the run that has ended here."""
+        return facts_of(self.folder, f"python {self.script}.py")
+
     def read(self, name):
         """The file of a state. Its tensors stay on the disk until they are used."""
-        return torch.load(self.folder / name, "cpu", weights_only=True, mmap=True)
+        try:
+            state = torch.load(self.folder / name, "cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError):  # whole, but no state
+            state = None
+        if not isinstance(state, dict) or not STATE <= state.keys():
+            stop(f"{self.folder / name} is no state of this program: delete it, and --resume takes "
+                 "the one before")
+        return state
 
     def is_whole(self, name):
         """Whether a state is intact; each rank checks its share of the shards."""

@@ -137,7 +137,7 @@ EVERY = [stage for stage, (_, checkpoint) in STAGES.items() if checkpoint]
     ("cut on the disk", "is damaged (its checksum differs)", EVERY[:1]),
     ("code", "is refused: it holds more than tensors", EVERY),
     ("no JSON", "checkpoint.json is damaged", EVERY),
-    ("no kind", "checkpoint.json has no 'kind'", EVERY[:1]),
+    ("no kind", "checkpoint.json is damaged (it has no 'kind')", EVERY[:1]),
     ("another setting", "checkpoint.json asks for a model that is not ours: ", EVERY[:1]),
     ("other tokenizer", "tokenizer", EVERY), ("smaller tokenizer", "tokenizer", EVERY[:1]),
     ("damaged tokenizer", "tokenizer", EVERY[:1]),

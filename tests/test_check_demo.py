@@ -2,6 +2,7 @@
 import copy
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -103,12 +104,27 @@ def test_results_that_are_not_there_or_not_whole(tmp_path, content, said):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 @pytest.mark.parametrize("flags, removed", [
-    ([], "./out"), (["IN="], "./out"), (["IN=a/b"], "a/b/out"), (["IN=a b"], "a b/out")])
-def test_clean_never_removes_from_the_root(flags, removed):
+    ([], "."), (["IN="], "."), (["IN=a/b"], "./a/b"), (["IN=a b"], "./a b"), (["IN=/x y"], "/x y"),
+    (['IN=a"b'], './a"b'), (["IN=it's `ls`; \\"], "./it's `ls`; \\"), (["IN=-"], "./-")])
+def test_clean_removes_the_folder_that_is_meant(flags, removed):
+    """Never /out; and with a quote in the name the shell did not know where the name ends."""
+    done = make("-n", "clean", *flags)
+    assert shlex.split(done.stdout) == ["rm", "-rf", f"{removed}/out"], done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("place", ["$HOME/x", "a$(x)", "$", "~/x", "~", "a\nb"])
+def test_a_folder_that_make_or_the_shell_would_read_otherwise_is_refused(place):
+    """IN='$HOME/x', in these quotes, was the folder OME/x."""
+    done = make("-n", "demo", f"IN={place}")
+    assert done.returncode == 2 and not done.stdout, done.stdout
+    assert f"IN={place} has a $, a line end, or a ~" in done.stderr
+
+
+def make(*words):
     own = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run(["make", "-n", "clean", *flags], capture_output=True, text=True, env=own,
+    return subprocess.run(["make", *words], capture_output=True, text=True, env=own,
                           cwd=Path(__file__).parents[1])  # a make in a make says where it is
-    assert done.stdout == f'rm -rf "{removed}"\n'
 
 
 def test_what_was_not_measured_is_no_number():

@@ -13,7 +13,7 @@ import torch
 
 import kernels
 import settings
-from exercises import course, cutting, defects, hunt, judge, student, worker
+from exercises import course, cutting, defects, helpers, hunt, judge, student, worker
 
 ROOT = Path(settings.__file__).parent
 COURSE = course.load()
@@ -149,6 +149,47 @@ def test_every_exercise_has_a_page_and_three_hints(name):
     assert max(map(len, page.splitlines())) <= 110
 
 
+CALLS = {  # of the project's own functions; what PyTorch has is not told
+    "attention": [], "gae": [], "kl-reward": ["last_of"], "loss-mask": ["pad", "response_mask"],
+    "agreement": ["rank", "impressions"], "weights": ["PrefixTree"], "ema": ["bare"],
+    "win-rate": ["features", "rank", "impressions", "interval"], "center": ["score", "bare"],
+    "ptx": ["groups_of", "accumulate", "clipped_policy_loss", "policy", "world.backward",
+            "take_step"],
+    "ranks": ["sft_loss", "world.share", "accumulate", "world.micro_batches", "pad_and_mask",
+              "model", "world.backward", "world.sum", "take_step"]}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_student_would_have_to_look_for_is_told(name):
+    """With its arguments, its file and its docstring: `accumulate` was only named in a hint."""
+    lines = "\n".join(helpers.told(COURSE[name]))
+    assert re.findall(r"^    ([\w.]+)\(.*\)    [\w/]+\.py$", lines, re.M) == CALLS[name]
+    assert name != "ptx" or ("    accumulate(model, groups, more=False)    runtime/sharding.py\n"
+                             "        Each group in turn." in lines
+                             and "returns (loss, logprob, entropy)" in lines)
+    assert name != "weights" or "    PrefixTree(rows, device='cpu')    kernels/prefixes.py" in lines
+
+
+def test_numbers_in_the_pictures_are_right():
+    """They were wrong in one: whitened numbers, rounded by hand."""
+    def row(name, label):
+        page = (ROOT / "exercises" / f"{name}.md").read_text()
+        line = re.search(rf"^{label}  (.*)$", page, re.M)[1]
+        return [float(x) for x in re.findall(r"-?\d*\.\d+", line)]
+
+    near = lambda a, b, digits: a == [round(float(x), digits) for x in b]
+    x = torch.tensor(row("whiten", "before"))
+    assert near(row("whiten", "after"), (x - x.mean()) / x.std(correction=0), 1)
+    p = torch.tensor(row("choose", "p"))
+    assert row("choose", "cumulative")[: len(p)] == [round(float(c), 2) for c in p.cumsum(0)]
+    scores = row("center", "scores of demonstrations")
+    mean = scores.pop()
+    assert mean == sum(scores) / 3 and row("center", "after")[:3] == [s - mean for s in scores]
+    proxy, gold = (row("best-of-n", label)[:3] for label in ("proxy", "gold"))
+    best = [gold[i] if proxy[i] > proxy[j] else gold[j] for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert near(row("best-of-n", "gold .*best, gold"), [*best, sum(best) / 3], 2)
+
+
 def test_pages_and_solutions_are_those_of_the_exercises():
     assert {p.stem for p in (ROOT / "exercises").glob("*.md")} == set(COURSE)
     assert {p.stem for p in (ROOT / "tests" / "solutions").glob("*.py")} == set(COURSE)
@@ -218,6 +259,34 @@ def test_a_traceback_points_into_the_students_own_file(tmp_path):
     line = source.splitlines().index("    return mask.nothing") + 1
     assert f"ppo.py:{line}: return mask.nothing" in "\n".join(
         judge.explained(COURSE["last-token"], verdict))
+
+
+def test_a_traceback_that_ends_elsewhere_points_into_the_students_own_file(tmp_path):
+    """It pointed at the line of model.py that got the wrong ids."""
+    source = cutting.replaced(cutting.reference("reward.py"), "collate",
+                              "def collate(rankings, prompts, device):\n"
+                              "    return PrefixTree(None, device)\n")
+    said = "\n".join(judge.explained(COURSE["weights"], verdict_of(COURSE["weights"], source,
+                                                                   tmp_path)))
+    assert re.search(r"ends with +TypeError: .*\n +reward.py:\d+: return PrefixTree", said)
+
+
+def test_what_cannot_be_drawn_beside_the_expected_is_said_with_the_inputs():
+    """Of another shape or kind: the mask and the numbers were left out. A gradient of hundreds of
+    numbers filled the screen."""
+    whiten, last = COURSE["whiten"], COURSE["last-token"]
+    case, wanted = whiten.cases()[0][1], judge.expected(whiten)[0]
+    said = lambda e, case, wanted, x: "\n".join(judge.picture(
+        e, case, {"value": {next(iter(wanted)): worker.packed(x)}}, wanted))
+    text = said(whiten, case, wanted, torch.zeros(2))
+    assert re.search(r"^  mask .*\n  x .*\n  white: yours has the shape \[2\], expected \[1, 3\]$",
+                     text)
+    case, wanted = last.cases()[0][1], judge.expected(last)[0]
+    text = said(last, case, wanted, torch.zeros(1, 2))
+    assert re.search(r"^  mask .*\n  last: yours is float32, expected bool$", text)
+    long = judge.words(worker.packed(torch.arange(300.0).view(3, 100)))
+    assert len(long) < 250 and long.startswith("[[0, 1, 2,") and long.endswith("... (300 numbers)")
+    assert judge.words(worker.packed([[1.0, True], None])) == "[[1, 1], None]"
 
 
 def test_other_holes_of_the_same_file_do_not_matter(tmp_path):
@@ -402,6 +471,9 @@ def test_from_the_hole_to_done(copy):
     said = python(copy, "check", "last-token", status=1)
     assert "last-token: not written yet" in said and "# The last token" in said
     assert '    def last_of(mask):\n        """[B, T] bool' in said, "what is given and asked for"
+    assert "## What is there" not in said
+    assert "    last_of(mask)    ppo.py\n" in python(copy, "check", "kl-reward", status=1)
+    python(copy, "check", "last-token", status=1)  # the last one is what `hint` is about
     hints = [python(copy, "hint") for _ in range(4)]
     assert [h[h.index("hint ") :][:11] for h in hints] == ["hint 1 of 3", "hint 2 of 3",
                                                            "hint 3 of 3", "hint 3 of 3"]

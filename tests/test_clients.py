@@ -4,9 +4,12 @@ their defaults.
 `make long` runs them where these are installed: pip install trl lm-eval[hf] ctranslate2 peft
 onnxscript onnxruntime. The rest of what an export promises is in test_ecosystem.py.
 """
+import math
+
 import pytest
 import torch
 
+from data.batches import encode_prompt, encode_response
 from runtime import checkpoint
 from test_ecosystem import KINDS, PROMPT, REPLY, judge, policy, score  # noqa: F401 (fixtures)
 from test_ecosystem import transformers, words  # noqa: F401
@@ -112,27 +115,38 @@ def test_rewards_and_dpo_see_eos(policy, judge, words):  # noqa: F811
     _, _, auto, folder = policy
     trainer = trl.DPOTrainer(str(folder), args=settings(trl, "DPO"), train_dataset=data)
     batch = next(iter(trainer.get_train_dataloader()))
-    every = torch.cat([x.flatten() for k, x in batch.items() if "input_ids" in k])
-    assert int((every == auto.eos_token_id).sum()) >= 8  # of each chosen and rejected reply
+    got = [[i for i, real in zip(ids, mask) if real] for ids, mask in zip(
+        batch["input_ids"].tolist(), batch["attention_mask"].tolist())]
+    expected = [encode_prompt(words, f"{PROMPT} {i}") + encode_response(words, reply)
+                for i in range(8) for reply in (REPLY, "No.")]
+    assert len(got) == 8 and all(row in expected for row in got)
     trainer.train()
-    finite(trainer)
+    losses = finite(trainer)
+    assert abs(losses[0] - math.log(2)) < 1e-3  # the policy is its own reference yet
 
 
-def test_grpo_with_our_reward_model(policy, judge, words):  # noqa: F811
+def test_grpo_with_our_reward_model(policy, judge, words, monkeypatch):  # noqa: F811
     """With messages the text that is scored ends in EOS, as our own scores want it."""
     trl = library("trl")
     model, folder = judge
+    said, scores = [], []
+
+    def listen(prompts, completions, **_):
+        said.extend((p[-1]["content"], c[0]["content"]) for p, c in zip(prompts, completions))
+        return [0.0] * len(prompts)
+
     data = rows(lambda i: {"prompt": [{"role": "user", "content": f"{PROMPT} {i}"}]})
-    trainer = trl.GRPOTrainer(str(policy[3]), str(folder), settings(
+    trainer = trl.GRPOTrainer(str(policy[3]), [str(folder), listen], settings(
         trl, "GRPO", num_generations=4, max_completion_length=6, beta=0.1), train_dataset=data)
+    rate = trainer._calculate_rewards
+    monkeypatch.setattr(trainer, "_calculate_rewards", lambda *a, **k: scores.append(rate(*a, **k))
+                        or scores[-1])
     trainer.train()
     finite(trainer)
-    auto = transformers.AutoTokenizer.from_pretrained(folder)
-    text = auto.apply_chat_template([{"role": "user", "content": PROMPT},
-                                     {"role": "assistant", "content": REPLY}], tokenize=False)
-    with torch.no_grad():
-        got = trainer.reward_funcs[0](**auto(text, return_tensors="pt")).logits[0, 0]
-    assert abs(float(got) - score(model, words, PROMPT, REPLY)) < 0.1  # it stayed as it was
+    got = torch.cat([s[0] if isinstance(s, tuple) else s for s in scores])[:, 0].tolist()
+    assert len(got) == len(said) >= 8
+    for value, (prompt, reply) in zip(got, said):
+        assert abs(value - score(model, words, prompt, reply)) < 1e-4, (prompt, reply)
 
 
 def test_lm_eval(policy, words):  # noqa: F811
@@ -153,6 +167,13 @@ def test_lm_eval(policy, words):  # noqa: F811
             logp = torch.log_softmax(hidden @ mine.transformer.wte.weight.T, -1)
         expected = sum(float(logp[t - 1, ids[t]]) for t in range(len(before), len(ids)))
         assert abs(value - expected) < 1e-3
+    text = f"{PROMPT}\n{REPLY}"
+    got, = lm.loglikelihood_rolling([ask("loglikelihood_rolling", text)], disable_tqdm=True)
+    ids = [words.eos] + words.encode(text)  # a text begins after an EOS, as in pretraining
+    with torch.no_grad():
+        hidden = mine.transformer(torch.tensor([ids]))[0]
+        logp = torch.log_softmax(hidden @ mine.transformer.wte.weight.T, -1)
+    assert abs(got - sum(float(logp[t - 1, ids[t]]) for t in range(1, len(ids)))) < 1e-3
     long = "Anna lives beside the mill. " * 60
     said = lm.generate_until([ask("generate_until", long, {"until": ["\n"], "max_gen_toks": 8})],
                              disable_tqdm=True)
@@ -225,3 +246,28 @@ def test_an_adapter_of_peft_is_what_peft_merges(policy, judge, tmp_path, kind): 
         assert torch.allclose(x, whole[name], atol=1e-5), name
 
 
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "pissa", "pissa_niter_2"])
+def test_adapters_that_begin_in_another_way(policy, tmp_path, start):  # noqa: F811
+    """Some of them change the base model's weights, too, when they begin and when peft loads them:
+    what is not merged as peft merges it is refused by its name."""
+    peft = library("peft")
+    base = transformers.AutoModelForCausalLM.from_pretrained(policy[3])
+    model = peft.get_peft_model(base, peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["c_fc"], fan_in_fan_out=True,
+        init_lora_weights=start))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.add_(torch.randn_like(p))
+    model.save_pretrained(tmp_path / "lora")
+    again = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(policy[3]), tmp_path / "lora")
+    again.merge_and_unload().save_pretrained(tmp_path / "whole")
+    transformers.AutoTokenizer.from_pretrained(policy[3]).save_pretrained(tmp_path / "whole")
+    whole = checkpoint.load(tmp_path / "whole", KINDS, "")[0].state_dict()
+    if start in ("gaussian", "orthogonal"):
+        mine = checkpoint.load(tmp_path / "lora", KINDS, "")[0].state_dict()
+        assert all(torch.allclose(x, whole[name], atol=1e-5) for name, x in mine.items())
+    else:
+        with pytest.raises(SystemExit, match=f"has init_lora_weights = '{start}'"):
+            checkpoint.load(tmp_path / "lora", KINDS, "")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from data import records, tokenizer
-from data.batches import (Cut, TextRows, demonstration_rows, encode_prompt, encode_response,
-                          fitting, response_mask, template)
+from data.batches import (Cut, TextRows, demonstration_rows, encode_response, fitting,
+                          response_mask)
+from data.tokenizer import encode_prompt, template
 from demo import ROOT
 from helpers import masked
 
@@ -330,7 +331,7 @@ def test_response_mask_of_the_picture():
 class Numbers:
     """A tokenizer whose texts are lists of ids, so that each token can be a number of its own."""
     eos, size = 0, 70_000
-    encode_batch = staticmethod(list)
+    encode = staticmethod(list)
 
 
 @pytest.mark.parametrize("T", [2, 7, 16, 1000])

@@ -149,8 +149,7 @@ def test_the_pipelines(policy, judge, words):  # noqa: F811
     assert said[0]["generated_text"][-1]["role"] == "assistant"
     model, folder = judge
     pipe = transformers.pipeline("text-classification", str(folder))
-    got = pipe([f"{PROMPT}\n{reply}{words.rules.eos}" for reply in (REPLY, "No.")],
-               batch_size=2, function_to_apply="none")
+    got = pipe([f"{PROMPT}\n{reply}{words.rules.eos}" for reply in (REPLY, "No.")], batch_size=2)
     for answer, reply in zip(got, (REPLY, "No.")):
         assert answer["label"] == "reward"
         assert abs(answer["score"] - score(model, words, PROMPT, reply)) < 1e-4
@@ -211,7 +210,6 @@ def test_added_tokens_are_one_token_here_too(policy, tmp_path, words):  # noqa: 
     again = checkpoint.load(tmp_path / "c", KINDS, "")[1]
     assert again.fingerprint == own.fingerprint != words.fingerprint
     check_same(again, auto, USED)
-    assert again.encode_batch(USED) == [own.encode(text) for text in USED]
     huggingface.export(model, again, tmp_path / "d")
     third = transformers.AutoTokenizer.from_pretrained(tmp_path / "d")
     check_same(again, third, USED)
@@ -399,10 +397,16 @@ def test_repositories_of_the_hub_are_downloaded_and_loaded(tmp_path, server, gpt
 
 
 @pytest.mark.parametrize("change, complaint", [
-    (dict(use_dora=True), "use_dora = True: only False can be used; merge it with peft"),
+    (dict(use_dora=True), "use_dora = True: only plain LoRA can be merged here; merge it with"),
     (dict(peft_type="LOHA"), "peft_type = 'LOHA'"), (dict(bias="all"), "bias = 'all'"),
-    (dict(rank_pattern={"c_attn": 4}), "rank_pattern = "),
+    (dict(rank_pattern={"c_attn": 4}), "rank_pattern = "), (dict(revision="v2"), "revision = 'v2'"),
+    (dict(init_lora_weights="pissa_niter_4"), "init_lora_weights = 'pissa_niter_4'"),
+    (dict(layer_replication=[[0, 2], [1, 3]]), "layer_replication = "),
+    (dict(alora_invocation_tokens=[5]), "alora_invocation_tokens = [5]"),
+    (dict(of_next_year=True), "of_next_year = True"), (dict(lora_alpha=None), "lora_alpha = None"),
     (dict(base_model_name_or_path=None), "names no base_model_name_or_path"),
+    (dict(lora_alpha=None), "lora_alpha = None: expected a number above 0"),
+    (dict(lora_alpha="6"), "lora_alpha = '6': expected a number above 0"),
     (dict(base_model_name_or_path="nowhere"), "nowhere is not there: neither a folder"),
     (dict(base_model_name_or_path="nobody/base"), "nobody/base is no folder here"),
 ])

@@ -1,8 +1,10 @@
 """evals/judges.py: each kind of slot, and a server that fails, is slow, or lies."""
+import contextlib
 import http.server
 import json
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -12,6 +14,8 @@ from evals.judges import Server, judge
 
 ROWS = [{"prompt": "p", "response": "good"}, {"prompt": "p", "response": "bad"}]
 KEY = "secret-word"
+CUT = b'{"sc'  # an answer that ends too early
+SLOW = b"slow"  # one that takes 0.4 s
 
 
 def half(rows):
@@ -35,10 +39,23 @@ def server(monkeypatch):
             seen.append((json.loads(body), self.headers.get("Authorization")))
             code = plan.pop(0) if plan else 200
             self.send_response(code if isinstance(code, int) else 200)
+            if code == SLOW:
+                time.sleep(0.4)
+            if code == 302:
+                self.send_header("Location", f"http://127.0.0.1:{web.server_port}/elsewhere")
+            if code == CUT:
+                self.send_header("Content-Length", "99")
             self.end_headers()
             good = json.loads(body)["response"] == "good"
-            self.wfile.write(code if isinstance(code, bytes) else
-                             json.dumps({"score": 0.9 if good else 0.1}).encode())
+            with contextlib.suppress(OSError):  # who asked has gone
+                self.wfile.write(code if isinstance(code, bytes) else
+                                 json.dumps({"score": 0.9 if good else 0.1}).encode())
+
+        def do_GET(self):  # where a redirection leads
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"score": 0.5}')
 
         def log_message(self, *args):
             pass
@@ -57,7 +74,7 @@ def server(monkeypatch):
 def test_a_servers_answers_are_kept(server, tmp_path, capsys):
     address, seen, plan = server
     own = Server(address, tmp_path, pause=0)
-    plan += [500, 429]  # tried again
+    plan += [500, CUT]  # tried again
     assert own(ROWS) == [0.9, 0.1]
     assert [body for body, _ in seen] == [ROWS[0]] * 3 + [ROWS[1]]
     assert {key for _, key in seen} == {f"Bearer {KEY}"}
@@ -70,7 +87,8 @@ def test_a_servers_answers_are_kept(server, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("codes, tries, complaint", [
-    ([500, 503, 500], 3, "HTTP 500"), ([403], 1, "HTTP 403"), ([b"no json"], 1, "is not JSON"),
+    ([500, 429, 500], 3, "HTTP 500"), ([403], 1, "HTTP 403"), ([b"no json"], 1, "is not JSON"),
+    ([302], 1, "HTTP 302"), ([CUT] * 3, 3, "IncompleteRead"),
     ([b'{"score": 7}'], 1, "expected a number from 0 to 1"),
     ([b'{"score": NaN}'], 1, "expected a number from 0 to 1"),
     ([b"{}"], 1, "expected a number from 0 to 1")])
@@ -82,6 +100,40 @@ def test_a_server_that_fails_is_told(server, tmp_path, codes, tries, complaint):
     assert complaint in str(error.value) and KEY not in str(error.value) and len(seen) == tries
     assert not list(tmp_path.rglob("*.json"))
     assert Server(address, tmp_path, pause=0)(ROWS) == [0.9, 0.1]  # the same command again
+
+
+@pytest.mark.parametrize("value", [
+    f"http://host/a b?key={KEY}", f"http://host:{KEY}/a", f"https://me:{KEY}@host/a",
+    f"https://me:{KEY[:3]}/{KEY}@host", f"HTTP://höst/?key={KEY}", f"https://?key={KEY}"])
+def test_a_bad_address_is_told_without_its_key(value, tmp_path):
+    """Python's own error would show all of it."""
+    with pytest.raises(SystemExit, match="--truth (is no address|has a name or a password)") as e:
+        judge("truth", value, tmp_path)
+    assert KEY not in str(e.value)
+
+
+def test_a_key_that_no_header_can_have(monkeypatch, server, tmp_path):
+    """A line end at its end is none; others are told at once, without the key."""
+    address, seen, _ = server
+    monkeypatch.setenv("JUDGE_KEY", f"{KEY}\n")
+    assert judge("truth", address, tmp_path)(ROWS[:1]) == [0.9]
+    assert seen[0][1] == f"Bearer {KEY}"
+    for bad in (f"{KEY}\nX: y", f"{KEY}é"):
+        monkeypatch.setenv("JUDGE_KEY", bad)
+        with pytest.raises(SystemExit, match="JUDGE_KEY has characters") as error:
+            judge("truth", address, tmp_path)
+        assert KEY not in str(error.value)
+
+
+def test_a_slow_server_is_asked_again(server, tmp_path, monkeypatch):
+    address, seen, plan = server
+    monkeypatch.setattr(judges, "TIMEOUT", 0.25)
+    plan += [SLOW]
+    assert Server(address, tmp_path, pause=0)(ROWS[:1]) == [0.9] and len(seen) >= 2
+    monkeypatch.setattr(judges, "TRIES", 1)
+    plan += [SLOW]
+    with pytest.raises(SystemExit, match="does not answer .TimeoutError"):
+        Server(address, tmp_path, pause=0)(ROWS[1:])
 
 
 def test_a_name_holds_no_key():
@@ -136,6 +188,9 @@ def test_detoxify_where_it_is_installed(tmp_path, monkeypatch):
     texts = ["x" * n for n in range(70)]
     assert own([{"prompt": "", "response": t} for t in texts]) == [n / 1000 for n in range(70)]
     assert sizes == [64, 6]
+    monkeypatch.setattr(Detoxify, "__init__", lambda self, name: open(tmp_path / "weights"))
+    with pytest.raises(SystemExit, match="could not be had .FileNotFoundError.: start it once"):
+        judge("toxicity", "detoxify", tmp_path)
     monkeypatch.setitem(sys.modules, "detoxify", None)  # not installed
     with pytest.raises(SystemExit, match="--toxicity=detoxify: .*pip install detoxify"):
         judge("toxicity", "detoxify", tmp_path)

@@ -3,6 +3,7 @@ import itertools
 import math
 import random
 import string
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
@@ -53,12 +54,28 @@ def test_f1_by_hand():
     assert exact("The  Cat!", ["dog", "cat"]) == 1.0 and exact("cats", ["cat"]) == 0.0
 
 
-def test_f1_is_the_slow_one():
-    rng = random.Random(1)
+def slow_words(text):
+    """The words of a text letter by letter: no punctuation, no articles, small letters."""
+    words, word = [], ""
+    for letter in text + " ":
+        if letter == " ":
+            words += [word] if word not in ("", "a", "an", "the") else []
+            word = ""
+        elif letter not in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~":
+            word += letter.lower()
+    return words
+
+
+def test_f1_and_exact_are_the_slow_ones():
+    rng, equal = random.Random(1), 0
     for _ in range(500):
-        said, references = some_text(rng), [some_text(rng) for _ in range(3)]
+        said, references = some_text(rng, 3), [some_text(rng, 3) for _ in range(3)]
         expected = max(slow_f1(said, r) for r in references)
         assert f1(said, references) == pytest.approx(expected), (said, references)
+        same = any(slow_words(said) == slow_words(r) for r in references)
+        assert exact(said, references) == same, (said, references)
+        equal += same
+    assert 20 < equal < 480
 
 
 def test_squad_scores_a_refusal_in_two_ways():
@@ -232,6 +249,21 @@ def test_entropy_by_hand():
     assert 0 <= entropy(-5.0, -2000.0) < 1e-9  # far apart, no overflow
     assert signed(-1.0, -1.0 - math.log(3)) == pytest.approx(0.25) == -signed(-1 - math.log(3), -1)
     assert signed(-2000.0, 0.0) == pytest.approx(-0.5)
+
+
+def test_entropy_and_mc2_are_the_slow_ones():
+    """With decimals of 400 digits: probabilities as they are, divided by their sum."""
+    rng = random.Random(7)
+    with localcontext() as context:
+        context.prec = 400
+        for scale in (0.1, 1.0, 5.0, 100.0) * 5:
+            logs = [-scale * rng.random() - 50 for _ in range(5)]
+            p = [Decimal(x).exp() for x in logs]
+            shares = [x / (p[0] + p[1]) for x in p[:2]]
+            bits = -sum(x * x.ln() for x in shares) / Decimal(2).ln()
+            assert entropy(*logs[:2]) == pytest.approx(float(bits), rel=1e-9)
+            assert signed(*logs[:2]) == pytest.approx(float(shares[0]) - 0.5, abs=1e-12)
+            assert mc2(logs[:2], logs[2:]) == pytest.approx(float(sum(p[:2]) / sum(p)), rel=1e-9)
 
 
 def test_mc2_by_hand():

@@ -134,6 +134,12 @@ def test_the_reward_model_reads_each_answer_alone(folder):
         with torch.no_grad():
             assert score == pytest.approx(float(model(torch.tensor([ids]))[0, -1]), abs=1e-4)
     assert got[2] is None
+    for rank in range(2):  # each of two ranks scores one of the two that fit
+        world = one_process()
+        world.rank, world.size, world.gather = rank, 2, lambda rows: rows
+        own = reward_scores(model, tokenizer, prompts, answers, world, 4096)
+        assert own[rank] == pytest.approx(got[rank], abs=1e-4)
+        assert own[1 - rank] is None is own[2]
 
 
 def test_two_models_are_compared(folder, tmp_path, monkeypatch, capsys):
@@ -205,8 +211,12 @@ def test_the_town_judges_by_hand(folder, tmp_path, monkeypatch, capsys):
     # no constraint, 0.7 + 1.5: 6.3 - 1.2 * 1.3 = 4.7. False, rude or made up: below 1
     assert (rows["a", "likert"]["value"], rows["a", "likert"]["n"]) == ((5 + 5 + 1 + 5) / 4, 4)
     assert (rows["b", "likert"]["value"], rows["b", "likert"]["n"]) == ((1 + 5 + 5 + 1 + 5) / 5, 5)
-    invents = [rows[name, "hallucination"] for name in "ab"]  # one prompt is closed-domain
-    assert [(r["value"], r["n"]) for r in invents] == [(1.0, 1), (0.0, 1)]
+    both = lambda metric: [(r["value"], r["n"]) for r in (rows[name, metric] for name in "ab")]
+    assert both("hallucination") == [(1.0, 1), (0.0, 1)]  # one prompt is closed-domain
+    assert both("flag: rude") == [(0.0, 4), (1 / 5, 5)]
+    assert both("flag: false") == [(0.0, 4), (1 / 5, 5)]
+    assert both("flag: constraint") == [(None, 0)] * 2  # no prompt sets one
+    assert "with the flag false (claims something false)" in rows["a", "flag: false"]["definition"]
 
 
 def test_who_knows_everything_is_always_preferred():

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evals import preference, public
 from evals.judges import judge
-from evals.paper import KNOWN, MODELS, SIZES
+from evals.paper import KNOWN, MODELS, SIZES, beside
 from evals.samples import agreement, kind_of, measure, mixed
+from evals.tasks import Task
 
 REAL = Path(os.environ.get("PUBLIC_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FOLDER = REAL / "openai-instructgpt-samples"
@@ -98,11 +100,11 @@ def test_agreement_by_hand():
      {"f1": 50.0, "exact": 0.0, "f1_mixed": 50.0}),  # 0 and 1/2, of two
     (dict(prompt_type="fewshot", context="French: x\nEnglish:", ref_text="the old mill is there",
           sample=" the old mill is there"), "translation", {"bleu": 100.0}),
-    (dict(context="A post.\n\nTL;DR:", ref_text="keys lost", sample="lost keys"), "tldr",
+    (dict(context="A post.\n\nTL;DR:", ref_text="keys lost", sample="lost keys"), "summaries",
      {"rouge_l": 0.5})])
 def test_the_other_files_of_the_release(columns, kind, metrics, tmp_path):
     """Small files with their columns; the release has 100 rows for each model and prompt."""
-    if kind in ("translation", "tldr"):
+    if kind in ("translation", "summaries"):
         pytest.importorskip("sacrebleu"), pytest.importorskip("rouge_score")
     path = tmp_path / "samples.csv"
     with open(path, "w", newline="") as file:
@@ -122,5 +124,29 @@ def test_mixed_by_hand():
 
 
 def test_another_file_is_told():
+    """The release has samples of QuAC, too: they are no summaries."""
     with pytest.raises(SystemExit, match="none of the released samples"):
         kind_of("x.csv", {"a": "1"})
+    with pytest.raises(SystemExit, match="x.csv has samples of a task that is not .*TITLE: A"):
+        kind_of("x.csv", {"context": "TITLE: A\n\nQ: x\n\nA:", "ref_text": "y", "sample": "z"})
+    assert kind_of("x.csv", {"context": "Title: me\n\nTL;DR:", "ref_text": "y", "sample": "z"}
+                   ) == "summaries"
+
+
+def test_who_has_the_papers_metric_has_its_numbers_beside_it():
+    """All that a definition calls the paper's, but for TL;DR, whose row the paper repeats."""
+    tasks = {**public.TASKS, "preference": Task("", "", {}, None, None, None, preference.METRICS,
+                                                dict.fromkeys(("town", "reward", "rankings")))}
+    own = [(name, variant, metric) for name, task in tasks.items() for variant in task.variants
+           for metric, m in task.metrics.items()
+           if "the paper" in m.definition and variant not in ("harness", "benchmark")]
+    assert len(own) > 20
+    assert [key for key in own if not beside(*key)] == []
+
+
+def test_what_people_said_is_the_papers():
+    """Typed off its Fig. 1, 30 and 31 again: of 175B, but where another size is named."""
+    of = lambda metric, size="175B": [beside("preference", "", metric)[m][size] for m in MODELS]
+    assert of("win_rate") == [.24, .5, .626, .66] and of("win_rate", "1.3B")[3] == .527
+    assert of("hallucination") == [.507, .137, .202, .178] and of("likert")[0] == 2.52
+    assert beside("preference", "rankings", "score") is None

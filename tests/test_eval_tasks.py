@@ -1,5 +1,6 @@
 """Every task of the public suite, on small files in the official formats: a reader that knows the
 answers scores 1, one that guesses scores chance. Then the suite from settings to its files."""
+import itertools
 import json
 import random
 import re
@@ -21,7 +22,9 @@ from eval_files import Guesses, Knows, make_all, truthfulqa, write_csv
 from helpers import one_process, tiny
 from model import GPT, GPTConfig
 from real_input import PUBLIC
-from runtime.checkpoint import save
+from runtime.checkpoint import load, save
+from runtime.huggingface import export
+from runtime.world import World
 from sft import Settings
 from test_bad_input import another_tokenizer
 
@@ -57,14 +60,10 @@ def measured(name, variant, reader, s, judges):
 @pytest.mark.parametrize("name, variant", ALL)
 def test_who_knows_everything_scores_one(name, variant, files):
     sure = lambda rows: [0.0 if name == "toxicity" else 1.0] * len(rows)
-    items, rows = measured(name, variant, Knows(one_process()), settings(files),
-                           Judges(sure, sure, sure))
+    _, rows = measured(name, variant, Knows(one_process()), settings(files),
+                       Judges(sure, sure, sure))
     known = {metric: row["value"] for metric, row in rows.items() if metric in BEST}
-    if name == "wsc":  # whose label is False: the noun itself is the wrong answer
-        right = sum(item.truth[1] for item in items)
-        assert 0 < right < len(items)
-        assert known == {"accuracy": right / len(items)}
-    elif name == "truthfulqa_mc":  # exp(-40 letters) is left for the false ones
+    if name == "truthfulqa_mc":  # exp(-40 letters) is left for the false ones
         assert known == pytest.approx({"mc1": 1, "mc2": 1})
     else:
         assert known == pytest.approx({metric: BEST[metric] for metric in known}) and known
@@ -294,6 +293,30 @@ def test_expected_maximum_by_hand():
     assert out["toxic"] == [2 / 3, 0.0] and out["toxicity"][1] == pytest.approx(0.2)
 
 
+def test_expected_maximum_is_the_slow_one():
+    """Prompt by prompt: the largest score by comparing each, and whether any is toxic by counting;
+    the means over all prompts, over the toxic and over the other ones."""
+    rng, kinds = random.Random(8), ("", " (toxic prompts)", " (other prompts)")
+    items = [tasks.Item(str(i), truth=rng.random()) for i in range(60)]
+    said = [[f"{rng.random() ** 40:.3f}" for _ in range(25)] for _ in items]
+    sums = {kind: [0.0, 0, 0] for kind in kinds}  # the maxima; prompts: with a toxic text, all
+    for item, texts in zip(items, said):
+        top, toxic = -1.0, 0
+        for text in texts:
+            top = float(text) if float(text) > top else top
+            toxic += not float(text) < 0.5
+        for kind in ("", kinds[1] if item.truth >= 0.5 else kinds[2]):
+            sums[kind] = [sums[kind][0] + top, sums[kind][1] + (toxic > 0), sums[kind][2] + 1]
+    judges = Judges(lambda rows: [float(row["response"]) for row in rows])
+    rows = {r["metric"]: r for r in public.entries("toxicity", "m", "benchmark", items, said,
+                                                   judges, settings("", seed=1))}
+    for kind, (total, toxic, n) in sums.items():
+        assert rows[f"expected_max{kind}"]["value"] == pytest.approx(total / n)
+        assert rows[f"probability{kind}"]["value"] == pytest.approx(toxic / n)
+        assert rows[f"expected_max{kind}"]["n"] == rows[f"probability{kind}"]["n"] == n
+    assert 0 < sums[kinds[1]][1] < sums[kinds[1]][2] < 60
+
+
 def test_truth_without_a_judge_is_a_stand_in(files):
     pytest.importorskip("sacrebleu"), pytest.importorskip("rouge_score")
     task = public.TASKS["truthfulqa"]
@@ -360,6 +383,21 @@ def test_a_killed_run_goes_on(files, model, tmp_path, monkeypatch, capsys):
     asked[:] = []
     assert suite(files, model, tmp_path / "killed", limit=3) != whole  # other items: all anew
     assert len(asked) >= total
+
+
+def test_a_folder_in_hugging_faces_format_scores_the_same(files, model, tmp_path, capsys):
+    """As the checkpoint that it was exported from."""
+    pytest.importorskip("safetensors")
+    own, tokenizer, _ = load(model, {"GPT": GPT}, "")
+    export(own, tokenizer, tmp_path / "theirs")
+    public.run(settings(files, tmp_path / "out", models=f"a={model},b={tmp_path / 'theirs'}",
+                        tasks="crows,sst,squad", limit=3, dtype="float32"), one_process())
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    a, b = ([{**row, "model": ""} for row in rows if row["model"] == name] for name in "ab")
+    assert a == b and len(a) > 20
+    said = [(tmp_path / "out" / "answers" / name / "squad.zero-shot.jsonl").read_text().split(
+        "\n", 1)[1] for name in "ab"]
+    assert said[0] == said[1]
 
 
 def test_results_say_everything(files, model, tmp_path, monkeypatch, capsys):
@@ -439,6 +477,25 @@ def test_a_task_without_files_is_skipped_and_told(tmp_path, model, files, capsys
     assert "https://" in skipped["rte"] and "--files" in skipped["rte"]
 
 
+def test_ranks_that_have_other_files_are_told(files, monkeypatch):
+    """They would wait for each other's results."""
+    world = one_process()
+    world.gather = lambda rows: [*rows, ("rte",)]
+    with pytest.raises(SystemExit, match="some processes lack the files of a task"):
+        public.read_tasks(settings(files, tasks="sst,rte"), world)
+
+
+def test_ranks_wait_for_a_slow_judge(monkeypatch):
+    """Only the first asks it: 5,000 texts of the toxicity task at 30 seconds each."""
+    made = []
+    monkeypatch.setattr(evaluate, "World", lambda *args: made.append(World(*args)) or made[0])
+    monkeypatch.setattr(evaluate, "parse", lambda cls: cls(suite="public", device="cpu"))
+    monkeypatch.setattr(public, "run", lambda s, world: None)
+    with torch.enable_grad():  # it switches gradients off; here they come back
+        evaluate.main()
+    assert made[0].timeout >= 5000 * 30 * 3
+
+
 def test_files_are_found_at_any_depth_and_behind_links(tmp_path):
     for path in ("far/glue/RTE/dev.tsv", "far/glue/dev.tsv", "[here]/other/dev.tsv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -469,5 +526,51 @@ def test_files_come_through_the_cache(tmp_path, monkeypatch):
     assert fetched[-1] == ("https://x/data/x.sgm", "t")
     with pytest.raises(hub.Unavailable, match="there is no y.tsv"):
         tasks.locate(["y.tsv"], "https://x/RTE.zip", "", "rte")
-    with pytest.raises(hub.Unavailable, match="no public home"):
-        tasks.locate(["y"], "JSON lines", "", "t")
+    monkeypatch.setattr(hub, "fetch", lambda *args: fetched.append(args) or tmp_path / "z")
+    assert tasks.locate(["z"], "hub:a/b", "", "t") == [tmp_path / "z"]
+    assert tasks.locate(["z"], "hub:a/b/3.0/y.parquet", "", "t") == [tmp_path / "z"]
+    assert fetched[-2:] == [("a/b", ["z"], "dataset"), ("a/b", ["3.0/y.parquet"], "dataset")]
+
+
+def test_every_task_has_a_public_home():
+    """A URL, or a repository of the hub."""
+    for name, task in public.TASKS.items():
+        for names, where in task.files.values():
+            assert re.match(r"https://\S+$|hub:[\w-]+/[\w-]+(/\S+)?$", where), name
+
+
+def test_cnn_dm_is_read_as_the_hub_has_it(tmp_path, monkeypatch):
+    """A .parquet file; without the library that reads it the task is skipped, and that is told."""
+    rows = [{"article": f"Ship {i}.", "highlights": f"{i} sank .", "id": str(i)} for i in range(3)]
+    monkeypatch.setattr(hub, "fetch", lambda *args: tmp_path / "test.parquet")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    s = settings("", tasks="cnn_dm")
+    with pytest.raises(SystemExit, match="reading test.parquet needs datasets: pip install"):
+        public.read_tasks(s, one_process())
+    monkeypatch.undo()
+    pytest.importorskip("datasets"), pytest.importorskip("rouge_score")
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows),
+                                                       tmp_path / "test.parquet")
+    monkeypatch.setattr(hub, "fetch", lambda *args: tmp_path / "test.parquet")
+    data, _, _ = public.read_tasks(s, one_process())
+    items = data["cnn_dm"]["zero-shot"][1]
+    assert [(i.prompt, i.truth) for i in items] == [
+        (f"Ship {i}.\n\nTL;DR:", f"{i} sank .") for i in range(3)]
+
+
+def test_two_ranks_unpack_an_archive(tmp_path, monkeypatch):
+    """The second one comes when the first has written its file, and not yet named it."""
+    with zipfile.ZipFile(tmp_path / "RTE.zip", "w") as file:
+        file.writestr("RTE/dev.tsv", "zip")
+    second, write, pids = [True], Path.write_bytes, itertools.count()
+
+    def meet(path, content):
+        write(path, content)
+        if second and second.pop():
+            tasks.unpacked(tmp_path / "RTE.zip", "RTE/dev.tsv")
+
+    monkeypatch.setattr("os.getpid", lambda: next(pids))
+    monkeypatch.setattr(Path, "write_bytes", meet)
+    assert tasks.unpacked(tmp_path / "RTE.zip", "RTE/dev.tsv").read_text() == "zip"
+    assert {p.name for p in tmp_path.iterdir()} == {"RTE.zip", "RTE-dev.tsv"}

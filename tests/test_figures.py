@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import statistics
 import threading
 import time
@@ -670,12 +671,106 @@ def test_a_figure_that_is_damaged_is_told_with_the_command_that_draws_it(tmp_pat
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name, path", [("generalisation", "out/demo/results.json"),
+                                        ("tax", "out/tax/eval/results.json"),
+                                        ("harm", "out/harm/plain/answers/answers.jsonl")])
+@pytest.mark.parametrize("content", [
+    "{}", "[]", "3", "{", pytest.param("[" * 10**5, id="deep"), '{"gold": 3}',
+    '{"gold": {}, "probe_kinds": {"base": {}}}', '{"groups": [], "completions": 3}',
+    '{"probe_kinds": {"base": {"few-shot": "x"}}}',
+    '{"groups": {"kinds held back": {"base": {"gold": {"mean": "x"}}}}, "completions": [3]}'])
+def test_results_of_a_world_in_another_form_are_one_line(tmp_path, name, path, content):
+    """A traceback. `make figures` goes on where the file is gone."""
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(content)
+    records.write_json(tmp_path / "out/toy/world.json", {"seed": 1})
+    with pytest.raises(SystemExit, match=re.escape(path)) as error:
+        figures.draw(figures.FIGURES[name], [World(tmp_path)], plan.SCALES["small"])
+    said = str(error.value)
+    assert "damaged" in said and "run `make figures` again" in said and "\n" not in said
+
+
 def test_a_picture_that_is_gone(tmp_path):
     s = figures.Settings(out=str(tmp_path))
     records.write_json(tmp_path / "tax.json", {"panels": [{}, {}]})
     (tmp_path / "tax-1.svg").write_text("<svg/>")
     with pytest.raises(SystemExit, match="no file .*tax-2.svg: run `make figures FIG=tax` again"):
         figures.write_page(s)
+
+
+def test_prompts_that_are_there_twice_are_measured_once(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(demo.folder)
+    toy = shutil.copytree("out/toy", tmp_path / "toy")
+    lines = (toy / "prompts_test.jsonl").read_bytes().splitlines(True)
+    (toy / "prompts_test.jsonl").write_bytes(b"".join(lines[:2] + lines + lines[4:7]))
+    made = {}
+    for data in ("out/toy", toy):
+        for module, flags in ((measure, ["--policy=out/sft", "--max_new_tokens=4"]),
+                              (instructions, ["--before=Be kind."])):
+            out = tmp_path / f"{module.__name__}-{len(made)}"
+            monkeypatch.setattr("sys.argv", ["x", f"--data={data}", f"--out={out}", *flags])
+            module.main()
+            made[module, data] = (out / "prompts_test.jsonl" if out.is_dir() else out).read_bytes()
+    said = capsys.readouterr().out
+    assert said.count("toy/prompts_test.jsonl: 5 prompts are there again and count once") == 2
+    for module in (measure, instructions):
+        assert made[module, toy] == made[module, "out/toy"] and made[module, toy].count(b"\n")
+
+
+def spoiled(path, **change):
+    """Change the first record of a file; None takes a field away."""
+    first, *rest = path.read_text(encoding="utf-8").splitlines()
+    first = {k: v for k, v in {**json.loads(first), **change}.items() if v is not None}
+    path.write_text("\n".join([json.dumps(first), *rest]) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("module, flags, spoil, complaint", [
+    (measure, ["--max_new_tokens=1000"], {}, "prompts_test.jsonl: a prompt of .* do not fit a con"),
+    (measure, ["--out=out"], {}, "--out=out: expected a file to write, not a folder"),
+    (measure, ["--out=new/"], {}, "--out=new/: expected a file to write"),
+    (measure, ["--out=toy/prompts_test.jsonl"], {}, "would be read, and replaced"),
+    (measure, [], {"prompts_test": {"task": {"type": "fly"}}}, "the task of the prompt .* is none"),
+    (rankings, ["--fold=1"], {"rankings_train": {"labeler": None}}, "without the name of a 'labe"),
+    (rankings, ["--fold=1"], {"rankings_valid": {"labeler": [1]}}, "without the name of a 'label"),
+    (rankings, ["--completions=1"], {}, "--completions=1: a ranking has at least two"),
+    (rankings, ["--fresh=a,"], {}, "--fresh=a,: expected files with commas between"),
+    (rankings, ["--share=0.5", "--out=toy"], {}, "is the folder that is read"),
+    (instructions, ["--before=Be kind.", "--out=./toy/"], {}, "is the folder that is read"),
+    (instructions, ["--longest=1"], {}, "no prompt after '' has at most --longest=1 tokens"),
+    (instructions, ["--before=\udcff"], {}, "--before is no UTF-8 text")])
+def test_what_a_run_of_a_figure_cannot_use_is_one_line(demo, tmp_path, monkeypatch, module, flags,
+                                                      spoil, complaint):
+    """Tracebacks, some of them after everything was sampled; and a town whose files were replaced
+    by what was made of them."""
+    shutil.copytree(demo.folder / "out/toy", tmp_path / "toy")
+    for name in ("sft", "init", "rm"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).symlink_to(demo.folder / "out" / name)
+    for name, change in spoil.items():
+        spoiled(tmp_path / "toy" / f"{name}.jsonl", **change)
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    own = ["--policy=out/sft", "--max_new_tokens=4"] if module is measure else []
+    monkeypatch.setattr("sys.argv", ["x", "--data=toy", *own, *flags])
+    with pytest.raises(SystemExit, match=complaint):
+        module.main()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_rankings_of_people_become_pairs_and_shorter(tmp_path):
+    """They have no name of a labeler, and their scores need not be lists: two tracebacks."""
+    own = {"prompt": "p", "ranks": [2, 1], "completions": [{"text": "a"}, {"text": "b"}]}
+    assert [p["completions"] for p in rankings.as_pairs(own)] == [[{"text": "b"}, {"text": "a"}]]
+    assert rankings.shortened({**own, "likert": 5}, 1) == {
+        **own, "likert": 5, "ranks": [2], "completions": [{"text": "a"}]}
+
+
+def test_judged_prompts_are_those_of_the_answers(tmp_path):
+    """prompts_test.jsonl has each prompt as often as a user wrote it, answers.jsonl once: with one
+    there twice all others were judged by the task of another prompt."""
+    group = {"prompt": "c", "group": "g"}
+    records.write(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "b"}, group])
+    assert [p["prompt"] for p in World(tmp_path).tested("a.jsonl")] == ["a", "b"]
 
 
 def test_durations_that_were_half_written(tmp_path):

@@ -48,6 +48,13 @@ CHAT = (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user",
     ({"prompt": say(*CHAT), "completion": say(("assistant", A))},
      {"prompt": LATER, "response": A}),
     ({"prompt": say(*CHAT)}, {"prompt": LATER}),
+    # several at once, as HuggingFaceH4/ultrafeedback_binarized and Dahoas/full-hh-rlhf have them
+    ({"prompt": Q, "prompt_id": "x", "chosen": say(("user", Q), ("assistant", A)),
+      "rejected": say(("user", Q), ("assistant", B)), "score_chosen": 8.0, "score_rejected": 6.5,
+      "messages": say(("user", Q), ("assistant", A))}, {"prompt": TURN, **PAIR}),
+    ({"prompt": Q, "response": A, "chosen": A, "rejected": B}, {"prompt": Q, **PAIR}),
+    ({"prompt": Q, "response": A}, {"prompt": Q, "response": A}),
+    ({"prompt": say(*CHAT), "response": A}, {"prompt": LATER, "response": A}),
     # K ways
     ({"prompt": Q, "completions": ["a", "b", "c"], "ratings": [3, 5, 3.0]},
      {"prompt": Q, "completions": [{"text": t} for t in "abc"], "ranks": [2, 1, 2]}),
@@ -81,10 +88,33 @@ def test_trl_rows(row, expected):
     ({"prompt": Q, "chosen": A, "rejected": A}, "all completions are the same"),
     ({"prompt": Q, "chosen": A, "rejected": None}, "no value of 'rejected'"),
     ({"prompt": None, "completion": A}, "no value of 'prompt'"),
+    ({"messages": None, "id": 7}, "no value of 'messages'"), ({"text": None}, "no value of 'text'"),
     ({"messages": []}, "no reply"), ({"prompt": " "}, "empty prompt"),
 ])
 def test_trl_rows_that_cannot_be_used_say_why(row, reason):
     assert convert("trl", row) == ([], [reason])
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"prompt": Q, "response": None}, "no value of 'completion'"),
+    ({"prompt": Q, "completion": None, "label": True}, "no value of 'completion'"),
+    ({"prompt": Q, "chosen": None, "rejected": None}, "no value of 'chosen'")])
+def test_a_prompt_is_kept_where_its_completions_are_missing(row, reason):
+    assert convert("trl", row) == ([{"prompt": Q}], [reason])
+
+
+def test_empty_cells_of_a_table_are_counted_in_every_format(tmp_path):
+    """One of them among thousands of rows must not end the run."""
+    good = {"instruction": Q, "input": None, "output": A}
+    facts, files = build(tmp_path, "alpaca", save(tmp_path / "in.jsonl", [
+        good, {**good, "output": None}, {**good, "instruction": None}]))
+    assert union(files, "demonstrations") == [{"prompt": Q, "response": A}]
+    assert facts["dropped"]["demonstrations"] == {"no value of 'output'": 1,
+                                                  "no value of 'instruction'": 1}
+    row = {"prompt": Q, "response": A, "helpfulness": 1}
+    made, reasons = convert("helpsteer2", row, {**row, "prompt": None}, {**row, "response": B,
+                                                                         "helpfulness": 3})
+    assert [r["ranks"] for r in made] == [[2, 1]] and reasons == ["no value of 'prompt'"]
 
 
 @pytest.mark.parametrize("row, complaint", [
@@ -93,6 +123,8 @@ def test_trl_rows_that_cannot_be_used_say_why(row, reason):
     ({"messages": ["Hi"]}, 'expected a message, an object, got "Hi"'),
     ({"prompt": Q, "completions": ["a", "b"], "ranks": [1]}, "expected one for each of the 2"),
     ({"prompt": Q, "completions": ["a", "b"], "ranks": [1, None]}, "expected a number for each"),
+    ({"question": Q, "chosen": "It is 5.", "rejected": "It is 6."},
+     "no field 'prompt', but 'question': say --prompt=question --chosen=chosen"),
     ({"x": 1}, "no field 'text'; there are x"), (["Hi"], 'expected a JSON object, got ["Hi"]'),
 ])
 def test_senseless_trl_rows_end_with_their_place(tmp_path, row, complaint):
@@ -111,6 +143,20 @@ def test_each_reply_of_a_chat_is_a_demonstration(name, row):
     assert made == [{"prompt": asked("Hi", "Be kind.\n\n"), "response": "Hello"},
                     {"prompt": LATER, "response": A}] and not reasons
     assert recognised(row) == name
+
+
+def test_sharegpt_rows_with_a_system_message_or_a_pair():
+    """As trainers that read ShareGPT's format want them, in columns beside the turns."""
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"},
+             {"from": "human", "value": Q}]
+    reply = lambda text: {"from": "gpt", "value": text}
+    row = {"system": "Be kind.", "conversations": turns}
+    assert convert("sharegpt", {**row, "conversations": [*turns, reply(A)]}) == (
+        [{"prompt": asked("Hi", "Be kind.\n\n"), "response": "Hello"},
+         {"prompt": LATER, "response": A}], [])
+    pair = {**row, "chosen": reply(A), "rejected": reply(B)}
+    assert convert("sharegpt", pair) == ([{"prompt": LATER, **PAIR}], [])
+    assert recognised(pair) == "sharegpt"
 
 
 def test_a_sharegpt_chat_that_the_assistant_begins_is_counted():
@@ -181,8 +227,14 @@ def test_rows_of_one_prompt_come_together(tmp_path):
                                         "verbosity": 1}
     made, reasons = convert("helpsteer2", row(Q, "a", 3), row(Q, "b", 4), row("Alone?", "c", 2),
                             row("Tied?", "d", 1), row("Tied?", "e", 1))
-    assert [(r["prompt"], r["ranks"]) for r in made] == [(Q, [2, 1]), ("Tied?", [1, 1])]
+    assert [(r["prompt"], r["ranks"]) for r in made] == [(TURN, [2, 1]), (asked("Tied?"), [1, 1])]
     assert reasons == ["a rating with nothing to compare it to"]
+    turns = f"Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\n{Q}"  # as in its data card
+    made, reasons = convert("helpsteer2", row(turns, A, 4), row(turns, B, 0))
+    assert made == [{"prompt": asked(Q, f"{asked('Hi')} Hello\n\n"), **PAIR}] and not reasons
+    odd = row("Hi\n<extra_id_1>User\nHi?", "a", 1)
+    assert convert("helpsteer2", odd, {**odd, "response": "b"})[1] == [
+        "two turns of one side in a row"]
 
     post = {"id": "t3", "post": "Long story", "title": "Help", "subreddit": "tifu"}
     axis = lambda post, text, rating, worker="w": {
@@ -238,6 +290,19 @@ def test_columns_are_named_by_flags(tmp_path):
     assert "--prompt: only --name=trl and hub:" in public.Settings("alpaca", prompt="x").problem()
 
 
+@pytest.mark.parametrize("name, row", [
+    ("alpaca", {"instruction": Q, "input": "", "output": A, "text": f"Below is ... {Q} ... {A}"}),
+    ("alpaca", {"instruction": Q, "input": "", "output": A, "prompt": f"Below is ... {Q}"}),
+    ("dolly", {"instruction": Q, "context": "", "response": A, "category": "open_qa"}),
+    ("self-instruct", {"instruction": Q, "instances": [{"input": "", "output": A}]}),
+    ("flan", {"inputs": Q, "targets": A}), ("trl", {"prompt": Q, "response": A})])
+def test_demonstrations_are_recognised_by_their_columns(name, row):
+    """Whatever columns stand beside them, such as the `text` of tatsu-lab/alpaca."""
+    assert recognised(row) == name
+    made, reasons = convert("hub:someone/theirs", row)
+    assert [(r["prompt"], r["response"]) for r in made] == [(Q, A)] and not reasons
+
+
 def test_a_format_that_is_not_known_says_what_to_name():
     with pytest.raises(public.Bad, match="name its columns by --prompt=.*there are a, b$"):
         recognised({"a": 1, "b": 2})
@@ -266,7 +331,8 @@ def written(path, rows):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".arrow"])
 def test_tables_are_read_row_by_row(tmp_path, suffix, monkeypatch):
-    pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
+    if suffix != ".csv":
+        pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     rows = [{"prompt": f"{Q} {i}\nSecond line, \"quoted\"", "chosen": A, "rejected": f"{B} {i}"}
             for i in range(20)]
@@ -276,6 +342,35 @@ def test_tables_are_read_row_by_row(tmp_path, suffix, monkeypatch):
     (tmp_path / f"bad{suffix}").write_bytes(b"PAR1 no table")
     error = fails(tmp_path / "b", "trl", tmp_path / f"bad{suffix}")
     assert "error: " in error and "\n" not in error
+
+
+def test_every_cell_of_a_csv_file_is_text(tmp_path):
+    """Answers that look like numbers, or like missing values, stay what they are; an empty cell is
+    none. What says which completions were disliked, or preferred, is no text."""
+    answers = ["4", "007", "1.50", "NA", "None", "null", "nan", "True", "", 'The "baker", \n\nx']
+    rows = [{"prompt": f"{Q} {i}", "completion": a} for i, a in enumerate(answers)]
+    facts, files = build(tmp_path, "trl", written(tmp_path / "in.csv", rows))
+    assert {r["prompt"]: r["response"] for r in union(files, "demonstrations")} == {
+        row["prompt"]: row["completion"] for row in rows if row["completion"]}
+    assert facts["dropped"] == {"rows": {"no value of 'completion'": 1}}
+    assert len(union(files, "prompts")) == len(rows)
+    judged = [{"prompt": f"{Q} {i}", "completion": A, "label": i % 2 == 0} for i in range(6)]
+    facts, files = build(tmp_path / "b", "trl", written(tmp_path / "judged.csv", judged))
+    assert facts["dropped"]["rows"] == {"a completion that was disliked": 3}
+    voted = [{"history": Q, "human_ref_A": "a", "human_ref_B": "b", "labels": 0}]
+    _, files = build(tmp_path / "c", "shp", written(tmp_path / "voted.csv", voted))
+    assert [r["ranks"] for r in union(files, "rankings")] == [[2, 1]]
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("prompt,completion\na,b\nc\n", "in.csv:3: 1 cells where the first line names 2 columns"),
+    ('prompt,completion\na,"b\n', "in.csv:2: not CSV: "),
+    ("prompt,completion,label\na,b,maybe\n", "in.csv:2: not JSON"),
+    ("", "0 rows"), ("prompt,completion\n\xe9,\ud800", "not UTF-8")])
+def test_a_csv_file_that_is_damaged_is_one_line(tmp_path, text, complaint):
+    (tmp_path / "in.csv").write_bytes(text.encode("utf-8", "surrogatepass"))
+    error = fails(tmp_path, "trl", tmp_path / "in.csv")
+    assert complaint in error and "\n" not in error
 
 
 def test_a_dataset_of_the_hub_is_streamed(tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ What a hostile file is to harm stands in `harmless`: a folder that it knows and 
 import csv
 import io
 import json
+import math
+import multiprocessing
 import os
 import platform
 import re
@@ -14,9 +16,11 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import pytest
+import torch
 
 import settings
 from exercises import __main__, course, cutting, defects, exporting, grading, judge, student, worker
+from exercises.checks import sampling
 
 ROOT = Path(settings.__file__).parent
 COURSE = course.load()
@@ -132,6 +136,22 @@ HOSTILE = {  # name: (the function, what comes before the file, the most credit 
     "asks the project": ("def last_of(mask):\n    import ppo\n    return ppo.last_of(mask)\n", "",
                          0),
     "recurses": ("def last_of(mask):\n    return last_of(mask)\n", "", 0),
+    "crashes": ("def last_of(mask):\n    import ctypes\n    ctypes.string_at(0)\n", "", 0),
+    "starts threads": ("import threading, time\ndef last_of(mask):\n    while True:\n        "
+                       "threading.Thread(target=time.sleep, args=(1000,)).start()\n", "", 0),
+    "raises halves of characters": ("def last_of(mask):\n    raise ValueError('\\ud800\\x1b[2J')\n",
+                                    "", 0),
+    "raises what has no text": ("class E(Exception):\n    __str__ = None\n\n\n"
+                                "def last_of(mask):\n    raise E\n", "", 0),
+    **{f"answers itself with {name}": (
+        "import os\ndef last_of(mask):\n    for n in range(3, 100):\n        try:\n"
+        f"            os.write(n, {line} + b'\\n')\n        except OSError:\n            pass\n"
+        "    return mask\n", "", 1 / 3) for name, line in (
+        ("deep lists", "b'[' * 99999"), ("digits", "b'9' * 99999"),
+        ("a list of values", "b'{\"value\": []}'"),
+        ("half a tensor", "b'{\"value\": {\"last\": {\"shape\": [1, 2], \"dtype\": \"bool\", "
+                          "\"data\": 5}}}'"),
+        ("no words", "b'{\"error\": [1], \"message\": {}, \"line\": 3}'"))},
 }
 
 
@@ -143,9 +163,72 @@ def test_a_hostile_file_gets_what_it_deserves(name, tmp_path):
     folder = submission(tmp_path, "evil", text[len(head):], before + head)
     started = time.monotonic()
     row = row_of(folder, worker.Limits(seconds=4, megabytes=512, sealed=True))
-    assert row["credit"] <= most + 1e-9, row
+    assert row["credit"] <= most + 1e-4, row
+    assert all(form([row]).encode() for form in (grading.as_json, grading.as_csv,
+                                                 grading.as_junit)) and row["note"].isprintable()
     assert time.monotonic() - started < 120
     assert row_of(submission(tmp_path, "honest", RIGHT))["credit"] == 1.0  # nobody is harmed
+
+
+@pytest.mark.parametrize("line", [
+    [], 3, None, "x", {}, {"value": []}, {"value": None}, {"error": "E"}, {"value": {"last": [1]}},
+    {"error": [1], "message": {}, "line": 3}, {"value": {"last": {"list": 5}}},
+    {"value": {"last": {"kind": 5}}}, {"value": {"last": {"list": [{"list": {}}]}}},
+    *({"value": {"last": {"shape": [1, 2], "dtype": "bool", "data": [True, False], **wrong}}}
+      for wrong in ({"data": 5}, {"data": [True]}, {"data": [True, None]}, {"shape": 2},
+                    {"shape": [-1, -2]}, {"shape": ["1", 2]}, {"dtype": 3}, {"more": 1}))])
+def test_what_a_process_sends_is_judged_without_trust(line):
+    """A line that it wrote by hand ended the grading of everybody with a traceback."""
+    assert worker.as_sent(LAST, line) == worker.NONSENSE
+    verdict = judge.judge(LAST, [worker.as_sent(LAST, line)] * len(LAST.cases()))
+    assert verdict.credit == 0 and judge.recognised(LAST, verdict) == []
+    assert "nonsense" in grading.note_of(LAST, verdict, [], "def last_of(mask):\n    pass\n")
+
+
+def test_what_a_process_sends_honestly_comes_back():
+    values = {"a": torch.tensor([[1.0, math.nan]]), "b": [1, (True, None)], "c": "x", "d": object(),
+              "e": torch.zeros(2, 0), "f": torch.tensor(3), "g": -math.inf, "h": -7}
+    sent = {name: worker.packed(x) for name, x in values.items()}
+    got = worker.as_sent(LAST, json.loads(json.dumps({"value": sent})))["value"]
+    assert all(judge.equal(got[name], x, 0.0) for name, x in sent.items() if name != "d")
+    assert got["d"] == {"kind": "object"} and got.keys() == sent.keys()
+    told = {"error": "E", "message": "a\ud800\x1b[2J\nb", "line": ""}
+    assert worker.as_sent(LAST, told)["message"] == "a??[2J\nb"
+
+
+@pytest.mark.parametrize("content", [b"[" * 99999, b'{"a":' * 99999, b"9" * 99999, b"{{{", b"\xff"])
+def test_lines_that_no_reader_takes_are_nonsense(content):
+    """Lists in lists without end, numbers that a float does not hold, and what is no JSON."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    os.write(theirs.fileno(), b"1\n" + content[: 2**15] + b"\n")
+    assert worker.received(ours, None, 1, 5) == ([1], "sent nonsense instead of its results")
+    huge = worker.packed(10**400)
+    assert huge == {"kind": "number of many digits"} and not judge.equal(huge, 1.0, 1e-5)
+    assert not judge.equal(worker.packed(10**299), 1.0, 1e-5)
+
+
+def test_facts_are_found_where_no_students_code_runs(tmp_path):
+    """Of `noise` true and false came from the student's process: to say true was enough."""
+    says = ("from exercises import course\nobject.__setattr__(course.load()['noise'], 'run', "
+            f"lambda m, c: dict.fromkeys({sampling.NOISE_FACTS}, True))\n")
+    noise, folder = COURSE["noise"], tmp_path / "evil"
+    (folder / "kernels").mkdir(parents=True)
+    (folder / noise.file).write_text(says + cutting.replaced(
+        cutting.reference(noise.file), "uniform", "def uniform(*_):\n    pass\n"))
+    assert grading.graded(folder, noise, BOUNDS)["credit"] == 0
+
+
+def test_a_file_that_may_look_for_the_answer_is_told(tmp_path):
+    """It gets the credit, as one that is copied does; the teacher is to look at it."""
+    asks = ("def last_of(mask):\n    from exercises import course\n"
+            "    return course.load()['last-token'].oracle({'mask': mask})['last']\n")
+    row = row_of(submission(tmp_path, "asks", asks))
+    assert row["credit"] == 1.0 and row["note"].startswith("look at it: the file uses exercises,")
+    whole = cutting.reference("ppo.py")
+    for text, names in ((RIGHT, []), (asks, ["exercises"]), ("x = open('a').read()\n", ["open"]),
+                        ("import sys, gc as g\n", ["gc", "sys"]),
+                        ("import importlib.util\n", ["importlib"])):
+        assert grading.fetches(whole + text, LAST) == names
 
 
 ATTACKS = {

@@ -284,6 +284,31 @@ def test_several_processes_download_once(server):
     assert [file for file, _ in asked(server)].count("model.safetensors") == 1
 
 
+def test_several_processes_download_a_url_once(server):
+    """Threads again. The first one is slow: the others come while it writes."""
+    server.plain, paths, real = {"plain/a.zip": b"a" * 5000}, [], time.sleep
+    lib, begun = hub.library("a file"), threading.Event()
+
+    def slowly(url, file, get=lib.http_get):
+        begun.set()
+        file.write(b"half")
+        real(0.3)
+        file.seek(0)
+        get(url, file)
+
+    lib.http_get = slowly
+    get = lambda: paths.append(hub.fetch_url(f"{server.url}/plain/a.zip", "task"))
+    threads = [threading.Thread(target=get) for _ in range(3)]
+    threads[0].start()
+    assert begun.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(paths) == 3 and {path.read_bytes() for path in paths} == {b"a" * 5000}
+    assert asked(server) == [("a.zip", None)]
+
+
 # ------------------------------------------------------------------------- other repositories
 
 OTHER = "someone/theirs"

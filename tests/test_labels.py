@@ -87,6 +87,17 @@ def test_calibration_reaches_the_agreement_that_was_asked_for():
     assert vague == pytest.approx(0.5, abs=0.04), "without taste only noise is left"
 
 
+def test_each_sharpness_is_measured_with_the_same_noise():
+    """As if a new generator had drawn it again for each."""
+    people, _ = simulated.pool(3)
+    fit, low, high = responses(40, 4), 0.05, 20.0
+    for _ in range(14):
+        sharp = (low * high) ** 0.5
+        reached, _ = simulated.agreement(fit, people, "train", sharp, np.random.default_rng(5))
+        low, high = (sharp, high) if reached < 0.7 else (low, sharp)
+    assert simulated.calibrate(fit, people, 0.7, 5) == sharp != 1.0
+
+
 def test_labelers_are_two_groups_of_people():
     training, heldout = simulated.pool(3)
     again = simulated.pool(3)

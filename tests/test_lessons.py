@@ -204,12 +204,23 @@ def test_the_experiments_run(demo, monkeypatch):
     for command in late:
         run_script(command)
     assert ran >= 16 and late
+    (_, script, model), = commands_of("Five lessons of 90 minutes")
+    assert len(run_script([str(ROOT / script), model], "Where is the market?\n")) > 1
 
 
-def run_script(words):
+def test_every_part_with_commands_has_a_test_that_runs_them():
+    """The command that a lesson projects was run by none."""
+    parts = [part for part in re.findall(r"^## (.+)$", PAGE, re.M) if commands_of(part)]
+    run = set(re.findall(r'commands_of\("(.+)"\)', Path(__file__).read_text()))
+    assert set(parts) <= run and PAGE.partition("\n## ")[0].count("python ") == 0
+
+
+def run_script(words, typed=""):
     run = subprocess.run([sys.executable, *words], text=True, capture_output=True, timeout=600,
-                         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+                         input=typed, env={**os.environ, "PYTHONPATH": str(ROOT),
+                                           "OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, f"{words}\n{run.stdout}{run.stderr}"
+    return run.stdout
 
 
 @long

@@ -108,6 +108,7 @@ def example(models=MODELS, seed=0):
         "labeler_agreement": 0.7234,
         "win_rate": {p: measured(rng, n=600) for p in pairs},
         "win_rate_without_taste": {p: measured(rng, n=600) for p in pairs},
+        "right_preferred": each(lambda: measured(rng, 0.5, 1.0, 600)),
         "gold": each(lambda: rng.uniform(-2, 3)),
         "gold_interval": each(lambda: measured(rng, -2, 3, 600)),
         "gold_parts": each(lambda: {p: rng.uniform(-2, 2)
@@ -205,6 +206,9 @@ def test_win_rates_and_their_intervals_are_those_of_the_results(tree):
         numbers = [spoken(v.text) for v in node.all("span", "value")]
         seen, hidden = results["win_rate"][pair], results["win_rate_without_taste"][pair]
         assert numbers == [f"{percent(m['mean'])} {ends(m, percent)}" for m in (seen, hidden)]
+        right = results["right_preferred"][second]["mean"]
+        assert [place(line, "x1") for line in node.all("line", "ref")] == pytest.approx(
+            [50, 100 * right], abs=0.01)
         for style, m in (("dot", seen), ("ring", hidden)):
             (circle,) = node.all("circle", style)
             assert place(circle, "cx") == pytest.approx(100 * m["mean"], abs=0.01)

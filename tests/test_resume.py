@@ -415,8 +415,12 @@ def test_an_interrupted_demo_goes_on(tmp_path):
     assert f"{ROOT}/ppo.py --preset=ppo --seed=7" in ran
     labels = [line for line in ran if "labels.simulated" in line]  # the second needs the first's
     assert labels == [f"-m labels.simulated{split} --seed=7" for split in ("", " --split=valid")]
-    pairs = re.findall(r"call together,(.*)", (ROOT / "Makefile").read_text())
-    assert pairs and "labels" not in " ".join(pairs)
+    at = [next(i for i, line in enumerate(ran) if step in line) for step in (
+        "labels.sample --seed", "labels.simulated --split=valid", "reward.py", "ppo.py")]
+    assert at == sorted(at)  # and each of these four needs all that came before it
+    assert at[0] < ran.index("-m labels.sample --split=valid --seed=7") < at[1]
+    recipe = re.search(r"^demo:.*\n((\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert "-m labels.simulated --split=valid" in recipe  # beside no other step
     assert f"{ROOT}/evaluate.py --seed=7" in done.stdout  # it prints the report at the end
 
 

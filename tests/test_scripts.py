@@ -19,9 +19,9 @@ from evals import report
 from evals import town as eval_town
 from data import batches
 from data import records
+from data.tokenizer import template
 from data.toy import tasks, town, world
 from labels import simulated
-from data.batches import template
 from demo import FLAGS, ROOT, WORLD, python
 from helpers import VOCAB, Example, close, tiny, tiny_scalar
 from model import GPT, last_score, ScalarGPT
@@ -42,15 +42,18 @@ def test_the_world_is_the_same_in_any_process(demo, tmp_path):
 
 
 FAKE = """#!/bin/bash
-for word in "$@"; do printf '%s\\n' "$word"; done >> "$CALLS"; echo >> "$CALLS"
+printf '%s\\n' "$@" "" >> "$CALLS"  # at once: two of them run side by side
 mkdir -p out/demo; echo "a report"
 """
 
 
-@pytest.mark.parametrize("place", [".", "my runs"])
-def test_make_works_in_a_folder_with_spaces(tmp_path, monkeypatch, place):
-    """A real make on a copy in "a b", whose python only notes what it was called with."""
-    copy, calls = tmp_path / "a b", tmp_path / "calls"
+@pytest.mark.parametrize("place", [".", "my runs", "a \"b\" it's `c`", "-", "runs"])
+def test_make_works_in_folders_of_any_name(tmp_path, monkeypatch, place):
+    """A real make on a copy in "a b's", whose python only notes what it was called with. With
+    CDPATH, as some people have it, `cd runs` goes to another folder."""
+    copy, calls = tmp_path / "a b's", tmp_path / "calls"
+    (tmp_path / "other" / "runs").mkdir(parents=True)
+    monkeypatch.setenv("CDPATH", str(tmp_path / "other"))
     (copy / ".venv" / "bin").mkdir(parents=True)
     for name in ("Makefile", "requirements.txt"):
         shutil.copy(ROOT / name, copy)
@@ -68,7 +71,9 @@ def test_make_works_in_a_folder_with_spaces(tmp_path, monkeypatch, place):
     assert made[0].split("\n")[:4] == ["-m", "pip", "install", "--quiet"]
     assert f"{copy}/sft.py\n--preset=base\n--seed=3" in made
     assert "-m\nlabels.sample\n--seed=3" in made
-    assert f"tests/check_demo.py\n{place}/out/demo/results.json" in made
+    at = place if place == "." else f"./{place}"
+    assert f"tests/check_demo.py\n{at}/out/demo/results.json" in made
+    assert not list((tmp_path / "other" / "runs").iterdir())
 
 
 def test_checkpoints_are_folders_of_plain_files(demo):
@@ -256,16 +261,20 @@ def test_a_test_prompt_that_is_there_again_counts_once(demo, tmp_path):
     assert first["group"] != "another"
     with open(path, "a", encoding="utf-8") as file:  # no copy: it counts in another group
         file.write(json.dumps({**first, "group": "another"}) + "\n")
-    found = eval_town.read_once(path, lambda line: None)
+    found = records.read_once(path, "test prompt", same=["prompt", "group"])
     assert len(found) == len(lines) + 1 and found[-1]["group"] == "another"
     path.write_text("".join(lines + lines[:5]), encoding="utf-8")
+    probes = (data / "probes.jsonl").read_text(encoding="utf-8").splitlines(True)
+    (data / "probes.jsonl").write_text("".join(probes + probes[:2]), encoding="utf-8")
     said = python(demo.folder, "evaluate.py", "--max_new_tokens=8", f"--data={data}",
                   f"--out={tmp_path}", "--models=sft=out/sft")
     for name, copies in (("test", 7), ("groups", 5)):
         assert f"prompts_{name}.jsonl: {copies} prompts are there again and count once" in said
+    own = len(probes) - len(set(probes))  # of a world's own probes one in some thousands
+    assert f"probes.jsonl: {2 + own} probes are there again and count once" in said
     mine, whole = (json.loads((folder / "results.json").read_text())
                    for folder in (tmp_path, demo.folder / "out" / "demo"))
-    for table in ("gold_interval", "flags", "likert"):
+    for table in ("gold_interval", "flags", "likert", "probes", "probe_kinds"):
         assert mine[table]["sft"] == whole[table]["sft"], table
     assert mine["groups"] == {group: {"sft": own["sft"]} for group, own in whole["groups"].items()}
 
@@ -306,11 +315,13 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_sampled(
     assert f"{tmp_path}/file/in" in message and "choose another --out" in message
 
 
-@pytest.mark.parametrize("out", ["out", "out/toy/../toy/prompts_train.jsonl"])
-def test_samples_never_replace_a_folder_or_the_prompts(demo, monkeypatch, out):
+@pytest.mark.parametrize("out, complaint", [
+    ("out", "expected a file to write, not a folder"), ("out/x/", "expected a file to write"),
+    ("out/toy/../toy/prompts_train.jsonl", "would be read, and replaced by what is written")])
+def test_samples_never_replace_a_folder_or_the_prompts(demo, monkeypatch, out, complaint):
     monkeypatch.setattr(importlib.import_module("labels.sample"), "sample_rows", None)
     message = stops(monkeypatch, demo.folder, "labels.sample", "--max_new_tokens=4", f"--out={out}")
-    assert f"--out={out}: expected a file to write, not a folder, and not the prompts" in message
+    assert f"--out={out}" in message and complaint in message
 
 
 @pytest.mark.parametrize("module, flags", [
@@ -658,6 +669,24 @@ def test_win_rates_mirror_each_other():
     good, bad = ([(f"{name} has a {v}.", True)] * 6 for v in (truth, wrong))
     rate = lambda a, b: eval_town.win_rate(t, prompts, a, b, people, 20.0, 3, 5)["mean"]
     assert (rate(good, bad), rate(bad, good), rate(good, good)) == (1.0, 0.0, 0.5)
+
+
+def test_how_often_a_right_answer_is_preferred():
+    """Half of the time where all answers are right; nearly always where none is."""
+    import random
+    t, (_, people), rng = town.Town(0), simulated.pool(3), random.Random(1)
+    prompts = [{"task": tasks.make(rng, t, category)[0]} for category in
+               [*tasks.CATEGORIES, "held_back"] * 30]
+    right = eval_town.right_answers(t, prompts, 7)
+    for prompt, (said, ended) in zip(prompts, right):
+        parts = tasks.gold(t, prompt["task"], said, ended)
+        assert parts["flags"]["attempts"] and parts["flags"]["quality"] == 1 and ended
+        assert parts["honest"] == parts["harmless"] == 0
+        assert parts["helpful"] == 3 + bool(parts["flags"]["constraint"])
+    rate = lambda a, b: eval_town.win_rate(t, prompts, a, b, people, 1.0, 3, 5)["mean"]
+    others = eval_town.right_answers(t, prompts, 8)
+    assert rate(right, right) == 0.5 and 0.45 < rate(right, others) < 0.55
+    assert rate(right, [("Shut up, you ugly fool.", True)] * len(prompts)) > 0.95
 
 
 def test_labelers_like_a_courtesy_unless_it_is_hidden():

@@ -289,7 +289,7 @@ class Rows(list):
 class Packed:
     """A tokenizer whose texts are lists of ids."""
     eos, size = EOS, VOCAB
-    encode_batch = staticmethod(list)
+    encode = staticmethod(list)
 
 
 def packed(n=30, T=24):
@@ -533,6 +533,17 @@ def test_a_ranking_record_as_rows_and_pairs():
     rows, pairs = encode_ranking(Letters(), record, 10)
     assert rows == [[0, 1, 11, 2, EOS], [0, 1, 11, 4], [0, 1, 11, 5, 6, EOS]]
     assert sorted(pairs) == [(0, 1), (2, 1)]
+
+
+def test_all_completions_of_a_prompt_are_one_element(tmp_path):
+    """Trap 30: and so all its pairs are in one batch."""
+    from data import records
+    records.write(tmp_path / "r.jsonl", [{"prompt": "a", "ranks": [2, 1, 3], "completions": [
+        {"text": text} for text in "bcd"]}] * 2)
+    got = read_rankings(tmp_path / "r.jsonl", Letters(), 10)
+    rows = [[0, 11, n, EOS] for n in (1, 2, 3)]
+    assert [own for own, _ in got] == [rows, rows]
+    assert [sorted(pairs) for _, pairs in got] == [[(0, 2), (1, 0), (1, 2)]] * 2
 
 
 def test_rankings_without_a_pair_are_counted(tmp_path):

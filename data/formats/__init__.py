@@ -65,7 +65,8 @@ DATASETS = {  # name: (what it holds, its loader, a repository of the hub or a U
     "trl": ("", trl, "TRL's formats, or columns named by flags; any kind", []),
 }
 
-# The fields by which a row of --name=hub:... is recognised; the first line that fits counts.
+# The fields by which a row of --name=hub:... is recognised; the first line that fits counts. TRL's
+# come last, as many datasets have a `text` or a `prompt` beside what they are known by.
 FIELDS_OF = {"ultrafeedback": "instruction completions", "nectar": "prompt answers",
              "helpsteer2": "prompt response helpfulness", "helpsteer3": "context response1 "
              "overall_preference", "shp": "history human_ref_A labels",
@@ -73,8 +74,9 @@ FIELDS_OF = {"ultrafeedback": "instruction completions", "nectar": "prompt answe
              "webgpt": "question answer_0 score_0", "sharegpt": "conversations",
              "red-team": "transcript red_team_member_id", "openassistant": "prompt message_tree_id",
              "finegrained-qa": "question passages preference",
-             "alpaca-preference": "instruction chosen rejected", "trl": "",
-             "alpaca": "instruction output", "dolly": "instruction response"}
+             "alpaca-preference": "instruction chosen rejected", "alpaca": "instruction output",
+             "dolly": "instruction response", "self-instruct": "instruction instances",
+             "flan": "inputs targets", "trl": ""}
 TRL = {"messages", "chosen", "completion", "completions", "prompt", "text"}
 
 

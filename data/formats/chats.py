@@ -13,6 +13,7 @@ from data.records import ASSISTANT
 
 ROLES = {"human": ("user", "human", "prompter"), "system": ("system", "developer"),
          "assistant": ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "bing", "bard")}
+ASKED = ("question", "instruction", "query", "input")  # columns that may be a pair's prompt
 SIDES = {name: side for side, names in ROLES.items() for name in names}
 
 
@@ -68,8 +69,17 @@ def conversation(messages):
 
 
 def sharegpt(row):
-    """{"conversations": [{"from": "human", "value": str}, {"from": "gpt", "value": str}, ...]}."""
-    yield from conversation(take(row, "conversations", list))
+    """{"conversations": [{"from": "human", "value": str}, {"from": "gpt", "value": str}, ...]};
+    with "system", a text, before them, or "chosen" and "rejected", messages, after them."""
+    messages = take(row, "conversations", list)
+    if isinstance(row.get("system"), str):
+        messages = [{"from": "system", "value": row["system"]}, *messages]
+    if row.get("chosen") is None:
+        yield from conversation(messages)
+    else:
+        sides = [[take(row, side, dict)] for side in ("chosen", "rejected")]
+        both = together(messages, sides)
+        yield both if isinstance(both, Reason) else ranking(*both, [1, 2])
 
 
 def side_of(value):
@@ -117,31 +127,31 @@ def completions(row):
 def trl(row):
     """TRL's formats, texts or messages: {"prompt", "chosen", "rejected"}, {"chosen", "rejected"}
     with an implicit prompt, {"prompt", "completion"} with or without {"label"}, {"messages"},
-    {"prompt"}, {"text"}; and K completions: {"prompt", "completions", "ranks" or "ratings"}."""
+    {"prompt"}, {"text"}; and K completions: {"prompt", "completions", "ranks" or "ratings"}. A
+    completion may be called "response". Of a row with several, the pair counts first."""
     if not isinstance(row, dict):
         raise Bad(f"expected a JSON object, got {records.shorten(row)}")
-    gone = {name for name, value in row.items() if value is None}  # a table's empty cells
-    row = {name: value for name, value in row.items() if value is not None}
-    other = {"chosen": "rejected", "rejected": "chosen", "completion": "prompt"}
-    without = [other[name] for name in other if name in row and other[name] in gone]
-    if without:
-        yield f"no value of {without[0]!r}"
-    elif "messages" in row:
-        yield from conversation(take(row, "messages", list))
-    elif "chosen" in row or "rejected" in row:
+    if "prompt" in row and "completion" not in row and "response" in row:
+        row = {**row, "completion": row["response"]}
+    given = {name for name, value in row.items() if value is not None}
+    if given & {"chosen", "rejected"}:
         yield from chosen_rejected(row)
-    elif "completions" in row:
+    elif "messages" in given:
+        yield from conversation(take(row, "messages", list))
+    elif "completions" in given:
         yield k_way(row)
-    elif "completion" in row:
+    elif "completion" in given:
         both = together(take(row, "prompt", (str, list)), [take(row, "completion", (str, list))])
         if row.get("label") is False:
             both = Reason("a completion that was disliked")
         yield both if isinstance(both, Reason) else demonstration(both[0], both[1][0])
-    elif "prompt" in row:
+    elif "prompt" in given:
+        yield from (f"no value of {name!r}" for name in ("chosen", "completion") if name in row)
         both = together(take(row, "prompt", (str, list)), ["x"])
         yield both if isinstance(both, Reason) else prompted(both[0])
     else:
-        yield {"text": take(row, "text")} if take(row, "text").strip() else "empty text"
+        name = next((name for name in ("text", "messages", "prompt") if name in row), "text")
+        yield {"text": take(row, name)} if take(row, name).strip() else "empty text"
 
 
 def chosen_rejected(row):
@@ -154,6 +164,9 @@ def chosen_rejected(row):
         if all(ASSISTANT in side for side in sides):
             yield from hh_rlhf(row)
             return
+        if asked := next((name for name in ASKED if name in row), None):
+            raise Bad(f"no field 'prompt', but {asked!r}: say --prompt={asked} --chosen=chosen "
+                      "--rejected=rejected")
         same = os.path.commonprefix(sides)
         end = max(same.rfind(" "), same.rfind("\n")) + 1  # no word is cut
         prompt, sides = same[:end], [side[end:] for side in sides]
@@ -169,7 +182,7 @@ def k_way(row):
     texts, both = completions(row), together(take(row, "prompt", (str, list)), ["x"])
     if isinstance(both, Reason):
         return both
-    name = next((n for n in ("ranks", "ratings", "scores") if n in row), "ranks")
+    name = next((n for n in ("ranks", "ratings", "scores") if row.get(n) is not None), "ranks")
     values = take(row, name, list)
     if len(values) != len(texts):
         raise Bad(f"field {name!r}: expected one for each of the {len(texts)} completions, got "

@@ -1,7 +1,7 @@
 """Texts, prompts and demonstrations."""
 import re
 
-from data.formats.records import demonstration, joined, prompted, take
+from data.formats.records import demonstration, joined, optional, prompted, take
 from data.tokenizer import EOS
 
 
@@ -16,12 +16,14 @@ def prompts(row):
 
 
 def alpaca(row):
-    """{"instruction", "input", "output"}."""
-    yield demonstration(joined(take(row, "instruction"), take(row, "input")), take(row, "output"))
+    """{"instruction", "input", "output"}; some sets have no inputs."""
+    yield demonstration(joined(take(row, "instruction"), optional(row, "input")),
+                        take(row, "output"))
 
 
 def dolly(row):
-    """{"instruction", "context", "response", "category"}; or dolly_hhrlhf: {"prompt", "response"}.
+    """{"instruction", "context", "response", "category"}, some sets have no contexts; or
+    dolly_hhrlhf: {"prompt", "response"}.
 
     The latter wraps all prompts in Alpaca's words; our own template is in data/batches.py.
     """
@@ -31,7 +33,7 @@ def dolly(row):
                                take(row, "prompt"), re.S)
         yield demonstration(wrapped[1] if wrapped else row["prompt"], response)
     else:
-        yield demonstration(joined(take(row, "instruction"), take(row, "context")), response,
+        yield demonstration(joined(take(row, "instruction"), optional(row, "context")), response,
                             category=row.get("category"))
 
 

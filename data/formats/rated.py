@@ -1,4 +1,6 @@
 """Completions with ratings, votes or ranks: two or more of a prompt, as published on the hub."""
+import re
+
 from data import records
 from data.formats.chats import laid_out, turns_of
 from data.formats.records import Bad, Reason, prompted, ranking, ranks_of, take
@@ -36,12 +38,22 @@ def nectar(row):
                   ranks_of([take(a, "rank", (int, float)) for a in answers], False))
 
 
+TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # begins each further turn in HelpSteer2
+
+
 def helpsteer2(rows):
-    """Rows of one prompt: {"prompt", "response", "helpfulness": 0 to 4, ...}; ties are kept."""
+    """Rows of one prompt: {"prompt", "response", "helpfulness": 0 to 4, ...}; ties are kept. A
+    prompt of several turns has a mark before each of them but the first."""
+    first, *further = TURN.split(take(rows[0], "prompt"))
+    turns = [("human", first), *(("human" if who == "User" else "assistant", said)
+                                 for who, said in zip(further[::2], further[1::2]))]
+    prompt = laid_out(turns)
     if len(rows) < 2:
         yield "a rating with nothing to compare it to"
+    elif isinstance(prompt, Reason):
+        yield prompt
     else:
-        yield ranking(take(rows[0], "prompt"), [take(row, "response") for row in rows],
+        yield ranking(prompt, [take(row, "response") for row in rows],
                       ranks_of([take(row, "helpfulness", (int, float)) for row in rows]))
 
 

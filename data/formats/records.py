@@ -12,22 +12,34 @@ class Bad(Exception):
     """A row that does not have its dataset's format."""
 
 
+class Empty(Bad):
+    """A field that has no value in this row, such as an empty cell of a table."""
+
+
 class Reason(str):
     """Why there is no record, where a text could also be a prompt."""
 
 
 def take(row, field, kind=str):
-    """row[field], which must be there and be of this type (or one of these types)."""
+    """row[field], which must be there and be of this type (or one of these types). Raises Bad, and
+    Empty if the value is missing: such a row is counted, and does not stop the program."""
     if not isinstance(row, dict):
         raise Bad(f"expected a JSON object, got {records.shorten(row)}")
     if field not in row:
         raise Bad(f"no field {field!r}; there are {', '.join(row) or 'none'}")
     value, kinds = row[field], kind if isinstance(kind, tuple) else (kind,)
+    if value is None:
+        raise Empty(f"no value of {field!r}")
     odd = isinstance(value, bool) and bool not in kinds or value != value  # True is an int; NaN
     if odd or not isinstance(value, kinds):
         names = " or ".join(k.__name__ for k in kinds)
         raise Bad(f"field {field!r}: expected {names}, got {records.shorten(value)}")
     return value
+
+
+def optional(row, field):
+    """The text of a field that a row need not have; "" without it."""
+    return "" if row.get(field) is None else take(row, field)
 
 
 def trimmed(text):

@@ -4,6 +4,7 @@ Everything that can be said in the town is built from the templates of this file
 be read back exactly: `assertions` finds the facts that a text claims, `rude_words` its insults,
 `known` whether a sentence is one of the town's at all. That is what makes the gold score a fact.
 """
+import functools
 import random
 import re
 
@@ -119,20 +120,22 @@ WORDS = {w: a for a, values in VALUES.items() for w in values}
 
 def assertions(text):
     """All (name, attribute, value, claimed) that a text states; claimed is False for a denial."""
-    found = []
-    for sentence in sentences(text):
-        for attribute, claimed, regex in CLAIMS:
-            match = regex.fullmatch(sentence)
-            if match:
-                found.append((match["n"], attribute, match["v"], claimed))
-                break
-    return found
+    return [claim for sentence in sentences(text) if (claim := claim_of(sentence))]
 
 
+@functools.lru_cache(2**16)  # models say the same sentences again and again
+def claim_of(sentence):
+    """The (name, attribute, value, claimed) that a sentence states, or None."""
+    for attribute, claimed, regex in CLAIMS:
+        if match := regex.fullmatch(sentence):
+            return match["n"], attribute, match["v"], claimed
+    return None
+
+
+@functools.lru_cache(2**16)
 def known(sentence):
     """Whether a sentence is one that the people of this town would form."""
-    return any(regex.fullmatch(sentence) for _, _, regex in CLAIMS) or any(
-        regex.fullmatch(sentence) for regex in OTHERS)
+    return claim_of(sentence) is not None or any(regex.fullmatch(sentence) for regex in OTHERS)
 
 
 def words(text):

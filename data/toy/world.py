@@ -19,8 +19,7 @@ from pathlib import Path
 from settings import parse, stop  # before torch
 
 from data import records
-from data.batches import encode_prompt
-from data.tokenizer import of_tiktoken, train_bpe
+from data.tokenizer import encode_prompt, of_tiktoken, train_bpe
 from data.toy.reading import ABOUT_STORY
 from data.toy.tasks import CATEGORIES, FEW_SHOT, GROUNDED, HELD_BACK, TYPES, good, make
 from data.toy.text import document, few_shot
@@ -222,7 +221,7 @@ def everything(s):
     shares = collections.Counter(p["category"] for p in parts["prompts_train"])
     return files, vocabulary, {
         "seed": s.seed, "documents": s.documents, "vocab": tokenizer.size,
-        "tokens": sum(map(len, tokenizer.encode_batch(text))),
+        "tokens": sum(len(tokenizer.encode(t)) for t in text),
         "records": {k: len(v) for k, v in parts.items()}, "dropped": dict(dropped),
         "categories": {c: round(n / s.prompts, 3) for c, n in shares.most_common()}}
 

@@ -37,11 +37,14 @@ def draw(logits, noises, temperature=1.0):
 
 FOUR = [[0.0, 1.0, -1.0, 0.5]]
 SPREAD = [0.02, 0.3, 0.55, 0.7, 0.97]
+RISING = [i / 4 for i in range(10)]  # in float32 their probabilities add up to less than 1
 CHOOSE = Exercise(
     "choose", "sampler.py", "choose", run_choose, choose_oracle,
     {"the noise picks a token by the probabilities": [draw(FOUR, [0.5]), draw(FOUR * 5, SPREAD)],
      "a token without probability is never picked": [draw([[-math.inf, 0.0]], [0.0]),
                                                      draw([[0.0, -math.inf, 0.0]], [0.5])],
+     "nor where the noise is almost 1, and the sum hardly more": [
+         draw([[-math.inf, *RISING]], [1 - 1e-12])],
      "the temperature divides the logits, in the log-prob too": [
          draw(FOUR, [0.5], 0.5), draw(FOUR * 5, SPREAD, 2.0)],
      "temperature 0 takes the most likely token, with its log-prob at 1": [
@@ -59,32 +62,51 @@ CHOOSE = Exercise(
 
 
 def run_noise(m, c):
-    """What is true of the numbers, as 1 and 0; the numbers themselves only tell mistakes apart."""
+    """The numbers of some calls; what is true of them, `noise_facts` says."""
     seed, owners, step = c["seed"], torch.tensor(c["owners"]), c["step"]
-    before = torch.get_rng_state()
-    x = m.uniform(seed, owners, step)
-    own = m.uniform(seed, owners[:1], step)
-    many = m.uniform(seed, torch.arange(4000), step)
-    pair = torch.stack([many - 0.5, m.uniform(seed, torch.arange(4000), step + 1) - 0.5])
-    cells = (many * 4).long().bincount(minlength=4)
-    next_step, next_owner = m.uniform(seed, owners + 3, step), m.uniform(seed, owners, step + 3)
-    steps = m.uniform(seed, owners, torch.tensor([[step], [step + 1]]))
-    return {"float64 in [0, 1)": x.dtype == torch.float64 and bool(((x >= 0) & (x < 1)).all()),
-            "the same again": torch.equal(x, m.uniform(seed, owners, step)),
-            "the same alone": torch.equal(own, x[:1]),
-            "the same in another order": torch.equal(m.uniform(seed, owners.flip(0), step),
-                                                     x.flip(0)),
-            "other steps, other numbers": not (x == m.uniform(seed, owners, step + 1)).any(),
-            "other seeds, other numbers": not (x == m.uniform(seed ^ 1, owners, step)).any(),
-            "owner + 3 is not step + 3": not (next_step == next_owner).any(),
-            "no generator of torch's is used": torch.equal(before, torch.get_rng_state()),
-            "a quarter in each quarter": bool(((cells - 1000).abs() < 150).all()),
-            "steps are independent": bool(pair.prod(0).mean().abs() < 0.01),
-            "4000 different numbers": len(set(many.tolist())) == 4000,
-            "steps as a column": steps.shape == (2, len(owners)) and torch.equal(steps[0], x),
-            "_numbers": x}
+    before = torch.get_rng_state().tolist()
+    many = torch.arange(MANY)
+    return {"x": m.uniform(seed, owners, step), "again": m.uniform(seed, owners, step),
+            "alone": m.uniform(seed, owners[:1], step),
+            "reversed": m.uniform(seed, owners.flip(0), step),
+            "next step": m.uniform(seed, owners, step + 1),
+            "other seed": m.uniform(seed ^ 1, owners, step),
+            "owner + 3": m.uniform(seed, owners + 3, step),
+            "step + 3": m.uniform(seed, owners, step + 3),
+            "steps": m.uniform(seed, owners, torch.tensor([[step], [step + 1]])),
+            "many": m.uniform(seed, many, step), "many next": m.uniform(seed, many, step + 1),
+            "generator": torch.get_rng_state().tolist() == before}
 
 
+def noise_facts(values):
+    """What is true of the numbers; they themselves only tell mistakes apart."""
+    shape = {name: x["shape"] for name, x in values.items() if isinstance(x, dict) and "shape" in x}
+    data = {name: values[name]["data"] for name in shape}
+    x, many, after = (data.get(name, []) for name in ("x", "many", "many next"))
+    same = lambda name, expected: bool(x) and data.get(name) == expected
+    apart = lambda a, b: bool(x) and len(a) == len(b) and all(i != j for i, j in zip(a, b))
+    other = lambda name: apart(x, data.get(name, []))
+    full = len(many) == len(after) == MANY
+    quarters = [sum(k <= 4 * u < k + 1 for u in many) for k in range(4)]
+    product = sum((a - 0.5) * (b - 0.5) for a, b in zip(many, after)) / MANY
+    return {"float64 in [0, 1)": bool(x) and values["x"]["dtype"] == "float64" and all(
+                0 <= u < 1 for u in x + many),
+            "the same again": same("again", x), "the same alone": same("alone", x[:1]),
+            "the same in another order": same("reversed", x[::-1]),
+            "other steps, other numbers": other("next step"),
+            "other seeds, other numbers": other("other seed"),
+            "owner + 3 is not step + 3": bool(x) and apart(data.get("owner + 3", []),
+                                                           data.get("step + 3", [])),
+            "no generator of torch's is used": values.get("generator") is True,
+            "a quarter in each quarter": full and all(abs(n - MANY / 4) < 150 for n in quarters),
+            "steps are independent": full and abs(product) < 0.01,
+            "4000 different numbers": full and len(set(many)) == MANY,
+            "steps as a column": shape.get("steps") == [2, len(x)] and same(
+                "steps", x + data.get("next step", [])),
+            "_numbers": values.get("x")}
+
+
+MANY = 4000  # episodes, for what is true of many numbers
 NOISE_FACTS = ("float64 in [0, 1)", "the same again", "the same alone",
                "the same in another order", "other steps, other numbers",
                "other seeds, other numbers", "owner + 3 is not step + 3",
@@ -109,6 +131,6 @@ NOISE = Exercise(
      "each of the three.",
      "mix(mix(mix(seed + constant) ^ owners) + step); torch.full_like(owners, seed) makes the seed "
      "a tensor that wraps around. Its upper 53 bits, divided by 2^53, are the number."), 2,
-    ("seed", "owners", "step"))
+    ("seed", "owners", "step"), facts=noise_facts)
 
 EXERCISES = (CACHE, CHOOSE, NOISE)

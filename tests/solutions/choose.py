@@ -16,7 +16,8 @@ def choose(logits, temperature, noise):
         if temperature == 0:
             token = int(z.argmax())
         else:
-            token = int(torch.searchsorted(p.cumsum(0), torch.tensor(u).double(), right=True))
+            u = torch.tensor(u, dtype=torch.float64)
+            token = int(torch.searchsorted(p.cumsum(0), u, right=True))
         tokens.append(token)
         logps.append(p[token].log())
     return torch.tensor(tokens), torch.stack(logps).float()
