@@ -11,10 +11,10 @@ from figures.worlds import less, mean
 
 TITLE = "Truth, toxicity, bias"
 PAPER = ("Figure 6 and Table 14: PPO models are more truthful than GPT-3 without being asked. "
-         "Figures 7 and 39: toxicity falls by about a quarter when a respectful answer is asked "
-         "for, not by itself, and rises beyond GPT-3's when a biased one is asked for, even after "
-         "harmless prompts. Bias is not less; the entropy of two-way choices falls with the "
-         "respectful instruction, and is lowest for SFT.")
+         "Figures 7 and 39: toxicity falls when a respectful answer is asked for (by a quarter, "
+         "says the text; by a sixth, the table), not by itself, and rises beyond GPT-3's when a "
+         "biased one is asked for, even after harmless prompts. Bias is not less; the entropy of "
+         "two-way choices falls with the respectful instruction, and is lowest for SFT.")
 BEFORE = {"plain": "", "respectful": "Be kind.", "biased": "Be rude."}
 SHOWN = ("base", "sft", "ppo", "ppo-ptx")
 TOXICITY = {  # Table 14, 175B: mean Perspective score of RealToxicityPrompts
@@ -114,12 +114,15 @@ def draw(worlds, scale):
     answered = lambda m: [true(w, "plain", m, "mistaken", True) for w in worlds]
     unread = ("No text of the town puts an instruction in front of another one: such small models "
               "hardly heed it.")
-    why = ("In the town labelers see rudeness in a quarter of the base model's answers and rank it "
+    why = ("In the town labelers see rudeness in many of the base model's answers and rank it "
            "last, also where it was asked for: their demonstrations decline. The paper's labelers "
            "put helpfulness first in training.")
     return Drawn(panels, [
         finding("PPO-ptx answers truly more often than the base model where people are mistaken",
                 less(answered("ppo-ptx"), answered("base")), "{:.1%}"),
+        finding("asked to be kind, PPO-ptx is less rude than unasked",
+                less(per(rude, "plain", "ppo-ptx"), per(rude, "respectful", "ppo-ptx")), "{:.1%}",
+                "Unasked it is hardly rude, so there is little to fall."),
         finding("asked to be kind, PPO-ptx is less rude than the base model",
                 less(per(rude, "respectful", "base"), per(rude, "respectful", "ppo-ptx")),
                 "{:.1%}"),

@@ -65,13 +65,12 @@ def draw(worlds, scale):
             for m in MODELS], percent=True)]
     premise, more = shares.values()
     return Drawn(panels, [
-        finding("PPO-ptx accepts false premises", premise["ppo-ptx"]),
         finding("PPO-ptx accepts fewer false premises than the base model",
-                less(premise["base"], premise["ppo-ptx"])),
+                less(premise["base"], premise["ppo-ptx"]), "{:.1%}"),
         finding("PPO-ptx satisfies three constraints less often than one",
-                less(kept(CONSTRAINTS[1], "ppo-ptx"), kept(CONSTRAINTS[3], "ppo-ptx"))),
+                less(kept(CONSTRAINTS[1], "ppo-ptx"), kept(CONSTRAINTS[3], "ppo-ptx")), "{:.1%}"),
         finding("PPO-ptx says more than was asked more often than SFT",
-                less(more["ppo-ptx"], more["sft"]),
-                why="The town's labelers reward the one word that was asked for; the paper's "
-                    "rewarded hedging."),
+                less(more["ppo-ptx"], more["sft"]), "{:.1%}",
+                "The town's labelers reward the one word that was asked for; the paper's "
+                "rewarded hedging."),
     ], examples(worlds[0]))

@@ -11,7 +11,7 @@ import numpy as np
 
 from evals.metrics import best_of_n, best_of_n_kl
 from figures.plan import measured, model
-from figures.points import Drawn, Panel, Series, curve, finding, fit, over, told
+from figures.points import Drawn, Panel, Series, curve, finding, fit, over, paper, told
 from figures.reward_model import SHARES, on_share
 from figures.worlds import less, mean
 
@@ -21,7 +21,12 @@ PAPER = ("Gao et al. (2022): the gold score follows d(a − b d) for best-of-n a
          "models with more data or parameters gold rises higher and b is smaller. RL moves much "
          "further than best-of-n. "
          "Stiennon et al. (2020) and figure 36 of the paper: the optimum is at a small beta, and "
-         "beta = 0 is the worst.")
+         "beta = 0 is the worst. Gao's a and b are read off their figure 3; their gold is in "
+         "standard deviations of a reward model.")
+FIG36 = {0: 2.14, 7.5e-4: 3.03, .0104: 4.12, .02: 3.90, .03: 3.74, .144: 3.74, 2.0: 3.12}
+GAO = {"best-of-n": {"3M": (.49, .120), "3B": (.66, .090)},  # parameters of the reward model: a, b
+       "PPO": {"3M": (.35, .175), "3B": (.35, .118)}}
+SHOWN = {"best-of-n": 2.5, "PPO": 8.0}  # d up to which Gao's curves are drawn
 FEW = f"share-{SHARES[0]:g}"
 RMS = {"all rankings": "out/rm", "a sixteenth": f"out/rms/{FEW}"}
 NAMES = {"all rankings": "all", "a sixteenth": "few"}  # of their files
@@ -30,6 +35,7 @@ BETAS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 ITERATIONS = 32  # twice those of the demo: without a penalty the KL grows with each
 PROMPTS, N, COPIES = 200, 64, 4  # test prompts; samples of each from the start, from a policy
 FORMS = {"best-of-n": "d(a - b d)", "PPO": "d(a - b log d)"}
+AXIS = "d = square root of KL in nats"
 
 
 def place(rm, beta):
@@ -104,7 +110,23 @@ def panel(title, form, ways):
         a, b = (float(np.mean(v)) for v in found.values())
         lines.append(Series(f"gold as {form}, a {a:.2f}, b {b:.2f}", [
             (d, over([y])) for d, y in curve(form, a, b, longest)], marks=False))
-    return Panel(title, "d = sqrt(KL), nats", "gain over the start", lines), found
+    return Panel(title, AXIS, "gain over the start, points", lines), found
+
+
+def published():
+    """Panels of Gao et al.'s fits, and of figure 36."""
+    panels = [Panel(f"Gao et al., {way}: gold as {FORMS[way]}", AXIS, "gain over the start", [
+        paper(f"reward model of {size}", curve(FORMS[way], a, b, SHOWN[way]), marks=False)
+        for size, (a, b) in sizes.items()]) for way, sizes in GAO.items()]
+    return [*panels, Panel("the paper, Fig. 36: PPO-ptx over beta", "beta", "Likert, 1 to 7", [
+        paper("1.3B", list(FIG36.items()))], log=True)]
+
+
+def distance_at(points, score):
+    """The distance at which the reward model's score has risen that much, between the nearest
+    points."""
+    d, scores, _ = zip(*sorted([(0.0, 0.0, 0.0), *points]))
+    return float(np.interp(score, np.maximum.accumulate(scores), d))
 
 
 def bends(way, rm, a, b):
@@ -115,14 +137,14 @@ def bends(way, rm, a, b):
 
 
 def draw(worlds, scale):
-    betas, panels, found, ends, tops = tuple(scale.few(BETAS)), [], {}, {}, {}
+    betas, panels, found, made, tops = tuple(scale.few(BETAS)), [], {}, {}, {}
     for rm in RMS:
         for way, points in (("best-of-n", lambda w: best_of(w, rm)),
                             ("PPO", lambda w: trained(w, rm, betas))):
             ways = [points(w) for w in worlds]
             drawn, found[way, rm] = panel(f"{way}, reward model of {rm}", FORMS[way], ways)
             panels.append(drawn)
-            ends[way, rm] = [max(p[0] for p in own) for own in ways]
+            made[way, rm] = ways
             tops[way, rm] = [max(p[2] for p in own) for own in ways]
     every, few = RMS
     findings = [bends(way, rm, **own) for (way, rm), own in found.items()]
@@ -141,10 +163,12 @@ def draw(worlds, scale):
                 f"{rm}", less(gains(rm, middle, 2), gains(rm, 0, 2))) for rm in RMS]
     findings += [
         finding(f"beta = 0 has a higher score than beta = {betas[-1]:g}, with the reward model of "
-                f"{few}", less(gains(few, 0, 1), gains(few, -1, 1))),
-        finding("PPO moves further than best-of-n (d, all rankings)",
-                less(ends["PPO", every], ends["best-of-n", every]))]
-    return Drawn(panels, findings, examples(worlds[0]))
+                f"{rm}", less(gains(rm, 0, 1), gains(rm, -1, 1))) for rm in RMS]
+    findings += [
+        finding("PPO moves further than best-of-n for the same score, with the reward model of "
+                f"{rm} (d)", [distance_at(ppo, bon[-1][1]) - bon[-1][0] for ppo, bon in
+                              zip(made["PPO", rm], made["best-of-n", rm])]) for rm in RMS]
+    return Drawn(panels + published(), findings, examples(worlds[0]))
 
 
 def examples(world, n=6):

@@ -14,8 +14,9 @@ LEAD = ("The experiments of InstructGPT (Ouyang et al. 2022), and of Gao et al. 
         "over-optimisation, rerun in a town whose truth is known. Points are means over worlds, "
         "each with a town, labelers and trainings of its own; the bars through them are 95&nbsp;% "
         "intervals (Student's t). A finding is here if the whole interval of the difference, "
-        "paired within each world, is on the paper's side; it is undecided if the interval "
-        "reaches over 0.")
+        "paired within each world, is on the paper's side. It is not here if the whole interval is "
+        "on the other side (or below the size that the paper reports), and undecided if it "
+        "reaches over 0, or in one world alone.")
 
 SMALL = {"small": " A tiny town and tiny models: shapes and files, not phenomena."}
 
@@ -47,7 +48,8 @@ def example(prompt, said):
 def section(name, figure, said, svgs):
     """One figure. figure: its module; said: its JSON; svgs: its pictures."""
     took = "" if said["seconds"] is None else (
-        f" Its own runs took {said['seconds'] / 60:.0f} minutes of CPU time in all worlds.")
+        f" Its runs beside the demo's took {said['seconds'] / 60:.0f} minutes of CPU time in all "
+        "worlds; those that other figures need too are computed once.")
     where = (f"World{'s' * (len(said['seeds']) > 1)} {', '.join(said['seeds'])}, scale "
              f"{said['scale']}.{SMALL.get(said['scale'], '')}")
     scale = "" if said["scale"] == "demo" else f" SCALE={said['scale']}"

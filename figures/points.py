@@ -5,7 +5,8 @@
     fit             Gao et al.'s two forms, by least squares
 
 A finding holds if the whole interval of a difference over the worlds lies on the paper's side of 0,
-it is absent if the mean lies on the other side, else it is open.
+it is absent if the whole interval lies on the other side, else it is open. Where the paper gives
+the size of a difference, it is absent too if the whole interval lies below that size.
 """
 import math
 import re
@@ -32,7 +33,8 @@ class Series:
 
 @dataclass
 class Panel:
-    """One picture. refs: values of y with a thin line; log: the x axis is logarithmic."""
+    """One picture. percent: the values are shares; refs: values of y with a thin line, ref: what
+    they are; log: the x axis is logarithmic."""
     title: str
     x: str
     y: str
@@ -40,15 +42,18 @@ class Panel:
     percent: bool = False
     log: bool = False
     refs: tuple = ()
+    ref: str = ""
 
 
 @dataclass
 class Finding:
-    """A finding of the paper, whether it is here, what was reached, and why it might differ."""
+    """A finding of the paper, whether it is here, what was reached, why it might differ, and the
+    difference in each world."""
     claim: str
     state: str
     reached: str
     why: str = ""
+    values: list = field(default_factory=list)
 
 
 @dataclass
@@ -71,13 +76,13 @@ def over(values):
     return {"mean": middle, "low": low, "high": high, "n": n, "values": values}
 
 
-def finding(claim, differences, form="{:.2f}", why=""):
-    """The finding that a difference, paired within each world, is above 0."""
+def finding(claim, differences, form="{:.2f}", why="", size=0.0):
+    """The finding that a difference, paired within each world, is above 0. size: what the paper
+    found, where it tells that in the same unit. One world decides nothing."""
     m = over(differences)
-    if m["mean"] is None:
-        return Finding(claim, OPEN, "not measured", why)
-    state = ABSENT if m["mean"] <= 0 else HOLDS if m["low"] is not None and m["low"] > 0 else OPEN
-    return Finding(claim, state, told(m, form), why)
+    known = m["low"] is not None
+    state = HOLDS if known and m["low"] > 0 else ABSENT if known and m["high"] <= size else OPEN
+    return Finding(claim, state, told(m, form), why, m["values"])
 
 
 def told(m, form="{:.2f}"):

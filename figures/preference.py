@@ -49,10 +49,10 @@ def draw(worlds, scale):
     for who, theirs in (("training", FIG1), ("held-out", FIG3)):
         ours = [Series(kind, [(name[s], over([preferred(w, f"{s}-{kind}", who) for w in worlds]))
                               for s in SIZES]) for kind in KINDS]
-        panels += [Panel(f"{who} labelers", "parameters", "preferred to the largest SFT model",
+        panels += [Panel(f"the town, {who} labelers", "parameters", "preferred to the largest SFT",
                          ours, percent=True, refs=(0.5,)),
                    Panel(f"the paper, {who} labelers", "parameters",
-                         "preferred to the 175B SFT model",
+                         "preferred to 175B SFT",
                          [paper(kind, list(zip(GPT.values(), theirs[kind]))) for kind in KINDS],
                          percent=True, refs=(0.5,))]
     direct = lambda pair: [w.json(RESULTS)["win_rate"][pair]["mean"] - 0.5 for w in worlds]

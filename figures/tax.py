@@ -12,15 +12,23 @@ TITLE = "The alignment tax"
 PAPER = ("PPO loses on public tasks against GPT-3. Figure 33: with gamma of 20 and more the losses "
          "on DROP and SQuADv2 are gone at 1.3B, at a cost in reward that grows. Figure 34: beta "
          "alone never gives them back, even at 100 times the default. Figure 35: twice the "
-         "episodes end slightly below GPT-3. Figure 38: PPO without the pretraining gradient "
-         "diverges at learning rates at which PPO-ptx does not.")
+         "episodes end slightly below GPT-3, and do not help. Figure 38: PPO without the "
+         "pretraining gradient diverges at learning rates at which PPO-ptx does not.")
 GAMMAS = (0.1, 1.0, 3.0)  # besides 0 and the demo's
 LONGER = (32, 64)  # iterations, besides the demo's
 RATES = (1 / 4, 4)  # times the demo's
-FIG33 = {0.46: 52.0, 0.77: 54.0, 1.29: 55.0, 2.15: 57.0, 3.6: 58.4, 6.0: 58.6, 10: 59.9,
-         16.7: 60.2, 27.8: 60.7, 46.4: 60.8, 77: 60.8, 129: 60.9}  # gamma: F1 on SQuADv2
-FIG34 = {5.4e-5: .4, 2e-4: 2.7, 7.5e-4: .5, 2.8e-3: 1.8, 1.04e-2: 42.8, 3.9e-2: 50.0, .144: 50.2,
-         .54: 53.6, 2.0: 46.8}  # beta: the same, gamma is 0
+FIG33 = {0.46: (52.0, -.61), 0.77: (54.0, -.61), 1.29: (55.0, -.60), 2.15: (57.0, -.63),
+         3.6: (58.4, -.66), 6.0: (58.6, -.66), 10: (59.9, -.71), 16.7: (60.2, -.76),
+         27.8: (60.7, -.85), 46.4: (60.8, -.98), 77: (60.8, -1.17),
+         129: (60.9, -1.55)}  # gamma: F1 on SQuADv2, reward on validation prompts
+FIG34 = {5.4e-5: (.4, 1.2), 2e-4: (2.7, 2.58), 7.5e-4: (.5, 2.66), 2.8e-3: (1.8, 2.43),
+         1.04e-2: (42.8, -.53), 3.9e-2: (50.0, -1.03), .144: (50.2, -1.84), .54: (53.6, -2.55),
+         2.0: (46.8, -2.79)}  # beta: the same, gamma is 0
+FIG35 = {.5: 62.8, 65: 61.7, 131: 60.4, 196: 57.1, 262: 57.8, 328: 56.1, 393: 56.7, 459: 56.0,
+         512: 56.1}  # thousand episodes: F1 on SQuADv2
+FIG38 = {"ppo-ptx": {2.55: 3.92, 3.74: 3.95, 5.49: 3.94, 8.05: 3.93, 11.8: 4.31, 17.4: 4.18,
+                     25.5: 4.10},
+         "ppo": {2.55: 3.92, 3.74: 4.05, 5.49: 3.83, 8.05: 3.73}}  # rate in 1e-6: Likert, of 1.3B
 GPT3 = .592  # the same of GPT-3
 RESULTS = "out/tax/eval/results.json"
 
@@ -56,6 +64,20 @@ def runs(scale):
     return out, ["tax"]
 
 
+def over_a_price(title, x, theirs, figure, probes, golds, base):
+    """Panels over gamma or beta, the town's and the paper's: probes, and what they cost."""
+    told = lambda k, by: [(value, both[k] / by) for value, both in theirs.items()]
+    return [
+        Panel(f"Few-shot probes over {title}", x, "few-shot probes right",
+              [Series("few-shot probes", probes)], percent=True, log=True, refs=(base,),
+              ref="the base model"),
+        Panel(f"the paper, {figure}: SQuADv2 over {x}", x, "F1", [paper("SQuADv2", told(0, 100))],
+              percent=True, log=True, refs=(GPT3,), ref="GPT-3"),
+        Panel(f"Gold over {title}", x, "gold score", [Series("gold", golds)], log=True),
+        Panel(f"the paper, {figure}: reward over {x}", x, "reward on validation prompts",
+              [paper("the reward model's score", told(1, 1))], log=True)]
+
+
 def draw(worlds, scale):
     results, grid = [w.json(RESULTS) for w in worlds], grids(scale)
     gold = lambda name: [r["gold"][name] for r in results]
@@ -67,19 +89,21 @@ def draw(worlds, scale):
     for x, title, theirs, figure in (
             ("gamma", "gamma", FIG33, "Fig. 33"),
             ("beta", f"beta, gamma 0, {ITERATIONS} iterations", FIG34, "Fig. 34")):
-        panels += [
-            Panel(f"Few-shot probes over {title}", x, "right; the line is the base model", [
-                Series("few-shot probes", probes(grid[x]))], percent=True, log=True, refs=(base,)),
-            Panel(f"the paper, {figure}: SQuADv2 over {x}", x, "F1; the line is GPT-3", [
-                paper("SQuADv2", [(k, v / 100) for k, v in theirs.items()])], percent=True,
-                log=True, refs=(GPT3,)),
-            Panel(f"Gold over {title}", x, "gold score", [Series("gold", golds(grid[x]))],
-                  log=True)]
+        panels += over_a_price(title, x, theirs, figure, probes(grid[x]), golds(grid[x]), base)
     panels += [
-        Panel("Longer training of PPO-ptx", "iterations", "right; the line is the base model", [
-            Series("few-shot probes", probes(grid["iterations"]))], percent=True, refs=(base,)),
+        Panel("Longer training of PPO-ptx", "iterations", "few-shot probes right", [
+            Series("few-shot probes", probes(grid["iterations"]))], percent=True, refs=(base,),
+            ref="the base model"),
+        Panel("the paper, Fig. 35: SQuADv2 in longer training", "thousand episodes", "F1",
+              [paper("SQuADv2", [(k, v / 100) for k, v in FIG35.items()])], percent=True,
+              refs=(GPT3,), ref="GPT-3"),
+        Panel("Gold in longer training of PPO-ptx", "iterations", "gold score",
+              [Series("gold", golds(grid["iterations"]))]),
         Panel("Gold over the learning rate", "learning rate", "gold score", [
-            Series(k, golds(grid[k])) for k in ("ppo", "ppo-ptx")], log=True)]
+            Series(k, golds(grid[k])) for k in ("ppo", "ppo-ptx")], log=True),
+        Panel("the paper, Fig. 38: 1.3B over the learning rate; PPO diverges beyond its last point",
+              "learning rate, 1e-6", "Likert, 1 to 7",
+              [paper(k, list(FIG38[k].items())) for k in ("ppo", "ppo-ptx")], log=True)]
     most, longest = grid["gamma"][-1][1], grid["iterations"][-1][1]
     best_beta = [max(v) for v in zip(*(probe(name) for _, name in grid["beta"]))]
     fastest = {k: gold(grid[k][-1][1]) for k in ("ppo", "ppo-ptx")}
@@ -88,11 +112,13 @@ def draw(worlds, scale):
                 "{:.1%}"),
         finding("a larger gamma gives them back (the largest against 0)",
                 less(probe(most), probe("ppo")), "{:.1%}"),
-        finding("no beta alone gives back what the largest gamma does",
-                less(probe(most), best_beta), "{:.1%}"),
+        finding("no beta alone gives back what the largest gamma does (beta's runs are twice as "
+                "long)", less(probe(most), best_beta), "{:.1%}"),
         finding("the largest gamma costs gold score (against the demo's)",
                 less(gold("ppo-ptx"), gold(most))),
         finding("longer training loses more of the patterns",
                 less(probe("ppo-ptx"), probe(longest)), "{:.1%}"),
+        finding("longer training of PPO-ptx does not help (gold score lost)",
+                less(gold("ppo-ptx"), gold(longest))),
         finding("at the highest learning rate PPO is worse than PPO-ptx (gold)",
                 less(fastest["ppo-ptx"], fastest["ppo"]))])

@@ -1,4 +1,5 @@
 """The paper's figures: their numbers against plain formulas, their runs against the scripts."""
+import ast
 import csv
 import io
 import itertools
@@ -23,11 +24,13 @@ import settings
 from data import records
 from data.toy.town import VALUES, Town
 from figures import __main__ as figures
-from figures import (harm, instructions, measure, mistakes, page, plan, plots, points, rankings,
-                     reward_model)
+from figures import (flags, generalisation, harm, instructions, measure, mistakes,
+                     overoptimisation, page, plan, plots, points, preference, rankings,
+                     reward_model, rounds, sizes)
 from figures.points import ABSENT, HOLDS, OPEN, Panel, Series, over
 from figures.worlds import World
 from helpers import EOS, tiny, tiny_scalar
+from labels.simulated import features
 from test_settings import of
 
 ROOT = Path(settings.__file__).parent
@@ -60,15 +63,30 @@ def test_a_mean_over_worlds():
 
 
 @pytest.mark.parametrize("differences, state", [
-    ([1.0, 1.1, 0.9], HOLDS), ([1.0, -0.5, 0.9], OPEN), ([0.5], OPEN), ([-0.1, -0.2], ABSENT),
-    ([0.0, 0.0], ABSENT), ([], OPEN), ([None, 1.0, 1.1, 0.9], HOLDS)])
+    ([1.0, 1.1, 0.9], HOLDS), ([1.0, -0.5, 0.9], OPEN), ([-1.0, 0.5, -0.9], OPEN),
+    ([-1.0, -1.1, -0.9], ABSENT), ([0.5], OPEN), ([-0.5], OPEN), ([0.0, 0.0], ABSENT), ([], OPEN),
+    ([None, 1.0, 1.1, 0.9], HOLDS)])
 def test_when_a_finding_holds(differences, state):
-    assert points.finding("x", differences).state == state
+    """The same is asked of both sides, and one world decides nothing."""
+    found = points.finding("x", differences)
+    assert found.state == state
+    assert found.values == [d for d in differences if d is not None]
+    if state != OPEN and any(found.values):
+        other = HOLDS if state == ABSENT else ABSENT
+        assert points.finding("x", [-d for d in found.values]).state == other
+
+
+@pytest.mark.parametrize("size, state", [(0.0, OPEN), (0.02, OPEN), (0.04, ABSENT)])
+def test_a_difference_that_is_smaller_than_the_papers(size, state):
+    """The interval of these is -0.022 to 0.027."""
+    assert points.finding("x", [0.01, -0.008, 0.006], size=size).state == state
+    assert points.finding("x", [0.01, 0.011, 0.01], size=size).state == HOLDS
+    assert points.finding("x", [0.001], size=size).state == OPEN
 
 
 def test_a_sentence_tells_each_finding_once():
     found = [points.finding(name, d) for name, d in
-             (("a (so)", [1, 1.1]), ("b", [-1]), ("c", [1]), ("d", [2, 2.1]))]
+             (("a (so)", [1, 1.1]), ("b", [-1, -1.1]), ("c", [1]), ("d", [2, 2.1]))]
     assert points.sentence(found) == ("As in the paper: a; d. Unlike the paper, not so here: b. "
                                       "Undecided: c.")
 
@@ -414,6 +432,66 @@ def test_accepting_a_false_premise():
     assert mistakes.accepts({"task": ASK}, "", None) is None
 
 
+def test_the_distance_at_which_a_score_is_reached():
+    """Between the points, in their order by distance; a score that falls again was reached."""
+    way = [(4.0, 1.0, -2.0), (2.0, 0.8, 0.1), (1.0, 0.4, 0.5), (3.0, 0.7, -1.0)]
+    for score, d in ((0.0, 0.0), (0.2, 0.5), (0.4, 1.0), (0.6, 1.5), (0.9, 3.5), (1.0, 4.0)):
+        assert overoptimisation.distance_at(way, score) == pytest.approx(d)
+
+
+def test_the_most_that_a_reward_model_could_know_of_a_policys_answers(demo, tmp_path):
+    """A reward model that is the labelers' mean utility reaches it, its opposite is as often
+    wrong, and one that says nothing is right half the time."""
+    toy = tmp_path / "out/toy"
+    toy.mkdir(parents=True)
+    for name in ("world.json", "labelers.json"):
+        (toy / name).write_bytes((demo.folder / "out/toy" / name).read_bytes())
+    world, asked = World(tmp_path), demo.records("completions_valid", "sampled prompt")
+    labelers, sharpness = world.labelers["training"], world.facts["sharpness"]
+
+    def write(name, score):
+        records.write(tmp_path / name, [{**p, "completions": [
+            {**c, "score": score(p["task"], c)} for c in p["completions"]]} for p in asked])
+        return rounds.accuracies(world, name)
+
+    def utility(task, c):
+        x = features(world.town, task, c["text"], c["ended"])
+        return sum(float(w.utility(x[None], "train", sharpness)[0]) for w in labelers)
+
+    right, most = write("best.jsonl", utility)
+    assert right == pytest.approx(most, abs=2e-3) and 0.6 < most < 1
+    wrong = write("worst.jsonl", lambda *c: -utility(*c))
+    assert wrong == pytest.approx((1 - most, most), abs=2e-3)
+    assert write("nothing.jsonl", lambda *c: 1.0) == (0.5, most)
+
+
+def test_how_many_answers_are_ended(tmp_path):
+    lines = [{"prompt": "a", "group": "second language", "completions": [
+        {"model": m, "text": "x", "ended": e} for m, e in (("sft", True), ("ppo", False))]},
+        {"prompt": "b", "completions": [{"model": m, "text": "x", "ended": False}
+                                        for m in ("sft", "ppo")]}]
+    (tmp_path / "out/demo").mkdir(parents=True)
+    records.write(tmp_path / generalisation.ANSWERS, [*lines, lines[0]])
+    told = lambda model, group: generalisation.ended(World(tmp_path), model, group)
+    assert told("sft", "second language") == 1 and told("ppo", "second language") == 0
+    assert told("sft", "one word") is None
+
+
+def test_no_measured_share_is_written_into_the_code():
+    """An explanation with the numbers of one run stood beside another run's. The paper's numbers
+    are module constants; a claim may have a bound in parentheses."""
+    for path in sorted((ROOT / "figures").glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            texts = [n.value for n in ast.walk(function)
+                     if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                     and n.value != ast.get_docstring(function, clean=False)]
+            for text in texts:
+                plain = re.sub(r"\((above|in the paper by) [\d.]+ %\)", "", text)
+                assert not re.search(r"(?<![.\d])\d[\d.]* ?%", plain), (path.name, text)
+
+
 def test_questions_about_every_fact_and_where_people_are_mistaken():
     town = Town(3)
     asked = list(instructions.questions(town))
@@ -454,6 +532,92 @@ def test_a_panel_is_drawn_the_same_each_time():
     assert xml.fromstring(plots.svg(named)).tag.endswith("svg")
 
 
+def shown(panel, ax):
+    """Asserts that all points and intervals of a panel lie within its axes, shares within 0 and
+    100 %."""
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    at, ends = plots.places(panel), []
+    for series in panel.series:
+        for x, m in series.points:
+            for value in (m["mean"], m["low"], m["high"]):
+                if value is not None:
+                    value = 100 * min(1, max(0, value)) if panel.percent else value
+                    assert x0 <= at.get(x, x) <= x1 and y0 <= value <= y1, (panel.title, x, value)
+                    ends.append(value)
+    for container in ax.containers:
+        for bars in container.lines[2]:
+            drawn = [y for path in bars.get_paths() for _, y in path.vertices]
+            assert min(abs(a - b) for a in drawn for b in ends) < 1e-6
+            assert not panel.percent or 0 <= min(drawn) <= max(drawn) <= 100
+    ends += [100 * y if panel.percent else y for y in panel.refs]
+    if ends:  # and they fill the picture
+        assert max(ends) - min(ends) > 0.5 * (y1 - y0) or len(set(ends)) == 1, panel.title
+
+
+def series(name, *values, **options):
+    return Series(name, list(zip((0, 0.1, 1, 3), map(over, values))), **options)
+
+
+LINES = [series("a", [0.9, 0.7, 1.0], [0.5, 0.6, 0.7]), series("b", [0.1, 0.3, 0.0], [0.4])]
+
+
+@pytest.mark.parametrize("panel", [
+    PANEL, Panel("shares", "x", "y", LINES, percent=True, log=True, refs=(0.2,), ref="a line"),
+    Panel("numbers", "x", "y", [*LINES, series("c", [0.2], [0.3], marks=False)]),
+    Panel("names", "", "y", [Series(n, [(x, over([0.97, 0.9, 1])) for x in ("one", "two")],
+                                    line=line) for n, line in (("a", True), ("b", False))],
+          percent=True)], ids=lambda p: p.title)
+def test_all_points_and_intervals_are_within_the_picture(panel):
+    """Shifted points once did not count for the axes; intervals of shares reached to 126 %."""
+    import matplotlib.pyplot as plt
+    figure = plots.draw(panel, plt)
+    shown(panel, figure.axes[0])
+    names = figure.axes[0].get_legend_handles_labels()[1]
+    assert (panel.ref in names) == bool(panel.ref)
+    plt.close(figure)
+
+
+def test_intervals_stand_beside_each_other_and_curves_where_they_are():
+    three = [*LINES, series("curve", [0.2], [0.3], marks=False)]
+    assert plots.shifts(Panel("", "x", "y", three)) == [-2.25, 2.25, 0.0]
+    alone = [series("a", [0.5], [0.6]), series("b", [0.4], [0.4])]  # no interval to tell apart
+    assert plots.shifts(Panel("", "x", "y", alone)) == [0, 0]
+    four = [Series(str(k), [(x, over([0, 1])) for x in "vwxyz"], line=False) for k in range(4)]
+    moved = plots.shifts(Panel("", "", "y", four))
+    assert moved == sorted(moved) and sum(moved) == pytest.approx(0)
+    assert len(set(moved)) == 4 and moved[-1] - moved[0] < 72 * plots.WIDTH / 5 / 2
+
+
+def test_the_paper_is_named_where_its_numbers_stand_beside_ours():
+    import matplotlib.pyplot as plt
+    for own, names in (([], ["a"]), ([series("b", [0.5])], ["b", "a, the paper"])):
+        figure = plots.draw(Panel("", "x", "y", [*own, points.paper("a", [(1, 2)])]), plt)
+        assert figure.axes[0].get_legend_handles_labels()[1] == names
+        plt.close(figure)
+
+
+def test_ticks_that_would_lie_on_each_other_are_left_out():
+    assert plots.apart([1, 2, 3, 4], [0.0, 30.0, 50.0, 91.0], 40) == [1, 3, 4]
+    assert plots.apart([5], [9.0], 40) == [5]
+
+
+def test_the_page_of_findings_counts_and_decides_as_it_says():
+    """Each verdict of docs/figures.md from its own interval, by the rule that the page states."""
+    page = (ROOT / "docs/figures.md").read_text()
+    rows = re.findall(r"^\| (.+) \| (here too|not here|undecided): (.+) \|$", page, re.M)
+    for claim, verdict, reached in rows:
+        low, high = map(float, re.search(r"\[(.+?)%?, (.+?)%?\]", reached).groups())
+        size = float((re.search(r"in the paper by ([\d.]+) %", claim) or ["", "0"])[1])
+        assert verdict == ("here too" if low > 0 else "not here" if high <= size
+                           else "undecided"), (claim, reached)
+    told = re.search(r"of (\d+) findings (\d+) are here too, (\d+) are not, (\d+) are", page)
+    count = Counter(verdict for _, verdict, _ in rows)
+    assert [int(n) for n in told.groups()] == [
+        len(rows), count["here too"], count["not here"], count["undecided"]]
+    pictures = set(re.findall(r'src="figures/(.+?)"', page))
+    assert pictures == {path.name for path in (ROOT / "docs/figures").iterdir()}
+
+
 EVIL = "<script>document.title = 'ran'</script> & \"'"
 
 
@@ -488,7 +652,7 @@ def test_the_findings_are_printed(tmp_path, capsys):
     figures.check(s)
     printed = capsys.readouterr().out.splitlines()
     assert f"holds  tax: claim {EVIL}: 1.05 [0.41, 1.69] in 2 worlds" in printed
-    assert "absent tax: another claim: -1.50 [-7.85, 4.85] in 2 worlds" in printed
+    assert "open   tax: another claim: -1.50 [-7.85, 4.85] in 2 worlds" in printed
     assert "       rounds: not drawn yet" in printed
     with pytest.raises(SystemExit, match="has no figure: run `make figures` first"):
         figures.check(replace(s, out=str(tmp_path / "none")))
@@ -661,4 +825,8 @@ def test_every_figure_says_what_the_paper_found():
 def test_the_papers_numbers_are_of_the_models_that_are_shown():
     for table in (harm.TOXICITY, harm.ENTROPY, harm.TRUE):
         assert set(table) == set(harm.SHOWN)
+    for table in (preference.FIG1, preference.FIG3, flags.FIG31, *flags.FIG30.values()):
+        assert list(table) == list(sizes.KINDS) and {len(v) for v in table.values()} == {3}
+    own = flags.FIG30["hallucinates"]  # what flags.PAPER says of figure 30
+    assert [s < p for s, p in zip(own["sft"], own["ppo-ptx"])] == [False, False, True]
     assert set(reward_model.on_share(0.25)) == {"rm data share-0.25", "rm share-0.25"}
