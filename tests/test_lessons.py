@@ -291,6 +291,7 @@ def test_a_picture_of_logs(tmp_path, monkeypatch, capsys):
     assert draw.points("out/a", "step", "valid", 1) == [(1, 3), (2, 5)]
     assert draw.points("out/a", "step", "loss", 2) == [(0, 1), (0.5, 2), (1.5, 4)]
     for changes, complaint in (({"runs": "out/c"}, "no out/c/log.jsonl"), ({"y": "kl"}, "has no"),
-                               ({"runs": ""}, "expected one folder")):
+                               ({"runs": ""}, "--runs= is empty"),
+                               ({"runs": ","}, "expected one folder")):
         with pytest.raises(SystemExit, match=complaint):
             draw.main(flags(**changes))

@@ -220,7 +220,7 @@ def test_ctrl_c_is_one_line(demo):
 
 @pytest.mark.parametrize("program", [[name] for name in (
     "sft.py", "reward.py", "ppo.py", "evaluate.py", "chat.py")]
-    + [["-m", "data.toy.world"], ["-m", "labels.sample"], ["-m", "runtime.huggingface"]])
+    + [["-m", "labels.sample"], ["-m", "runtime.huggingface"]])
 def test_ctrl_c_is_one_line_while_torch_is_imported(tmp_path, program):
     """Python tells what it has imported: as soon as that is a part of torch, before torch itself,
     it is interrupted."""
