@@ -147,29 +147,12 @@ def agreement(responses, labelers, criterion, sharpness, rng):
     return same / total if total else None, total
 
 
-class Repeated:
-    """A generator whose draws are kept: with `drawn` set to 0 it gives the same ones again. They
-    are most of the time that a calibration takes."""
-
-    def __init__(self, rng):
-        self.rng, self.kept, self.drawn = rng, [], 0
-
-    def __getattr__(self, kind):
-        def draw(*args, **options):
-            if self.drawn == len(self.kept):
-                self.kept.append(getattr(self.rng, kind)(*args, **options))
-            self.drawn += 1
-            return self.kept[self.drawn - 1]
-
-        return draw
-
-
 def calibrate(responses, labelers, target, seed):
     """The sharpness at which training labelers agree with each other as often as `target`."""
-    low, high, rng = 0.05, 20.0, Repeated(np.random.default_rng(seed))
+    low, high = 0.05, 20.0
     for _ in range(14):
         middle = (low * high) ** 0.5
-        rng.drawn = 0  # the same noise at each sharpness: a smooth search
+        rng = np.random.default_rng(seed)  # the same noise at each sharpness: a smooth search
         reached, n = agreement(responses, labelers, "train", middle, rng)
         if not n:
             stop("all completions on which the labelers' noise is calibrated are ties to them: "
