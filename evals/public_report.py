@@ -7,6 +7,7 @@ Both are functions of results.json alone.
 import html
 
 from evals.page import document
+from evals.pictures import scrolled
 from evals.paper import MODELS, SIZES
 
 TITLES = {"truth": "Truth", "toxicity": "Toxicity", "bias": "Bias", "tax": "The alignment tax",
@@ -130,10 +131,10 @@ def part(group, lines):
                     + f'<td class="beside"><small>{beyond}</small></td>' * paper + "</tr>")
     about = "".join(f"<li>{e(task)} {e(metric)}: {e(said)}.</li>"
                     for (task, metric), said in definitions(lines).items())
-    return (f"<h3>{e(TITLES.get(group, group))}</h3><p>{e(NOTES.get(group, ''))}</p>"
-            f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}'
-            "</tbody></table></div><details><summary>What the numbers are</summary>"
-            f"<ul>{about}</ul></details>")
+    title = TITLES.get(group, group)
+    return (f"<h3>{e(title)}</h3><p>{e(NOTES.get(group, ''))}</p>"
+            f"{scrolled(title, heads, ''.join(rows))}<details><summary>What the numbers are"
+            f"</summary><ul>{about}</ul></details>")
 
 
 def section(results):
