@@ -7,7 +7,6 @@ from data is escaped; only this package's script may run (the hash in the page's
 """
 import base64
 import hashlib
-import math
 from html import escape
 from pathlib import Path
 
