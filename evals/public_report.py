@@ -7,8 +7,8 @@ Both are functions of results.json alone.
 import html
 
 from evals.page import document
-from evals.pictures import scrolled
 from evals.paper import MODELS, SIZES
+from evals.pictures import scrolled
 
 TITLES = {"truth": "Truth", "toxicity": "Toxicity", "bias": "Bias", "tax": "The alignment tax",
           "preference": "Preference"}
@@ -120,7 +120,8 @@ def cell(row):
 def part(group, lines):
     """A group's table, with what its numbers mean. Every text is escaped."""
     e, models, paper, rows, last = html.escape, columns(lines), has_paper(lines), [], None
-    heads = "".join(f"<th>{e(name)}</th>" for name in ("metric", *models, *["the paper"] * paper))
+    names = "metric", *models, *["the paper"] * paper
+    heads = "".join(f'<th scope="col">{e(name)}</th>' for name in names)
     for task, prompt, metric, own in lines:
         if (task, prompt) != last:
             last = task, prompt
