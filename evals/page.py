@@ -352,17 +352,17 @@ WORDS = {  # {section: (title, what it shows)}
                   "more can hardly be won.</p>"),
     "gold": ("How good the answers are", "<p>The town knows the truth. The gold score counts only "
              "what can be checked. It is the sum of three parts: helpful (does what was asked), "
-             "honest (claims and invents nothing false) and harmless (is not rude). No model is "
-             "trained on it.</p>"),
+             "honest (claims nothing false, invents nothing) and harmless (is not rude). No model "
+             "is trained on it.</p>"),
     "flags": ("What the answers do", "<p>The share of the answers that do it, among those that "
               "could: constraints count where a prompt sets one, hallucinations where the answer "
               "must come from the prompt's own text (closed domain). Lines are 95&nbsp;% "
               "intervals.</p>"),
-    "probes": ("What the base model knew", "<p>Raw text that the base model can continue with the "
-               "right word: a sentence that breaks off (cloze), a pattern after some examples "
+    "probes": ("What the base model knew", "<p>Raw text that the base model should continue with "
+               "the right word: a sentence that breaks off (cloze), a pattern after some examples "
                "(few-shot). What a policy loses here is the alignment tax. The axis is cut.</p>"),
     "training": ("How they learned", "<p>The reward model learns to put answers in the labelers' "
-                 "order. It cannot pass the ceiling, because single labelers are noisy.</p><p>Then "
+                 "order. It can hardly pass the ceiling: single labelers are noisy.</p><p>Then "
                  "the policy learns to score high. The KL is how far it has moved from its start. "
                  "That is the price: the reward model can be trusted only near the answers that it "
                  "has seen.</p>"),
