@@ -290,7 +290,7 @@ class Labelling:
         code = 200 if problem is None else 422
         return flask.render_template(
             f"{kind}.html", item=assignment, page=page, pages=len(pages), outputs=outputs,
-            output=output, letters="ABCDEFGHIJKLMNOPQRSTUVWXYZ", marks=marks, problem=problem,
+            output=output, letters=forms.LETTERS, marks=marks, problem=problem,
             asked=forms.asked_flags(marks), given=self.store.given(assignment["id"], kind, output),
             form=flask.request.form, done=self.store.progress(me)), code
 
