@@ -103,8 +103,8 @@ def worth(results, colours):
     gold, parts = gold_scores(results), results.get("gold_parts") or {}
     shown = {"gold score": gold} if gold else {}
     shown |= {part: {name: v.get(part) for name, v in parts.items()} for part in PARTS if parts}
-    domain, n = reach([v for values in shown.values() for v in values.values()], 0), counted(
-        gold.values())
+    domain = reach([v for values in shown.values() for v in values.values()], 0)
+    n = counted(gold.values())  # of the same answers everywhere
     out = [panel(title, rows(values, colours, domain, score), n) for title, values in shown.items()]
     if results.get("likert"):
         out.append(panel("Likert score", rows(results["likert"], colours, (1, 7), score, "dot"),
