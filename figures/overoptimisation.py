@@ -147,7 +147,7 @@ def distance_at(points, score):
 def bends(way, rm, a, b):
     """The finding that gold bends down as the policy moves away: b > 0 in the fit."""
     found = finding(f"gold bends down with {way} (reward model of {rm})", b)
-    found.reached = f"{FORMS[way]}: b {found.reached}, a {told(over(a))}"
+    found.reached = f"{FORMS[way]}: b {found.reached}; a {told(over(a))}"
     return found
 
 

@@ -89,7 +89,15 @@ def finding(claim, values, form="{:.2f}", why="", size=0.0, above=0.0):
     known = m["low"] is not None
     state = (HOLDS if known and m["low"] > above else
              ABSENT if known and m["high"] <= above + size else OPEN)
-    return Finding(claim, state, told(m, form), why, m["values"])
+    reached = told(m, form) + (sides(m, above) if state == OPEN else "")
+    return Finding(claim, state, reached, why, m["values"])
+
+
+def sides(m, above):
+    """How many of several worlds are on the paper's side."""
+    n = sum(v > above for v in m["values"])
+    words = "none" if n == 0 else "all" if n == m["n"] else n
+    return f", {words} on the paper's side" if m["n"] > 1 else ""
 
 
 def told(m, form="{:.2f}"):

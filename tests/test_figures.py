@@ -93,6 +93,16 @@ def test_a_win_rate_is_told_as_it_is_and_compared_with_a_half():
         assert found.reached.startswith(f"{statistics.mean(rates):.1%} [")
 
 
+@pytest.mark.parametrize("values, above, side", [
+    ([0.9, 0.1, 0.2], 0, "in 3 worlds, all on the paper's side"), ([0.9], 0, "in 1 world"),
+    ([0.9, 0.1, 0.2], 0.1, "in 3 worlds, 2 on the paper's side"), ([], 0, "not measured"),
+    ([0.9, 0.1, 0.2], 0.9, "in 3 worlds, none on the paper's side")])
+def test_an_undecided_finding_says_where_the_worlds_are(values, above, side):
+    found = points.finding("x", values, above=above)
+    assert found.state == OPEN and found.reached.endswith(side)
+    assert points.finding("x", [1, 1.1]).reached.endswith("] in 2 worlds")
+
+
 def test_no_number_is_minus_zero():
     told = lambda low, high: points.told(over([low, high]), "{:.1%}").partition(" [")[0]
     assert (told(-4e-4, -2e-4), told(-0.051, -0.051), told(-0.1, -0.1)) == ("0.0%", "-5.1%",
@@ -727,7 +737,8 @@ def test_the_findings_are_printed(tmp_path, capsys):
     figures.check(s)
     printed = capsys.readouterr().out.splitlines()
     assert f"here too  tax: claim {EVIL}: 1.05 [0.41, 1.69] in 2 worlds" in printed
-    assert "undecided tax: another claim: -1.50 [-7.85, 4.85] in 2 worlds" in printed
+    assert ("undecided tax: another claim: -1.50 [-7.85, 4.85] in 2 worlds, none on the paper's "
+            "side") in printed
     assert "          rounds: not drawn yet" in printed
     assert printed[-1] == "2 findings: 1 here too, 1 undecided"
     with pytest.raises(SystemExit, match="has no figure: run `make figures` first"):
