@@ -57,13 +57,22 @@ def table(results):
         blind = results["win_rate_without_taste"][pair]
         lines.append(f"| {pair} | {share(w['mean'])} | {span(w)} | {share(blind['mean'])} "
                      f"({span(blind)}) |")
-    rm = ", ".join(f"{k.replace('_', ' ')} {v:.1%}" for k, v in results["rm_accuracy"].items())
     lines += ["", told(results["labeler_agreement"], "Training labelers agree with each other on "
                        "{:.1%} of untied pairs.",
                        "How often training labelers agree with each other was not measured.")
-              + (f" The reward model agrees with {rm}." if rm else
-                 " The reward model was not measured.")]
+              + reward_model(results["rm_accuracy"])]
     return lines
+
+
+def reward_model(accuracy):
+    """How many held-out pairs the reward model puts in the right order, and its ceilings."""
+    shares = [f"{accuracy[key]:.1%} of {who} labelers' held-out pairs"
+              + (f" (ceiling {accuracy[ceiling]:.1%})" if ceiling in accuracy else "")
+              for who, key, ceiling in (("training", "train_labelers", "ceiling"),
+                                        ("held-out", "heldout_labelers", "ceiling_heldout"))
+              if key in accuracy]
+    return (f" The reward model puts {' and '.join(shares)} in the right order." if shares else
+            " The reward model was not measured.")
 
 
 def examples(prompts, answers, rng, n=12):

@@ -366,6 +366,15 @@ def test_what_was_not_measured_is_called_so():
     assert "None" not in tree.text and "nan" not in tree.text.split()
 
 
+def test_what_the_reward_model_reached_is_a_sentence():
+    assert report.reward_model(example()["rm_accuracy"]) == (
+        " The reward model puts 75.6% of training labelers' held-out pairs (ceiling 82.8%) and "
+        "77.8% of held-out labelers' held-out pairs (ceiling 85.3%) in the right order.")
+    assert report.reward_model({"heldout_labelers": 0.5}) == (
+        " The reward model puts 50.0% of held-out labelers' held-out pairs in the right order.")
+    assert report.reward_model({}) == " The reward model was not measured."
+
+
 @pytest.mark.parametrize("absent", [*example(), "everything"])
 def test_a_table_that_is_absent_is_left_out(absent):
     results = {} if absent == "everything" else example()
