@@ -39,6 +39,10 @@ def running(command, **options):
         if ASKED.is_set():
             ask()
         yield process
+    except KeyboardInterrupt:  # a terminal tells this process, too; `kill -INT` does not
+        ask()
+        process.wait()
+        raise
     finally:
         with LOCK:
             RUNNING.discard(process)
@@ -47,8 +51,8 @@ def running(command, **options):
 @contextlib.contextmanager
 def ending_together(then, wait=True):
     """SIGTERM asks the programs that are `running` to end. When they have, it ends this one; at
-    once if there are none, or without `wait`. Ctrl-C asks them, too: a terminal does so by itself,
-    `kill -INT` does not. then: what the same command does afterwards, in words."""
+    once if there are none, or without `wait`. Ctrl-C asks them, too. then: what the same command
+    does afterwards, in words."""
     def asked(*_):
         ask()
         if not RUNNING or not wait:
