@@ -1,4 +1,5 @@
-"""Programs that run others (figures, labels.mine and .page, exercises.symptoms): asked to end, they leave none alive.
+"""Programs that run others (figures, labels.mine, labels.page, exercises.symptoms): asked to end,
+they leave none alive.
 
 Each is a process of its own, forked from this one; what it runs are short scripts.
 """
@@ -83,17 +84,27 @@ def lab(folder):
     symptoms.main([])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("program, n", [(figures, 2), (taste, 1), (lab, 1)])
-def test_a_program_that_is_killed_lets_those_that_it_runs_save(tmp_path, program, n):
+def test_a_program_that_is_killed_lets_those_that_it_runs_save(tmp_path, program, n, number):
     """They went on for hours, and the same command said that another program writes there."""
-    assert left_alive(tmp_path, program, n, signal.SIGTERM) == (-signal.SIGTERM, [], n)
+    assert left_alive(tmp_path, program, n, number) == (-number, [], n)
     assert not (tmp_path / "symptoms.json").exists()
 
 
-@pytest.mark.parametrize("program, n", [(figures, 2), (taste, 1), (lab, 1)])
-def test_an_interrupt_of_the_program_alone_is_passed_on(tmp_path, program, n):
-    code, alive, saved = left_alive(tmp_path, program, n, signal.SIGINT)
-    assert code and (alive, saved) == ([], n)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_program_starts_is_not_lost(tmp_path, monkeypatch, number):
+    """It runs already, and its process is not known yet: it went on alone."""
+    original = subprocess.Popen
+
+    def late(*args, **options):
+        process = original(*args, **options)
+        until(lambda: list(tmp_path.glob("started-*")))
+        os.kill(os.getpid(), number)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", late)  # the fork has it, too
+    assert left_alive(tmp_path, taste, 1, 0) == (-number, [], 1)
 
 
 @pytest.mark.parametrize("wait, saved", [(True, 1), (False, 0)])
