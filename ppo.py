@@ -347,6 +347,7 @@ def main():
         if s.show and iteration % s.show == s.show - 1:
             show(world, tokenizer, e, iteration)
     bare(policy).load_state_dict(ema)
+    run.judge(policy, last["score"], last["kl"])
     save(s.out, bare(policy), tokenizer, s, last=last, seconds=world.seconds())
     world.print(f"{s.out}: score {last['score']:.2f}, KL {last['kl']:.2f} nats, "
                 f"{last['ended']:.0%} ended ({world.seconds():.0f} s)")

@@ -197,6 +197,7 @@ def main():
     for name, own in heldout.items():
         facts[name] = accuracy(score(model, [rows for rows, _ in own], s, world), own)
     facts = {name: x for name, x in facts.items() if x is not None}  # else there was no pair
+    run.judge(model, offset, *spread.tolist(), *facts.values())
     save(s.out, bare(model), tokenizer, s, accuracy=facts, demonstrations_scored=offset,
          score_mean=float(spread.mean()), score_std=float(spread.std()), seconds=world.seconds())
     world.print(f"{s.out}: held-out accuracy "

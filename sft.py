@@ -221,6 +221,7 @@ def main():
                 best.update(history[-1], weights=copied(model))
     if best:
         load_into(bare(model), best["weights"])
+    run.judge(model, *((best or valid_loss).get(k) for k in ("valid", "reward")))
     save(s.out, bare(model), tokenizer, s, parameters=parameters,
          epoch=best.get("epoch", s.epochs), history=history, seconds=world.seconds())
     losses = " ".join(f"{h['valid']:.3f}" for h in history if "valid" in h) or "not measured"

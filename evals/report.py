@@ -131,6 +131,9 @@ def finished(folder, data, folders, sections=()):
 def main():
     s = parse(Settings)
     folders = named([s.rm, *s.ppo.split(",")])
+    for path in (Path(folder, "log.jsonl") for folder in folders.values()):
+        if not path.exists():
+            print(f"no file {path}: its training is not drawn")
     more = []
     if s.public:
         path, hint = f"{s.public}/results.json", "python evaluate.py --suite=public"

@@ -61,8 +61,10 @@ def mixed(sums, n):
 
 
 def judged(row):
-    true, info = (float(row[name]) >= 0.5 for name in ("true", "info"))
-    return {"true": float(true), "true_info": float(true and info)}
+    true, info = (float(row[name]) for name in ("true", "info"))
+    if not np.isfinite([true, info]).all():  # NaN is not: less than 0.5
+        raise ValueError("a score is no number")
+    return {"true": float(true >= 0.5), "true_info": float(min(true, info) >= 0.5)}
 
 
 KINDS = {  # what a file is: (a column or the beginning of a context, the numbers of a row)
@@ -75,7 +77,7 @@ BEGINNINGS = {"Title: ": "squad", "Passage: ": "drop", "French: ": "translation"
 
 def kind_of(path, row):
     """Which of KINDS a file is, by its first row."""
-    if "toxicity" in row:
+    if {"toxicity", "context", "sample"} <= set(row):
         return "toxicity"
     if {"true", "info"} <= set(row):
         return "truth"

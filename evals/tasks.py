@@ -205,11 +205,14 @@ def json_file(path):
 
 def csv_rows(path, **dialect):
     """The rows of a CSV file with a header, as dicts. Stops at one that has not a cell for each
-    column: its values would count in the wrong ones."""
+    column, or at two columns of one name: values would count in the wrong ones, or not at all."""
     out = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, **dialect)
+            names = reader.fieldnames or []
+            if twice := [name for name in names if name and names.count(name) > 1]:
+                stop(f"{path}: two columns have the name {twice[0]}")
             for row in reader:
                 if None in row or None in row.values():
                     stop(f"{path}:{reader.line_num}: not a cell for each of the columns "

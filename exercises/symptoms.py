@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exercises import ANSWERS, HERE, ROOT, defects, student
+from runtime import processes
 from settings import stop
 
 KEPT = HERE / "symptoms.json"
@@ -224,21 +225,25 @@ NOT_IN_A_LOG = ("`score` rises, answers get worse", "the base model's skills fal
 
 # ------------------------------------------------------------------------------- runs
 
-def command(project, words, lab, processes=1, **environment):
+def command(project, words, lab, ranks=1, **environment):
     """Run a script of a project in the lab's folder, in float32 on a CPU. Memory that nobody has
     written to holds 0, as the system gives it: with a defect that reads it, what is left there of
     before would make each run another one."""
     first, *flags = shlex.split(words)
     module = ["-m", flags.pop(0)] if first == "-m" else [str(Path(project) / first)]
-    if processes > 1:
-        module = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+    if ranks > 1:
+        module = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}",
                   "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", *module]
     if first != "-m" or flags[0] == "labels.sample":
         flags += ["--dtype=float32", "--device=cpu"]
-    return subprocess.run(
-        [sys.executable, *module, *flags], cwd=lab, text=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1",
-             "MALLOC_PERTURB_": "255", **environment})  # read by glibc: 255 fills with 0
+    env = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1",
+           "MALLOC_PERTURB_": "255", **environment}  # read by glibc: 255 fills with 0
+    with processes.running([sys.executable, *module, *flags], cwd=lab, env=env, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        out, err = process.communicate()
+    if processes.ASKED.is_set():
+        stop("asked to end")  # and not: measured
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def copied(folder):
@@ -378,7 +383,7 @@ def main(names=None):
         stop("this is a student's copy: its holes would stop the runs. Use the project itself")
     if unknown := [n for n in names if n not in every()]:
         stop(f"{unknown[0]}: no defect with tests, and no row of README's table")
-    with tempfile.TemporaryDirectory() as place:
+    with processes.ending_together("starts again"), tempfile.TemporaryDirectory() as place:
         lab, project, clean = Path(place) / "lab", copied(Path(place) / "project"), {}
         make_lab(lab, project)
         found = kept() if names else {}

@@ -16,7 +16,7 @@ import threading
 
 from startup import end_by_signal
 
-RUNNING, LOCK = set(), threading.RLock()  # the processes of `running`
+RUNNING, LOCK = set(), threading.RLock()  # the processes of `running`; None: one is starting
 ASKED = threading.Event()  # whether this program is to end
 
 
@@ -24,7 +24,7 @@ def ask(*_):
     """Ask all of them to end; of those that start later, `running` asks each at once."""
     ASKED.set()
     with LOCK:
-        for process in RUNNING:
+        for process in RUNNING - {None}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGTERM)  # process.terminate could reap it
 
@@ -33,8 +33,12 @@ def ask(*_):
 def running(command, **options):
     """The process of a command, as subprocess.Popen has it, as long as it is waited for."""
     with LOCK:
-        process = subprocess.Popen(command, **options)
-        RUNNING.add(process)
+        RUNNING.add(None)
+        try:
+            process = subprocess.Popen(command, **options)
+            RUNNING.add(process)
+        finally:
+            RUNNING.discard(None)
     try:
         if ASKED.is_set():
             ask()
@@ -46,26 +50,31 @@ def running(command, **options):
 
 @contextlib.contextmanager
 def ending_together(then, wait=True):
-    """SIGTERM asks the programs that are `running` to end. When they have, it ends this one; at
-    once if there are none, or without `wait`. Ctrl-C asks them, too: a terminal does so by itself,
-    `kill -INT` does not. then: what the same command does afterwards, in words."""
-    def asked(*_):
+    """SIGTERM or Ctrl-C asks the programs that are `running` to end. When they have, it ends this
+    one; at once if there are none. Without `wait` SIGTERM always ends this one at once, and Ctrl-C
+    raises KeyboardInterrupt. then: what the same command does afterwards, in words."""
+    got = []  # signals
+
+    def asked(number, _):
+        got.append(number)
         ask()
         if not RUNNING or not wait:
             end()
 
     def end():
         print(f"error: asked to end; the same command {then}", file=sys.stderr)
-        end_by_signal(signal.SIGTERM)
+        end_by_signal(got[0])
 
-    before = signal.signal(signal.SIGTERM, asked)
+    numbers = [signal.SIGTERM, *[signal.SIGINT] * wait]
+    before = {n: signal.signal(n, asked) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
     try:
         yield
     except KeyboardInterrupt:
         ask()
         raise KeyboardInterrupt(f"the same command {then}") from None
     finally:
-        if ASKED.is_set() and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+        if got:
             end()
         ASKED.clear()
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

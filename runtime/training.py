@@ -34,7 +34,7 @@ from runtime import plan
 from runtime.checkpoint import (LOADED, facts_of, forget, is_intact, made_from, refuse_others,
                                 remove, tidy, write)
 from runtime.machine import keep_freed_memory
-from runtime.sharding import bare, load_into, placed_as_weights
+from runtime.sharding import bare, gathered, load_into, placed_as_weights
 from runtime.states import leaves, read_shards, stand_ins, write_shards
 from runtime.world import World, restarts
 from settings import parse, stop
@@ -76,7 +76,7 @@ class Training:
         self.script, self.folder = script_of(s), Path(s.out)
         self.step = self.seen = self.skipped = self.in_a_row = 0
         self.file = self.bar = None
-        self.terminated = self.lost = False
+        self.terminated = False
         if world.device.type == "cpu":  # as many processes as torchrun started on this machine
             bytes_ = plan.planned(self.script, s, world.size)
             keep_freed_memory(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * bytes_)
@@ -140,7 +140,6 @@ class Training:
         s.max_skips of them in a row."""
         bad = any(math.isnan(v) for k, v in numbers.items() if k.endswith("grad_norm"))
         self.skipped, self.in_a_row = self.skipped + bad, (self.in_a_row + 1) * bad
-        self.lost = any(math.isnan(numbers.get(k, 0.0)) for k in ("loss", "kl"))
         if self.skipped:
             numbers["skipped"] = self.skipped
         if self.world.main:
@@ -154,24 +153,34 @@ class Training:
         if self.in_a_row >= self.s.max_skips:
             self.give_up(f"{self.in_a_row} steps in a row were skipped, up to step {self.step + 1}")
 
-    def give_up(self, skips):
+    def give_up(self, why, skips=True):
         s = self.s
-        stop(f"{skips}: their gradients were no numbers, or larger than --explode={s.explode:g}. "
-             f"Start again with a lower --lr (now {s.lr:g}), a longer --warmup (now {s.warmup}) or "
-             f"a tighter --clip (now {s.clip:g}; 0 is none)")
+        cause = f": their gradients were no numbers, or larger than --explode={s.explode:g}"
+        stop(f"{why}{cause * skips}. Start again with a lower --lr (now {s.lr:g}), a longer "
+             f"--warmup (now {s.warmup}) or a tighter --clip (now {s.clip:g}; 0 is none)")
 
     def judge_skips(self):
-        """After the last step: stops if the model was never changed, or answers no numbers any
-        more, so that nobody takes it for a trained one; else tells how many steps were skipped. The
-        first optimiser is the model's; it has a state from its first step on."""
+        """After the last step: stops if the model was never changed, so that nobody takes it for a
+        trained one; else tells how many steps were skipped. The first optimiser is the model's; it
+        has a state from its first step on."""
         optimizer = next(p for p in self.parts.values() if isinstance(p, torch.optim.Optimizer))
         if not optimizer.state:
             self.give_up(f"all {self.total} steps were skipped")
-        if self.lost:
-            self.give_up(f"the model gives no numbers any more; {self.skipped} steps were skipped")
         if self.skipped:
             self.world.print(f"{self.s.out}: {self.skipped} of {self.total} steps were skipped, or "
                              "a part of them: see grad_norm in log.jsonl")
+
+    @torch.no_grad()
+    def judge(self, model, *measured):
+        """Before the result is saved: stops if its weights, its answer to two tokens, or a number
+        that was measured of it (None: was not) is NaN or infinite. A last step can do that."""
+        with gathered(model) as whole:
+            ids = torch.arange(2, device=self.world.device)[None]
+            answer = whole(ids, ids)  # 0, 1 serve as a GPT's mask, and as a ScalarGPT's positions
+            tensors = (*whole.parameters(), answer[0] if isinstance(answer, tuple) else answer)
+            good = all(bool(x.isfinite().all()) for x in tensors)
+        if not good or not all(math.isfinite(x) for x in measured if x is not None):
+            self.give_up("the model gives no numbers any more", skips=False)
 
     def terminate(self, *_):
         """SIGTERM: end after this step. Only sets a flag: a step must not be cut."""
@@ -263,9 +272,9 @@ class Training:
         if self.file:
             records.sync(self.file)  # the log is never behind a state
         state = {"settings": dataclasses.asdict(self.s), "steps": self.total, "step": self.step,
-                 "skipped": self.skipped, "in_a_row": self.in_a_row, "lost": self.lost,
-                 "made_from": made_from(), "seconds": self.world.seconds(), "noise": noise,
-                 "parts": stand_ins(tree), "files": files}
+                 "skipped": self.skipped, "in_a_row": self.in_a_row, "made_from": made_from(),
+                 "seconds": self.world.seconds(), "noise": noise, "parts": stand_ins(tree),
+                 "files": files}
         name = write(self.folder / f"{name}.pt", lambda f: torch.save(state, f))
         self.keep([name] + [f.name for f in self.states() if f.name != name][: bool(self.step)])
 
@@ -292,7 +301,6 @@ class Training:
             read_shards(self.shards(name), {k: own[k] for k, v in leaves(state["parts"]).items()
                                             if torch.is_tensor(v) and v.is_meta})
         self.step, self.skipped, self.in_a_row = (state[k] for k in ("step", "skipped", "in_a_row"))
-        self.lost = state.get("lost", False)
         self.world.started -= state["seconds"]
         if self.world.rank < len(state["noise"]):
             set_rng_state(state["noise"][self.world.rank], self.world.device)

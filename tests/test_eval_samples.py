@@ -129,8 +129,21 @@ def test_another_file_is_told():
         kind_of("x.csv", {"a": "1"})
     with pytest.raises(SystemExit, match="x.csv has samples of a task that is not .*TITLE: A"):
         kind_of("x.csv", {"context": "TITLE: A\n\nQ: x\n\nA:", "ref_text": "y", "sample": "z"})
+    with pytest.raises(SystemExit, match="x.csv is none of .* it has the columns toxicity, conte"):
+        kind_of("x.csv", {"toxicity": "0.5", "context": "c"})
     assert kind_of("x.csv", {"context": "Title: me\n\nTL;DR:", "ref_text": "y", "sample": "z"}
                    ) == "summaries"
+
+
+@pytest.mark.parametrize("line, says", [
+    ("true,info,model_type\nnan,1,m\n", "row 1 is none of .*a score is no number"),
+    ("true,info,model_type\n1,inf,m\n", "row 1 is none of .*a score is no number"),
+    ("true,true,info,model_type\n0,1,1,m\n", "two columns have the name true")])
+def test_what_is_no_score_is_not_counted_as_one(line, says, tmp_path):
+    """NaN was a false answer, and of two columns the second counted."""
+    (tmp_path / "a.csv").write_text(line)
+    with pytest.raises(SystemExit, match=says):
+        measure(tmp_path / "a.csv")
 
 
 def test_who_has_the_papers_metric_has_its_numbers_beside_it():

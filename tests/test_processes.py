@@ -1,7 +1,9 @@
-"""Programs that run others (figures, labels.mine and .page): asked to end, they leave none alive.
+"""Programs that run others (figures, labels.mine, labels.page, exercises.symptoms): asked to end,
+they leave none alive.
 
 Each is a process of its own, forked from this one; what it runs are short scripts.
 """
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,6 +13,7 @@ import time
 
 import pytest
 
+from exercises import symptoms
 from figures import plan
 from labels import mine
 from runtime import processes
@@ -67,20 +70,41 @@ def figures(folder):
 def taste(folder):
     os.chdir(folder)
     mine.ROOT = folder
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with processes.ending_together("starts again"):
         mine.run("saving.py")
         mine.run("saving.py")
 
 
-@pytest.mark.parametrize("program, n", [(figures, 2), (taste, 1)])
-def test_a_program_that_is_killed_lets_those_that_it_runs_save(tmp_path, program, n):
+def lab(folder):
+    symptoms.copied, symptoms.KEPT = lambda _: folder, folder / "symptoms.json"
+    symptoms.LAB = ("saving.py", "saving.py")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    symptoms.tempfile.TemporaryDirectory = lambda: contextlib.nullcontext(folder)
+    symptoms.main([])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("program, n", [(figures, 2), (taste, 1), (lab, 1)])
+def test_a_program_that_is_killed_lets_those_that_it_runs_save(tmp_path, program, n, number):
     """They went on for hours, and the same command said that another program writes there."""
-    assert left_alive(tmp_path, program, n, signal.SIGTERM) == (-signal.SIGTERM, [], n)
+    assert left_alive(tmp_path, program, n, number) == (-number, [], n)
+    assert not (tmp_path / "symptoms.json").exists()
 
 
-def test_an_interrupt_of_the_program_alone_is_passed_on(tmp_path):
-    code, alive, saved = left_alive(tmp_path, figures, 2, signal.SIGINT)
-    assert code and (alive, saved) == ([], 2)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_program_starts_is_not_lost(tmp_path, monkeypatch, number):
+    """It runs already, and its process is not known yet: it went on alone."""
+    original = subprocess.Popen
+
+    def late(*args, **options):
+        process = original(*args, **options)
+        until(lambda: list(tmp_path.glob("started-*")))
+        os.kill(os.getpid(), number)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", late)  # the fork has it, too
+    assert left_alive(tmp_path, taste, 1, 0) == (-number, [], 1)
 
 
 @pytest.mark.parametrize("wait, saved", [(True, 1), (False, 0)])

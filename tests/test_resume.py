@@ -7,6 +7,7 @@ import collections
 import errno
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ from data import records
 from runtime import checkpoint
 from runtime import training
 from demo import ROOT, python
-from helpers import VOCAB, tiny
+from helpers import VOCAB, tiny, tiny_scalar
 from model import GPT
 from runtime.checkpoint import load, save, write
 
@@ -603,8 +605,36 @@ def test_a_model_that_gives_no_numbers_is_no_trained_model(demo, stage):
     run = Run(demo, stage, f"lost-{stage}", "--lr=1e30", "--warmup=0", "--max_skips=1000")
     for flags in [(), ("--resume",)] if stage == "sft" else [()]:
         code, output = run.ends(*flags)
-        assert code == 1 and "error: the model gives no numbers any more; " in output, output
+        assert code == 1 and "error: the model gives no numbers any more. Start" in output, output
         assert "--lr (now 1e+30)" in output and not (run.folder / "checkpoint.json").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_last_step_that_spoils_the_model_gives_none(demo, stage):
+    """All numbers of the log come before it: "validation loss nan", and a checkpoint of it."""
+    only = ("--iterations=1", "--minibatch=8") if stage == "ppo" else ("--epochs=1", "--batch=999")
+    run = Run(demo, stage, f"last-{stage}", "--lr=1e30", "--warmup=0", *only)
+    code, output = run.ends()
+    assert len(run.lines()) == 1 and None not in run.lines()[0].values()
+    assert code == 1 and "error: the model gives no numbers any more. Start" in output, output
+    assert not (run.folder / "checkpoint.json").exists()
+
+
+@pytest.mark.parametrize("kind", [tiny, tiny_scalar])
+@pytest.mark.parametrize("spoiled, measured, good", [
+    (None, (), True), (None, (0.5, None), True), (None, (0.5, math.nan), False),
+    (None, (math.inf,), False), ("transformer.wpe.weight", (0.5,), False),
+    ("transformer.h.0.mlp.c_fc.bias", (0.5,), False)])
+def test_what_makes_a_model_no_result(kind, spoiled, measured, good):
+    """One weight of those that a short text never uses is enough, as is a single number."""
+    model = kind()
+    if spoiled:
+        model.state_dict()[spoiled].view(-1)[-1] = math.inf
+    told = []
+    run = types.SimpleNamespace(world=types.SimpleNamespace(device="cpu"),
+                                give_up=lambda why, skips: told.append(why))
+    training.Training.judge(run, model, *measured)
+    assert told == ["the model gives no numbers any more"] * (not good)
 
 
 @pytest.mark.parametrize("stage, named", [  # of one layer, which checkpointing makes no smaller
