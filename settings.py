@@ -27,7 +27,7 @@ def stop(message):
 
 # Packages that only some commands need, as in pyproject.toml: {extra: what pip is to install}.
 EXTRAS = {"classroom": ["nbformat==5.11.1"], "data": ["datasets==5.2.0"],
-          "evals": ["sacrebleu==2.6.0", "rouge-score==0.1.2", "alt-profanity-check==1.9.1"],
+          "evals": ["sacrebleu==2.6.0", "rouge-score==0.1.2", "alt-profanity-check==1.7.2"],
           "figures": ["matplotlib==3.10.8"],
           "hf": ["huggingface_hub==2.4.0", "safetensors==0.8.0"],
           "label": ["flask==3.1.3", "waitress==3.0.2"]}

@@ -1,4 +1,5 @@
 """Packages that only some commands need: without one, a line says how to install it."""
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -6,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import settings
 from data.tokenizer import load_tokenizer
@@ -108,3 +111,23 @@ def test_the_pins_are_those_of_the_project_files():
         assert set(pins) <= set(required)
     tested = re.search(r"(?s)^test = \[(.*?)\]$", text, re.M)[1]
     assert all(f'"{pin}"' in tested for pin in settings.EXTRAS["hf"])
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_each_python_that_is_promised_can_have_each_pin(version):
+    """A pin that some Python refuses stops the whole installation there."""
+    checked = 0
+    for line in [*(ROOT / "requirements.txt").open(), *(ROOT / "requirements-dev.txt").open()]:
+        if line.startswith(("#", "-")):
+            continue
+        pin = Requirement(line.strip())
+        try:
+            installed = importlib.metadata.distribution(pin.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        wanted = not pin.marker or pin.marker.evaluate({"python_version": version})
+        if wanted and pin.specifier.contains(installed.version):
+            needs = installed.metadata["Requires-Python"] or ""
+            assert f"{version}.99" in SpecifierSet(needs), f"{line.strip()} needs Python {needs}"
+            checked += 1
+    assert checked >= 8
