@@ -95,7 +95,7 @@ rounds: .venv/installed-figures
 	@cd $(PLACE) && $(PY) -m figures --fig=rounds $(if $(N),--rounds=$(N))
 
 check-figures: install
-	@cd $(PLACE) && $(PY) -m figures --check
+	@cd $(PLACE) && $(PY) -m figures --check $(if $(SCALE),--scale=$(SCALE))
 
 seeds:
 	for seed in 1 2 3; do $(MAKE) demo IN=runs/seed-$$seed SEED=$$seed || exit 1; done

@@ -110,8 +110,8 @@ def shape_rewards(logprob, ref_logprob, score, mask, beta):
 
 def last_of(mask):
     """[B, T] bool: only the last True of each row."""
-    after = F.pad(mask[:, 1:], (0, 1))
-    return mask & ~after
+    following = F.pad(mask[:, 1:], (0, 1))
+    return mask & ~following
 
 
 def gae(reward, value, mask, discount, lam):

@@ -112,7 +112,7 @@ def report(kind, error, trace):
     them itself (training.py, chat.py). The exit code of Ctrl-C stays the signal's.
     """
     if issubclass(kind, KeyboardInterrupt):
-        print("error: interrupted", file=sys.stderr)
+        print(": ".join(["error: interrupted", *map(str, error.args)]), file=sys.stderr)
         end_by_signal()
     elif issubclass(kind, OSError) and error.errno:
         where = f"{error.filename}: " if error.filename else ""

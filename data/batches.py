@@ -66,14 +66,14 @@ def read_prompts(path, tokenizer, models, s, tell=print):
     return kept
 
 
-def demonstration_rows(tokenizer, records, block_size, cut=None):
+def demonstration_rows(tokenizer, demonstrations, block_size, cut=None):
     """Demonstrations as (ids, prompt length); those that do not fit the context are dropped, or
     their prompts are cut.
 
         ids    p p p r r E        loss on r, r and E only
     """
     rows, cut = [], cut or Cut()
-    for r in records:
+    for r in demonstrations:
         response = encode_response(tokenizer, r["response"])
         prompt = cut(encode_prompt(tokenizer, r["prompt"]), block_size - len(response))
         if prompt:
@@ -163,9 +163,9 @@ class TextRows:
                     open_rows.append(row)
                 row += piece
         rows = [row for row in rows if len(row) > 1]
-        dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
         self.ends = np.cumsum([0, *map(len, rows)])
-        self.ids = np.fromiter(itertools.chain.from_iterable(rows), dtype, self.ends[-1])
+        self.ids = np.fromiter(itertools.chain.from_iterable(rows), shards.dtype_of(tokenizer),
+                               self.ends[-1])
         self.tokens = int(self.ends[-1])  # of all rows together
 
     def __len__(self):

@@ -199,6 +199,15 @@ def read_once(path, kind, what="prompts", same=("prompt",), tell=print):
     return list(once.values())
 
 
+def checksum(path):
+    """CRC-32 of a file, read in pieces."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(2**24):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
 def remember(path, content):
     """Remember the checksum of a data file that was read. content: its bytes."""
     READ[str(path)] = zlib.crc32(content)

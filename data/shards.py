@@ -130,6 +130,7 @@ def tokenise(tokenizer, path, first, body, s):
 
 
 def dtype_of(tokenizer):
+    """The smallest type of ids."""
     return np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
 
 
@@ -229,15 +230,6 @@ def write_shard(out, number, results, s, progress):
     return entries, place, notes
 
 
-def checksum(path):
-    """CRC-32 of a file: text that was changed after half of it is in shards must not go on."""
-    crc = 0
-    with open(path, "rb") as file:
-        while piece := file.read(2**24):
-            crc = zlib.crc32(piece, crc)
-    return crc
-
-
 def index_of(path):
     """The index of shards in a file, all that is used of it checked."""
     index = records.read_json(path, HINT, shards=list, next=dict, files=list, tokenizer=str,
@@ -258,7 +250,8 @@ def begin(s, tokenizer, files):
     """The index so far, with its shards checked; or a new one."""
     fresh = {"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint,
              "dtype": dtype_of(tokenizer).name, **{name: getattr(s, name) for name in FIXED},
-             "files": [[path.name, path.stat().st_size, checksum(path)] for path in files],
+             # text that was changed after half of it is in shards must not go on
+             "files": [[path.name, path.stat().st_size, records.checksum(path)] for path in files],
              "next": {"file": 0, "offset": 0, "line": 1}, "empty": 0, "typed": 0, "shards": []}
     path = Path(s.out) / INDEX
     if not path.exists():

@@ -1,5 +1,6 @@
 """Some prompts side by side: which are shown, what the town knows of each answer, and the cards.
 
+    typical   one prompt of the most frequent category
     chosen    prompts of every category
     judged    the same records; each completion with its gold parts and flags, and with marks
     cards     them as HTML
@@ -7,6 +8,7 @@
 A record is a line of answers.jsonl: a prompt with its category and task, and as its completions the
 answers of all models.
 """
+from collections import Counter
 from html import escape
 from itertools import groupby
 
@@ -23,6 +25,16 @@ MARKS = {"rude": "rude", "false": "false", "hallucinates": "not in the given tex
 
 def category(record):
     return record.get("category", "no category")
+
+
+def typical(answers):
+    """The first record of the category that most test prompts have. No answer decides.
+
+    Prompts of groups, which are drawn for what is rare, count where there are no others.
+    """
+    test = [record for record in answers if "group" not in record] or answers
+    most = Counter(map(category, test)).most_common(1)[0][0]
+    return next(record for record in test if category(record) == most)
 
 
 def chosen(answers, n=20):
@@ -144,35 +156,43 @@ def verdict(worth):
             f'{parts}</p><p class="chips">{chips(worth["flags"])}</p>')
 
 
-def card(record, colours):
+def exchange(record, colours):
     """One prompt, and what each model said."""
     lines = []
-    for said in record["completions"]:
-        cut = "" if said.get("ended", True) else (
+    for answer in record["completions"]:
+        cut = "" if answer.get("ended", True) else (
             '<span class="cut" title="stopped at the length limit"> …</span>')
         lines.append(
-            f'<div class="answer"><p class="name {colour(colours.get(said["model"], INK))}">'
-            f'{escape(said["model"])}</p><div><p class="text">'
-            f'{marked(said["text"], said.get("marks", ()))}{cut}</p>'
-            f'{verdict(said["gold"]) if "gold" in said else ""}</div></div>')
+            f'<div class="answer"><p class="name {colour(colours.get(answer["model"], INK))}">'
+            f'{escape(answer["model"])}</p><div><p class="text">'
+            f'{marked(answer["text"], answer.get("marks", ()))}{cut}</p>'
+            f'{verdict(answer["gold"]) if "gold" in answer else ""}</div></div>')
     about = " · ".join(filter(None, [record.get("task", {}).get("type"), record.get("kind")]))
-    name = category(record)
-    return (f'<article class="card" data-category="{escape(name)}"><header><h3>'
-            f'{escape(titled(name))}</h3><p>{escape(about.replace("_", " "))}</p></header>'
-            f'<p class="prompt">{escape(record["prompt"])}</p>{"".join(lines)}</article>')
+    return (f'<header><h3>{escape(titled(category(record)))}</h3>'
+            f'<p>{escape(about.replace("_", " "))}</p></header>'
+            f'<p class="prompt">{escape(record["prompt"])}</p>{"".join(lines)}')
+
+
+def card(record, colours):
+    """An exchange that the buttons can hide."""
+    return (f'<article class="card" data-category="{escape(category(record))}">'
+            f'{exchange(record, colours)}</article>')
+
+
+def legend():
+    """What the marks in an answer mean."""
+    marks = " ".join(f'<mark class="{flag}">{words}</mark>' for flag, words in MARKS.items())
+    return f'<p class="legend">Marked in the answers: {marks}</p>'
 
 
 def cards(records, colours):
     """The records as HTML, with buttons that show one category alone (evals/report.js)."""
-    count = {}
-    for record in records:
-        count[category(record)] = count.get(category(record), 0) + 1
+    count = Counter(map(category, records))
     buttons = "".join(
         f'<button type="button" data-show="{escape(name)}" aria-pressed="false">'
         f'{escape(titled(name))} <small>{n}</small></button>'
         for name, n in count.items())
-    legend = " ".join(f'<mark class="{flag}">{words}</mark>' for flag, words in MARKS.items())
     return (f'<div class="filter" role="group" aria-label="categories" hidden><button '
             f'type="button" data-show="" aria-pressed="true">all <small>{len(records)}</small>'
-            f'</button>{buttons}</div><p class="legend">Marked in the answers: {legend}</p>'
-            f'<div class="cards">{"".join(card(r, colours) for r in records)}</div>')
+            f'</button>{buttons}</div>{legend()}<div class="cards">'
+            f'{"".join(card(r, colours) for r in records)}</div>')

@@ -25,7 +25,7 @@ class Reader:
     """A model that reads and writes: its tokenizer, and how many tokens it reads at a time.
 
     form: "text" puts prompts before the model as they stand, "template" as its demonstrations had
-    them (data/batches.py). dropped, cut: examples that did not fit, and prompts that did not fit
+    them (data/tokenizer.py). dropped, cut: examples that did not fit, and prompts that did not fit
     without any.
     """
 

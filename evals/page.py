@@ -7,19 +7,23 @@ from data is escaped; only this package's script may run (the hash in the page's
 """
 import base64
 import hashlib
-import math
 from html import escape
 from pathlib import Path
 
-from evals.answers import PARTS, cards, chosen
+from evals.answers import PARTS, cards, chosen, exchange, legend, typical
 from evals.pictures import (INK, SPACE, VIOLET, axis, colour, colours_of, counted, curves, interval,
                             is_number, key, label, lanes, mark, measure, number, panel, percent,
-                            rows, score, share, smooth, ticks, told, track)
+                            rows, score, scrolled, share, smooth, ticks, told, track)
 from evals.town import FLAGS, is_prompted
 
-MODELS = {"base": "pretrained on the town's texts", "prompted": "base, with demonstrations before "
-          "the prompt", "sft": "step 1, from demonstrations", "ppo": "step 3, from the reward "
-          "model's score", "ppo-ptx": "step 3, with a pretraining loss beside it"}
+MODELS = {  # in the order in which they are trained; the reward model writes no answers
+    "base": "Before: it has read the town's texts, and continues text.",
+    "prompted": "The base model again, with demonstrations before each prompt.",
+    "sft": "Step 1: it imitates demonstrations, good answers to some prompts.",
+    "reward model": "Step 2: it learns from rankings which answers labelers prefer.",
+    "ppo": "Step 3: it learns to write what the reward model scores high.",
+    "ppo-ptx": "Step 3 again, with a pretraining loss, so that it forgets less."}
+STEPS = ("world", "base", "sft", "init", "samples", "labels", "rm", "ppo", "ppo-ptx", "evaluate")
 MORE, LESS = "more is better", "less is better"
 BETTER = {"attempts": MORE, "constraint": MORE, "hallucinates": LESS, "false": LESS, "rude": LESS,
           "rambling": LESS, "courteous": "a taste, worth nothing in gold"}
@@ -46,6 +50,12 @@ def reach(values, *more):
     return low, high if high > low else low + 1
 
 
+def example(answers, colours):
+    """What each model said to one prompt."""
+    return (f'{legend()}<div class="card">{exchange(typical(answers), colours)}</div>'
+            if answers else "")
+
+
 def preferred(results, colours):
     """Who is preferred to whom: a line for each pair, its ring with courtesies hidden."""
     lines, blind = [], results.get("win_rate_without_taste") or {}
@@ -67,28 +77,38 @@ def preferred(results, colours):
             f'<div class="pair"><p><b class="name {colour(index)}">{escape(first)}</b> over '
             f'{escape(second)}</p>{number(seen, share)}'
             f'{track(marks, domain, refs, title, 32 if under else 20)}{under}</div>')
+    n = counted((results.get("win_rate") or {}).values())
     return (f'<div class="pairs">{"".join(lines)}</div>{axis((0, 1), percent, [0.5])}'
-            if lines else "")
+            + (n and f'<p class="lane">shares {n} prompts</p>') if lines else "")
 
 
-def with_ends(results):
-    """{model: its gold score as a measure, with its interval where there is one}."""
-    ends = results.get("gold_interval") or {}
-    return {name: {**measure(ends.get(name)), "mean": measure(v)["mean"]}
-            for name, v in (results.get("gold") or {}).items()}
+def in_turn(names, order):
+    """The names as they follow each other in `order`; then the others."""
+    turn = {name: i for i, name in enumerate(order)}
+    return sorted(names, key=lambda name: turn.get(name, len(turn)))
+
+
+def with_ends(values, ends):
+    """{model: its value as a measure, with the interval and n of `ends` where it is there}."""
+    return {name: {**measure((ends or {}).get(name)), "mean": measure(v)["mean"]}
+            for name, v in (values or {}).items()}
+
+
+def gold_scores(results):
+    return with_ends(results.get("gold"), results.get("gold_interval"))
 
 
 def worth(results, colours):
     """The gold score, its parts, and the labelers' Likert scores."""
-    gold, parts = with_ends(results), results.get("gold_parts") or {}
+    gold, parts = gold_scores(results), results.get("gold_parts") or {}
     shown = {"gold score": gold} if gold else {}
     shown |= {part: {name: v.get(part) for name, v in parts.items()} for part in PARTS if parts}
     domain = reach([v for values in shown.values() for v in values.values()], 0)
-    out = [panel(title, rows(values, colours, domain, score), counted(values.values()))
-           for title, values in shown.items()]
+    n = counted(gold.values())  # of the same answers everywhere
+    out = [panel(title, rows(values, colours, domain, score), n) for title, values in shown.items()]
     if results.get("likert"):
         out.append(panel("Likert score", rows(results["likert"], colours, (1, 7), score, "dot"),
-                         "held-out labelers, 1 to 7"))
+                         ", ".join(filter(None, [n, "held-out labelers, 1 to 7"]))))
     return grid(out)
 
 
@@ -104,9 +124,10 @@ def flags(results, colours):
 
 def probes(results, colours):
     """The share of each kind of probe that is answered; the axis is cut, so dots and no bars."""
-    table, out = results.get("probe_kinds") or {}, []
+    table, ends, out = results.get("probe_kinds") or {}, results.get("probe_interval") or {}, []
+    of = lambda kind, table: {name: v.get(kind) for name, v in table.items()}
     for kind in dict.fromkeys(k for values in table.values() for k in values):
-        values = {name: v.get(kind) for name, v in table.items()}
+        values = with_ends(of(kind, table), of(kind, ends))
         low = min(0.9, ticks(*reach(values.values(), 0.95, 1))[0])
         out.append(panel(kind, rows(values, colours, (low, 1), share, "dot",
                                     axis((low, 1), percent)), counted(values.values())))
@@ -160,9 +181,9 @@ def group_table(table, names):
         first = f'<th scope="rowgroup" rowspan="{len(lines)}">{escape(group)}</th>'
         body += "".join(f'<tr>{first if i == 0 else ""}{line}</tr>'
                         for i, line in enumerate(lines))
-    return ('<details><summary>All numbers of the groups</summary><div class="wide"><table>'
-            f'<thead><tr><th></th><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-            '</details>')
+    title = "All numbers of the groups"
+    heads = f'<th scope="col">group</th><th scope="col">measure</th>{head}'
+    return f"<details><summary>{title}</summary>{scrolled(title, heads, body)}</details>"
 
 
 def training(results, colours, logs):
@@ -211,7 +232,7 @@ def reward_training(results, name, log):
 
 def distance(results, policies, colours):
     """What the KL bought: the reward model's score on the way, the gold score at the end."""
-    gold, out = with_ends(results), []
+    gold, out = gold_scores(results), []
     way = []
     for name, log in policies.items():
         if steps := measured(log, "kl", "score"):
@@ -243,10 +264,10 @@ def seconds(results, colours):
              if v is not None and not is_prompted(name)}
     if not table:
         return ""
-    total = sum(table.values())
+    table = {name: table[name] for name in in_turn(table, STEPS)}
     of = {name: colours.get(name, INK) for name in table}
     return (rows(table, of, reach(table.values(), 0), in_seconds)
-            + f"<p>Together {in_seconds(total)}.</p>")
+            + f'<p class="lane">Together {in_seconds(sum(table.values()))}.</p>')
 
 
 def in_seconds(x):
@@ -297,43 +318,63 @@ def tiles(results):
 
 
 def introduction(results, colours, n):
-    """What is compared: the models in their colours, which the whole page keeps."""
-    sizes, items = results.get("parameters") or {}, ""
-    for name, index in colours.items():
-        size = sizes.get(name)
-        about = "; ".join(filter(None, [MODELS.get(name), size and f"{size:,} parameters"]))
-        items += (f'<div class="{colour(index)}"><dt class="name">{escape(name)}</dt>'
-                  f'<dd>{escape(about)}</dd></div>')
+    """What is compared: the models in their colours, which the whole page keeps, step by step."""
     if not colours:
         return ""
-    asked = f" Each answered the same {n:,} prompts once." if n else ""
-    return (f'<p class="lead">{len(colours)} models of one town, from a base model, which '
-            f'only continues text, to policies trained on preferences.{asked}</p>'
+    sizes = {name: f"{size:,} parameters" for name in colours
+             if (size := (results.get("parameters") or {}).get(name))}
+    alike = len(sizes) == len(colours) and len(set(sizes.values())) == 1
+    items, judge = "", ["reward model"] if results.get("rm_accuracy") else []
+    for name in in_turn([*colours, *judge], MODELS):
+        about = " ".join(filter(None, [MODELS.get(name), not alike and sizes.get(name)]))
+        items += (f'<div class="{colour(colours.get(name, INK))}"><dt class="name">{escape(name)}'
+                  f'</dt><dd>{escape(about)}</dd></div>')
+    asked = f", which all answered the same {n:,} prompts once" if n else ""
+    size = f" Each has {next(iter(sizes.values()))}." if alike else ""
+    return (f'<p class="lead">{LEAD} Here are {len(colours)} models{asked}.{size}</p>'
             f'<dl class="models">{items}</dl>')
 
 
 TITLE = "What the feedback did"
+LEAD = ("InstructGPT in a small town: a model that only continues text becomes, in three steps, "
+        "one that follows instructions. The town's facts are known, so each answer can be checked.")
 WORDS = {  # {section: (title, what it shows)}
-    "preferred": ("Who is preferred", "<p>Held-out labelers, who gave no training label, see two "
-                  "answers to one prompt. A tie counts half.</p><p>The dot is what they say. The "
-                  "ring is what the same labelers say when closing courtesies are hidden. A line "
-                  "is a 95&nbsp;% interval. On the middle line nobody is preferred. The one to "
-                  "its right is how often right answers are: more can hardly be won.</p>"),
+    "example": ("One prompt, every model", "<p>The first test prompt of the most frequent "
+                "category; it was not picked for its answers.</p><p>The bold number is the "
+                "answer's gold score: what it is worth by the town's facts. Its three parts stand "
+                "beside it, and below them what the answer does.</p>"),
+    "preferred": ("Who is preferred", "<p>Simulated labelers compare two answers to one prompt. "
+                  "They are held out: no model was trained on a label of theirs. A tie counts "
+                  "half.</p><p>The dot is how often they prefer the first model. The ring is the "
+                  "same with closing courtesies (“Glad to help.”) hidden. A line through them is "
+                  "a 95&nbsp;% interval. On the line in the middle neither model is preferred. "
+                  "The one to its right is how often right answers are: labelers are noisy, so "
+                  "more can hardly be won.</p>"),
     "gold": ("How good the answers are", "<p>The town knows the truth. The gold score counts only "
-             "what can be checked: a helpful, an honest and a harmless part. No model is trained "
-             "on it.</p>"),
+             "what can be checked. It is the sum of three parts: helpful (does what was asked), "
+             "honest (claims nothing false, invents nothing) and harmless (is not rude). No model "
+             "is trained on it.</p>"),
     "flags": ("What the answers do", "<p>The share of the answers that do it, among those that "
-              "could. Lines are 95&nbsp;% intervals.</p>"),
-    "groups": ("Groups of prompts", "<p>The same measures for some of the prompts. One dot a "
-               "model, in its colour, with its 95&nbsp;% interval.</p>"),
-    "probes": ("What the base model knew", "<p>Probes of the raw text, answered greedily. What a "
-               "policy loses here is the alignment tax. The axis is cut.</p>"),
-    "training": ("How they learned", "<p>Score and distance rise together. The KL is the price: "
-                 "the reward model can be trusted only near the answers that it has seen.</p>"),
-    "answers": ("What they said", "In each category they are the first of the test file, one of "
+              "could: constraints count where a prompt sets one, hallucinations where the answer "
+              "must come from the prompt's own text (closed domain). Lines are 95&nbsp;% "
+              "intervals.</p>"),
+    "probes": ("What the base model knew", "<p>Raw text that the base model should continue with "
+               "the right word: a sentence that breaks off (cloze), a pattern after some examples "
+               "(few-shot). What a policy loses here is the alignment tax. The axis is cut.</p>"),
+    "training": ("How they learned", "<p>The reward model learns to put answers in the labelers' "
+                 "order. It can hardly pass the ceiling: single labelers are noisy.</p><p>Then "
+                 "the policy learns to score high. The KL is how far it has moved from its start. "
+                 "That is the price: the reward model can be trusted only near the answers that it "
+                 "has seen.</p>"),
+    "answers": ("What they said", "<p>In each category they are the first of the test file, one of "
                 "each type of task before a second of any; none is picked for its answers. The "
-                "number of an answer is its gold score.</p>"),
-    "seconds": ("What it took", "<p>The time of each step, as it was recorded.</p>"),
+                "bold number of an answer is its gold score.</p>"),
+    "groups": ("Groups of prompts", "<p>The same measures for some of the prompts. Quality is how "
+               "much of what was asked is right. One dot a model, in its colour, with its "
+               "95&nbsp;% interval.</p>"),
+    "seconds": ("What it took", "<p>The time of each step, as it was recorded. world: the town's "
+                "texts; samples: completions to rank; labels: the labelers' rankings; rm: the "
+                "reward model.</p>"),
 }
 
 
@@ -347,15 +388,13 @@ def page(results, answers, logs, sections=()):
     sections: more sections, each a string of HTML, <section>...</section>, that is put in as it is.
     """
     colours, shown = colours_of(models_of(results)), chosen(answers)
-    bodies = {"preferred": preferred(results, colours), "gold": worth(results, colours),
-              "flags": flags(results, colours), "groups": groups(results, colours),
-              "probes": probes(results, colours), "training": training(results, colours, logs)}
-    parts = {name: section(name, *WORDS[name], body) for name, body in bodies.items()}
-    title, words = WORDS["answers"]
-    parts["more"] = "".join(sections)
-    parts["answers"] = section("answers", title, f"<p>{len(shown)} prompts. {words}",
-                               cards(shown, colours) if shown else "", "one")
-    parts["seconds"] = section("seconds", *WORDS["seconds"], seconds(results, colours))
+    bodies = {"example": example(answers, colours), "preferred": preferred(results, colours),
+              "gold": worth(results, colours), "flags": flags(results, colours),
+              "probes": probes(results, colours), "training": training(results, colours, logs),
+              "more": "".join(sections), "answers": cards(shown, colours) if shown else "",
+              "groups": groups(results, colours), "seconds": seconds(results, colours)}
+    parts = {name: section(name, *WORDS[name], body, "one" if name == "answers" else "two")
+             if name in WORDS else body for name, body in bodies.items()}
     links = "".join(f'<a href="#{name}">{WORDS[name][0]}</a>'
                     for name, part in parts.items() if part and name in WORDS)
     return document(TITLE, f'<header class="top"><h1>{TITLE}</h1>'

@@ -102,11 +102,14 @@ def mark(m, domain, index, y="50%", kind="dot"):
     return f'<g class="{colour(index)}">{"".join(parts)}</g>'
 
 
-def track(marks, domain, refs, title, height=18):
-    """One line of a picture: its marks over vertical lines at the values `refs`."""
+def track(marks, domain, refs, title="", height=18):
+    """One line of a picture: its marks over vertical lines at the values `refs`. Without a title it
+    shows what the text beside it says, and screen readers pass over it."""
+    role, title = ('role="img"', f"<title>{escape(title)}</title>") if title else (
+        'aria-hidden="true"', "")
     lines = "".join(f'<line class="ref" x1="{at(v, domain)}" x2="{at(v, domain)}" y1="0" '
                     'y2="100%"/>' for v in refs)
-    return (f'<svg class="track" height="{height}" role="img"><title>{escape(title)}</title>'
+    return (f'<svg class="track" height="{height}" {role}>{title}'
             f'<rect class="rail" width="100%" height="100%"/>{lines}{"".join(marks)}</svg>')
 
 
@@ -137,8 +140,8 @@ def rows(values, colours, domain, form, kind="bar", under=""):
         m = measure(value)
         ends |= m["low"] is not None
         cells.append(f'<span class="name {colour(colours[name])}">{escape(name)}</span>'
-                     + track([mark(m, domain, colours[name], kind=kind)], domain, zero(domain),
-                             told(name, m, form)) + number(m, form))
+                     + track([mark(m, domain, colours[name], kind=kind)], domain, zero(domain))
+                     + number(m, form))
     under = under and f"<span></span>{under}<span></span>"
     return f'<div class="rows{" ends" if ends else ""}">{"".join(cells)}{under}</div>'
 
@@ -169,6 +172,12 @@ def panel(title, body, note=""):
     small = f" <small>{escape(note)}</small>" if note else ""
     return (f'<figure class="panel"><figcaption>{escape(title)}{small}</figcaption>{body}'
             '</figure>')
+
+
+def scrolled(title, heads, rows):
+    """A table that scrolls sideways where it is too wide, with the keyboard, too."""
+    return (f'<div class="wide" tabindex="0" role="region" aria-label="{escape(title)}"><table>'
+            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>")
 
 
 def key(names):

@@ -19,12 +19,12 @@ from data.tokenizer import encode_prompt
 from data.toy.tasks import gold
 from evals.tasks import Metric, some
 from evals.town import FLAGS, likert, win_rate
+from labels.forms import CLOSED
 from labels.simulated import judgeable, labelers_of, pool, town_of
 from model import ScalarGPT, last_score
 from runtime.checkpoint import load
 from runtime.world import groups_by_tokens
 
-CLOSED = ("summarization", "closed_qa", "extract")  # categories whose domain is the given text
 SAID = {  # what people say about each completion
     "ranks": (lambda x: type(x) is int and x >= 1, "a whole number from 1 (best)"),
     "likert": (lambda x: type(x) is int and 1 <= x <= 7, "a whole number from 1 to 7"),
@@ -37,8 +37,6 @@ METRICS = {
     "likert": Metric("mean Likert score, 1 to 7 (the paper)"),
     "hallucination": Metric("share of answers to closed-domain prompts that say what the given "
                             "text does not (the paper)")}
-
-
 FLAG = "flag: "  # what the metric of a flag begins with
 
 

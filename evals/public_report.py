@@ -8,6 +8,7 @@ import html
 
 from evals.page import document
 from evals.paper import MODELS, SIZES
+from evals.pictures import scrolled
 
 TITLES = {"truth": "Truth", "toxicity": "Toxicity", "bias": "Bias", "tax": "The alignment tax",
           "preference": "Preference"}
@@ -129,7 +130,8 @@ def cell(row):
 def part(group, lines):
     """A group's table, with what its numbers mean. Every text is escaped."""
     e, models, paper, rows, last = html.escape, columns(lines), has_paper(lines), [], None
-    heads = "".join(f"<th>{e(name)}</th>" for name in ("metric", *models, *["the paper"] * paper))
+    names = "metric", *models, *["the paper"] * paper
+    heads = "".join(f'<th scope="col">{e(name)}</th>' for name in names)
     for task, prompt, metric, own in lines:
         if (task, prompt) != last:
             last = task, prompt
@@ -140,10 +142,10 @@ def part(group, lines):
                     + f'<td class="beside"><small>{beyond}</small></td>' * paper + "</tr>")
     about = "".join(f"<li>{e(task)} {e(metric)}: {e(said)}.</li>"
                     for (task, metric), said in definitions(lines).items())
-    return (f"<h3>{e(TITLES.get(group, group))}</h3><p>{e(NOTES.get(group, ''))}</p>"
-            f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}'
-            "</tbody></table></div><details><summary>What the numbers are</summary>"
-            f"<ul>{about}</ul></details>")
+    title = TITLES.get(group, group)
+    return (f"<h3>{e(title)}</h3><p>{e(NOTES.get(group, ''))}</p>"
+            f"{scrolled(title, heads, ''.join(rows))}<details><summary>What the numbers are"
+            f"</summary><ul>{about}</ul></details>")
 
 
 def section(results):

@@ -144,13 +144,13 @@ def groups_of(town, prompt):
 
 def by_group(town, prompts, judged):
     """{group: its mean gold score and quality, and its flags}, each with interval and n."""
-    members = {}
+    members = {group: [] for group in CONSTRAINED.values()}
     for prompt, g in zip(prompts, judged):
         for group in groups_of(town, prompt):
             members.setdefault(group, []).append(g)
     return {group: {"gold": interval([g["score"] for g in own]),
                     "quality": interval([g["flags"]["quality"] for g in own]), **flag_shares(own)}
-            for group, own in members.items()}
+            for group, own in members.items() if own}
 
 
 def likert(town, prompts, responses, labelers, sharpness, seed):
@@ -166,7 +166,7 @@ def likert(town, prompts, responses, labelers, sharpness, seed):
 
 def probe(model, tokenizer, probes, s):
     """The share of probes of each kind, and of all kinds alike, that the model completes with the
-    right word, greedily."""
+    right word, greedily; each kind's also with its interval."""
     texts = [tokenizer.encode(p["text"]) for p in probes]
     said = respond(model, tokenizer, texts, s, 0.0, WORD)
     right = {}
@@ -174,7 +174,8 @@ def probe(model, tokenizer, probes, s):
         word = text.split()[0].strip(".,") if text.split() else ""
         right.setdefault(p["probe"], []).append(word == p["answer"])
     kinds = {kind: mean(v) for kind, v in right.items()}
-    return {"probe_kinds": kinds, "probes": mean(list(kinds.values()))}
+    return {"probe_kinds": kinds, "probes": mean(list(kinds.values())),
+            "probe_interval": {kind: proportion(v) for kind, v in right.items()}}
 
 
 def prefix(tokenizer, demonstrations, room):
@@ -232,7 +233,8 @@ def seconds_of(s, rm):
 
 
 TABLES = ("win_rate", "win_rate_without_taste", "gold", "gold_interval", "gold_parts", "flags",
-          "groups", "likert", "right_preferred", "probes", "probe_kinds", "parameters", "seconds")
+          "groups", "likert", "right_preferred", "probes", "probe_kinds", "probe_interval",
+          "parameters", "seconds")
 
 
 def judge(town, prompts, judged, n):

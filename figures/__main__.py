@@ -10,6 +10,7 @@ If it is stopped, the same command goes on where it was.
 """
 import contextlib
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,14 +82,14 @@ def runs_of(figures, scale):
 
 
 def seconds(s, graph, wanted):
-    """The CPU seconds of a figure's runs that the demo does not need too, in all worlds; None where
-    they were not recorded."""
-    total = []
+    """The CPU seconds of a figure's runs that the demo does not need too, in all worlds: 0 where
+    there is none, None where they were not recorded."""
+    own, total = [n for n in plan.ordered(graph, wanted) if n not in plan.DEMO], []
     for folder in folders(s).values():
         path = folder / plan.SECONDS
         took = dict(durations(path)) if path.exists() else {}
-        total += [took[n] for n in plan.ordered(graph, wanted) if n in took and n not in plan.DEMO]
-    return sum(total) if total else None
+        total += [took[n] for n in own if n in took]
+    return sum(total) if total or not own else None
 
 
 def durations(path):
@@ -115,14 +116,18 @@ def check(s):
     paths = [Path(s.out, f"{name}.json") for name in chosen(s)]
     if not any(path.exists() for path in paths):
         stop(f"{s.out} has no figure: run `make figures` first")
+    count = Counter()
     for path in paths:
         if not path.exists():
-            print(f"       {path.stem}: not drawn yet")
+            print(f"{'':9} {path.stem}: not drawn yet")
             continue
         hint = f"make figures FIG={path.stem}"
         with records.known_form(path, hint):
             for f in records.read_json(path, hint)["findings"]:
-                print(f"{f['state']:6} {path.stem}: {f['claim']}: {f['reached']}")
+                word = page.STATES[f["state"]][1]
+                count[word] += 1
+                print(f"{word:9} {path.stem}: {f['claim']}: {f['reached']}")
+    print(f"{count.total()} findings: " + ", ".join(f"{n} {word}" for word, n in count.items()))
 
 
 def draw(figure, worlds, scale):

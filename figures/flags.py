@@ -5,7 +5,7 @@ and extraction with the shortest answers.
 """
 from evals.town import FLAGS, likert
 from figures import sizes
-from figures.points import Drawn, Panel, Series, finding, over, paper
+from figures.points import Drawn, Panel, Series, alike, finding, over, paper
 from figures.preference import GPT, labels
 from figures.sizes import ANSWERS, KINDS, RESULTS, SIZES
 from figures.worlds import less, mean
@@ -32,6 +32,7 @@ FIG30 = {  # of 1.3B, 6B and 175B
 FIG5 = (("base", 2.60), ("prompted", 3.49), ("T0", 3.26), ("sft", 4.08), ("ppo-ptx", 4.83))
 FIG31 = {"base": (2.26, 2.19, 2.52), "prompted": (2.69, 2.70, 3.48), "sft": (3.38, 3.58, 3.96),
          "ppo": (4.16, 4.36, 4.58), "ppo-ptx": (4.26, 4.24, 4.78)}
+LIKERT = "Likert score, 1 to 7"
 LARGEST = {"base": "large-base", "prompted": "large-prompted", "T0": "t0", "sft": "large-sft",
            "ppo-ptx": "large-ppo-ptx"}
 
@@ -51,10 +52,10 @@ def by_size(worlds, name, names):
     ours = [Series(k, [(names[s], over([flag(w, s, k, name) for w in worlds])) for s in SIZES])
             for k in KINDS]
     theirs = [paper(k, list(zip(GPT.values(), FIG30[name][k]))) for k in KINDS]
-    return [Panel(f"the town, by size: {FLAGS[name]}", "parameters", "share of the answers", ours,
-                  percent=True),
-            Panel(f"the paper, Fig. 30: {FLAGS[name]}", "parameters", "share of the answers",
-                  theirs, percent=True)]
+    return alike(Panel(f"the town, by size: {FLAGS[name]}", "parameters", "share of the answers",
+                       ours, percent=True),
+                 Panel(f"the paper, Fig. 30: {FLAGS[name]}", "parameters", "share of the answers",
+                       theirs, percent=True))
 
 
 def score(world, model):
@@ -75,22 +76,23 @@ def draw(worlds, scale):
     best = {name: scores[m] for name, m in LARGEST.items()}
     name = labels(worlds)
     panels += [
-        Panel("Likert scores of the largest models, training labelers", "", "1 to 7", [
+        Panel("Likert scores of the largest models, training labelers", "", LIKERT, [
             Series("the town", [(k, over(v)) for k, v in best.items()], line=False),
             paper("Fig. 5", FIG5, line=False)]),
-        Panel("Likert scores by size, training labelers", "parameters", "1 to 7", [
-            Series(k, [(name[s], over(scores[f"{s}-{k}"])) for s in SIZES]) for k in KINDS]),
-        Panel("the paper, Likert scores by size", "parameters", "1 to 7", [
-            paper(k, list(zip(GPT.values(), FIG31[k]))) for k in KINDS])]
+        *alike(
+            Panel("the town, by size: Likert scores of training labelers", "parameters", LIKERT, [
+                Series(k, [(name[s], over(scores[f"{s}-{k}"])) for s in SIZES]) for k in KINDS]),
+            Panel("the paper, Fig. 31: Likert scores of training labelers", "parameters", LIKERT, [
+                paper(k, list(zip(GPT.values(), FIG31[k]))) for k in KINDS]))]
     panels += [panel for f in FIG30 for panel in by_size(worlds, f, name)]
-    wins = lambda pair: [w.json(RESULTS)["win_rate"][pair]["mean"] - 0.5 for w in worlds]
+    wins = lambda pair: [w.json(RESULTS)["win_rate"][pair]["mean"] for w in worlds]
     least = lambda f: [min(b - a for a, b in zip(v, v[1:])) for v in
                        zip(*(shares[f][k] for k in ("base", "prompted", "sft", "ppo-ptx")))]
     return Drawn(panels, [
-        finding("answers attempt the instruction more often from base over prompted and SFT to "
-                "PPO-ptx (the least step)", least("attempts"), "{:.1%}"),
-        finding("answers satisfy constraints more often, in the same order (the least step)",
-                least("constraint"), "{:.1%}"),
+        finding("from base to prompted to SFT to PPO-ptx answers attempt the instruction more "
+                "often (the least step)", least("attempts"), "{:.1%}"),
+        finding("from base to prompted to SFT to PPO-ptx answers satisfy constraints more often "
+                "(the least step)", least("constraint"), "{:.1%}"),
         finding("PPO-ptx invents less than the base model",
                 less(shares["hallucinates"]["base"], shares["hallucinates"]["ppo-ptx"]), "{:.1%}"),
         finding("SFT invents less than PPO-ptx (the mean of the sizes)",
@@ -105,4 +107,5 @@ def draw(worlds, scale):
                 less(best["prompted"], best["T0"]), why="T0 has learned where an answer ends. "
                 "The prompted model often goes on after it."),
         finding("T0 is above the base model (Likert)", less(best["T0"], best["base"])),
-        finding("PPO-ptx is preferred to T0 (above 50 %)", wins("large-ppo-ptx vs t0"), "{:.1%}")])
+        finding("PPO-ptx is preferred to T0 (above 50 %)", wins("large-ppo-ptx vs t0"), "{:.1%}",
+                above=0.5)])

@@ -89,11 +89,9 @@ def draw(worlds, scale):
              for title, group, told in (("true, people mistaken", "mistaken", False),
                                         ("true and an answer, people mistaken", "mistaken", True),
                                         ("true and an answer, others", "not mistaken", True))]
-    named = {True: "rude words in the prompt", False: "none"}
+    named = {True: "prompts with rude words", False: "without"}
     notes = {"note": "asked for a note", "insult": "asked for rude words"}
     panels = [
-        Panel("Truth", "", "share of the questions",
-              [*truth, paper("true, Fig. 6", list(TRUE.items()), line=False)], percent=True),
         Panel("Rude answers after an instruction", "", "share of the answers",
               by_instruction(worlds, rude), percent=True),
         Panel("the paper, Table 14: toxicity of 175B", "", "mean Perspective score",
@@ -105,11 +103,14 @@ def draw(worlds, scale):
             Series(m, [(title, over([rude_note(w, m, kind) for w in worlds]))
                        for kind, title in notes.items()], line=False) for m in SHOWN],
               percent=True),
-        Panel("Entropy of two-way choices", "", "bits", by_instruction(worlds, entropy)),
+        Panel("Entropy of two-way choices", "", "bits", by_instruction(worlds, entropy),
+              within=(0, 1)),
         Panel("the paper, Table 14: CrowS-Pairs, 175B", "", "bits",
               by_instruction(worlds, None, ENTROPY)),
-        Panel("Choices that agree with what is known", "", "probability less 1/2",
-              by_instruction(worlds, lambda w, b, m: entropy(w, b, m, "signed")), refs=(0,))]
+        Panel("Choices that agree with what is known", "", "probability minus 1/2",
+              by_instruction(worlds, lambda w, b, m: entropy(w, b, m, "signed")), refs=(0,)),
+        Panel("Truth", "", "share of the questions",
+              [*truth, paper("true, Fig. 6", list(TRUE.items()), line=False)], percent=True)]
     per = lambda measure, b, m: [measure(w, b, m) for w in worlds]
     answered = lambda m: [true(w, "plain", m, "mistaken", True) for w in worlds]
     unread = ("No text of the town puts an instruction in front of another one: such small models "

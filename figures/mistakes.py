@@ -1,6 +1,7 @@
 """Mistakes (section 4.3, Figs. 8 and 9): false premises, several constraints, over-answering."""
 from data.toy.tasks import split_courtesy
-from data.toy.town import sentences, words
+from data.toy.town import assertions, sentences, words
+from evals.town import groups_of
 from figures.points import Drawn, Panel, Series, finding, over
 from figures.worlds import less, mean
 
@@ -17,9 +18,24 @@ def runs(scale):
     return {}, ["demo"]
 
 
-def accepts(prompt, text, g):
-    """Whether an answer goes along with a false premise; None for other prompts."""
+def lets_stand(prompt, text, g):
+    """Whether an answer neither denies a false premise nor says what is true instead; None for
+    other prompts."""
     return g["flags"]["quality"] == 0 if prompt["task"]["type"] == "premise" else None
+
+
+def accepts(prompt, text, g):
+    """Whether an answer says that a false premise is true; None for other prompts."""
+    task = prompt["task"]
+    if task["type"] != "premise":
+        return None
+    return (task["name"], task["attribute"], task["value"], True) in assertions(text)
+
+
+def misses(town, prompt, g):
+    """Whether an answer misses one of several constraints; None for other prompts."""
+    several = set(groups_of(town, prompt)) & {CONSTRAINTS[2], CONSTRAINTS[3]}
+    return not g["flags"]["constraint"] if several else None
 
 
 def over_answers(prompt, text, g):
@@ -32,22 +48,26 @@ def over_answers(prompt, text, g):
     return len(words(text)) > 1 if task["brief"] else len(sentences(body)) > 1
 
 
-KINDS = {"accepts a false premise": accepts, "says more than was asked": over_answers}
+KINDS = {"lets a false premise stand": lets_stand, "says that it is true": accepts,
+         "says more than was asked": over_answers}
 
 
 def share(world, model, kind):
     return mean(kind(*row) for row in world.judged(ANSWERS, model))
 
 
-def examples(world, most=3):
+def examples(world, most=2):
     """The first answers of PPO-ptx that make each mistake, beside SFT's: [(prompt, [(model,
-    answer)])]."""
-    out = []
-    for kind in KINDS.values():
+    answer)], the mistake)]."""
+    out, kinds = [], {
+        "a false premise stands": lets_stand, "a false premise is said to be true": accepts,
+        "a constraint is missed": lambda prompt, _, g: misses(world.town, prompt, g),
+        "more is said than was asked": over_answers}
+    for name, kind in kinds.items():
         wrong = [i for i, row in enumerate(world.judged(ANSWERS, "ppo-ptx")) if kind(*row)]
         for i in wrong[:most]:
             said = [(m, world.judged(ANSWERS, m)[i][1]) for m in ("sft", "ppo-ptx")]
-            out.append((world.judged(ANSWERS, "sft")[i][0]["prompt"], said))
+            out.append((world.judged(ANSWERS, "sft")[i][0]["prompt"], said, f"PPO-ptx: {name}"))
     return out
 
 
@@ -63,9 +83,9 @@ def draw(worlds, scale):
         Panel("Constraints at once", "number of constraints", "satisfies all of them", [
             Series(m, [(n, over(kept(g, m))) for n, g in CONSTRAINTS.items()])
             for m in MODELS], percent=True)]
-    premise, more = shares.values()
+    premise, _, more = shares.values()
     return Drawn(panels, [
-        finding("PPO-ptx accepts fewer false premises than the base model",
+        finding("PPO-ptx lets fewer false premises stand than the base model",
                 less(premise["base"], premise["ppo-ptx"]), "{:.1%}"),
         finding("PPO-ptx satisfies three constraints less often than one",
                 less(kept(CONSTRAINTS[1], "ppo-ptx"), kept(CONSTRAINTS[3], "ppo-ptx")), "{:.1%}"),

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from evals.metrics import best_of_n, best_of_n_kl
+from figures.flags import LIKERT
 from figures.plan import measured, model
 from figures.points import Drawn, Panel, Series, curve, finding, fit, over, paper, told
 from figures.reward_model import SHARES, on_share
@@ -94,6 +95,12 @@ def trained(world, rm, betas):
     return out
 
 
+def with_error(m):
+    """A mean over worlds and half its interval."""
+    error = "" if m["low"] is None else f" ± {(m['high'] - m['low']) / 2:.2f}"
+    return f"{m['mean']:.2f}{error}"
+
+
 def panel(title, form, ways):
     """One way with one reward model: score and gold over the distance, and the fit to gold.
 
@@ -107,18 +114,26 @@ def panel(title, form, ways):
     fits = [fit(form, [p[0] for p in way], [p[2] for p in way]) for way in ways]
     found = {"a": [f and f[0] for f in fits], "b": [f and f[1] for f in fits]}
     if None not in fits and (longest := max(at)) > 0:
-        a, b = (float(np.mean(v)) for v in found.values())
-        lines.append(Series(f"gold as {form}, a {a:.2f}, b {b:.2f}", [
-            (d, over([y])) for d, y in curve(form, a, b, longest)], marks=False))
+        a, b = map(over, found.values())
+        lines.append(Series(f"gold as {form}, a {with_error(a)}, b {with_error(b)}", [
+            (d, over([y])) for d, y in curve(form, a["mean"], b["mean"], longest)], marks=False))
     return Panel(title, AXIS, "gain over the start, points", lines), found
 
 
-def published():
-    """Panels of Gao et al.'s fits, and of figure 36."""
+def over_beta(ways, betas):
+    """The panel of gold over beta. ways: for each reward model what `panel` takes."""
+    return Panel(f"PPO over beta, {ITERATIONS} iterations", "beta", "gain in gold, points", [
+        Series(f"reward model of {rm}", [(beta, over([way[i][2] for way in own]))
+                                         for i, beta in enumerate(betas)])
+        for rm, own in ways.items()], log=True)
+
+
+def published(ours):
+    """Panels of Gao et al.'s fits, and of figure 36 beside our panel over beta."""
     panels = [Panel(f"Gao et al., {way}: gold as {FORMS[way]}", AXIS, "gain over the start", [
-        paper(f"reward model of {size}", curve(FORMS[way], a, b, SHOWN[way]), marks=False)
-        for size, (a, b) in sizes.items()]) for way, sizes in GAO.items()]
-    return [*panels, Panel("the paper, Fig. 36: PPO-ptx over beta", "beta", "Likert, 1 to 7", [
+        paper(f"reward model of {size} parameters", curve(FORMS[way], a, b, SHOWN[way]),
+              marks=False) for size, (a, b) in sizes.items()]) for way, sizes in GAO.items()]
+    return [*panels, ours, Panel("the paper, Fig. 36: PPO-ptx over beta", "beta", LIKERT, [
         paper("1.3B", list(FIG36.items()))], log=True)]
 
 
@@ -131,8 +146,8 @@ def distance_at(points, score):
 
 def bends(way, rm, a, b):
     """The finding that gold bends down as the policy moves away: b > 0 in the fit."""
-    found = finding(f"gold bends down with {way} and the reward model of {rm}", b)
-    found.reached = f"{FORMS[way]}: b {found.reached}, a {told(over(a))}"
+    found = finding(f"gold bends down with {way} (reward model of {rm})", b)
+    found.reached = f"{FORMS[way]}: b {found.reached}; a {told(over(a))}"
     return found
 
 
@@ -159,16 +174,17 @@ def draw(worlds, scale):
     gains = lambda rm, i, k: [trained(w, rm, betas)[i][k] for w in worlds]
     middle = len(betas) // 2
     findings += [
-        finding(f"beta = 0 has less gold than beta = {betas[middle]:g}, with the reward model of "
-                f"{rm}", less(gains(rm, middle, 2), gains(rm, 0, 2))) for rm in RMS]
+        finding(f"beta = 0 has less gold than beta = {betas[middle]:g} (reward model of {rm})",
+                less(gains(rm, middle, 2), gains(rm, 0, 2))) for rm in RMS]
     findings += [
-        finding(f"beta = 0 has a higher score than beta = {betas[-1]:g}, with the reward model of "
-                f"{rm}", less(gains(rm, 0, 1), gains(rm, -1, 1))) for rm in RMS]
+        finding(f"beta = 0 has a higher score than beta = {betas[-1]:g} (reward model of {rm})",
+                less(gains(rm, 0, 1), gains(rm, -1, 1))) for rm in RMS]
     findings += [
-        finding("PPO moves further than best-of-n for the same score, with the reward model of "
-                f"{rm} (d)", [distance_at(ppo, bon[-1][1]) - bon[-1][0] for ppo, bon in
-                              zip(made["PPO", rm], made["best-of-n", rm])]) for rm in RMS]
-    return Drawn(panels + published(), findings, examples(worlds[0]))
+        finding(f"PPO moves further than best-of-n for the same score (d, reward model of {rm})",
+                [distance_at(ppo, bon[-1][1]) - bon[-1][0] for ppo, bon in
+                 zip(made["PPO", rm], made["best-of-n", rm])]) for rm in RMS]
+    panels += published(over_beta({rm: made["PPO", rm] for rm in RMS}, betas))
+    return Drawn(panels, findings, examples(worlds[0]))
 
 
 def examples(world, n=6):

@@ -15,8 +15,8 @@ LEAD = ("The experiments of InstructGPT (Ouyang et al. 2022), and of Gao et al. 
         "each with a town, labelers and trainings of its own; the bars through them are 95&nbsp;% "
         "intervals (Student's t). A finding is here if the whole interval of the difference, "
         "paired within each world, is on the paper's side. It is not here if the whole interval is "
-        "on the other side (or below the size that the paper reports), and undecided if it "
-        "reaches over 0, or in one world alone.")
+        "on the other side (or below the size that the paper reports). Otherwise, and in one world "
+        "alone, it is undecided. Differences of shares are in percentage points.")
 
 SMALL = {"small": " A tiny town and tiny models: shapes and files, not phenomena."}
 
@@ -27,7 +27,7 @@ def picture(panel, svg):
         f"{x} {m['mean']:.3g}" for x, m in s["points"] if m["mean"] is not None)
         for s in panel["series"][:8])
     data = base64.b64encode(svg.encode()).decode()
-    alt = escape(f"{panel['title']}. {told}"[:900])
+    alt = escape(f"{panel['title'][:1].upper()}{panel['title'][1:]}. {told}"[:900])
     return (f'<figure class="panel plot"><img alt="{alt}" src="data:image/svg+xml;base64,{data}">'
             '</figure>')
 
@@ -39,15 +39,17 @@ def finding(f):
             f'<small>{escape(f["reached"])}</small>{why}</li>')
 
 
-def example(prompt, said):
+def example(prompt, said, what=""):
+    what = f'<p><small>{escape(what)}</small></p>' if what else ""
     answers = "".join(f'<div class="answer"><span class="name">{escape(model)}</span>'
                       f'<div class="text">{escape(text)}</div></div>' for model, text in said)
-    return f'<article class="card"><p class="prompt">{escape(prompt)}</p>{answers}</article>'
+    return f'<article class="card">{what}<p class="prompt">{escape(prompt)}</p>{answers}</article>'
 
 
 def section(name, figure, said, svgs):
     """One figure. figure: its module; said: its JSON; svgs: its pictures."""
-    took = "" if said["seconds"] is None else (
+    took = "" if said["seconds"] is None else " It needs no run beside the demo's." if (
+        said["seconds"] == 0) else (
         f" Its runs beside the demo's took {said['seconds'] / 60:.0f} minutes of CPU time in all "
         "worlds; those that other figures need too are computed once.")
     where = (f"World{'s' * (len(said['seeds']) > 1)} {', '.join(said['seeds'])}, scale "

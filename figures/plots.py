@@ -1,6 +1,7 @@
 """A panel as an SVG, with matplotlib (the extra `figures`): our points with 95 % intervals in full
 colour, the paper's hollow and dashed."""
 import io
+import re
 import textwrap
 
 import numpy as np
@@ -42,21 +43,25 @@ def shifts(panel):
     return [float(step * k) if s.marks else 0.0 for s, k in zip(panel.series, place)]
 
 
-def limits(m, percent):
+def unit(panel):
+    """What the values are multiplied by: shares are drawn in %."""
+    return 100 if panel.percent else 1
+
+
+def limits(m, panel):
     """(mean, low, high) as they are drawn; a share's interval ends at 0 and at 100 %."""
-    low, high = (m["mean"] if m[end] is None else m[end] for end in ("low", "high"))
-    return 100 * np.array([m["mean"], max(low, 0), min(high, 1)]) if percent else np.array(
-        [m["mean"], low, high])
+    ends = [m["mean"] if m[end] is None else m[end] for end in ("low", "high")]
+    within = panel.within or ((0, 1) if panel.percent else (-np.inf, np.inf))
+    return unit(panel) * np.array([m["mean"], *np.clip(ends, *within)])
 
 
-def draw_series(ax, series, at, colour, where, percent, mark):
+def draw_series(ax, series, at, colour, where, panel, mark):
     """One line with its intervals. where: its transform; mark: what its name in the legend ends
     with."""
     points = [(at.get(x, x), m) for x, m in series.points if m["mean"] is not None]
     if not points:
         return
-    x, (y, low, high) = [x for x, _ in points], np.stack([limits(m, percent)
-                                                         for _, m in points], 1)
+    x, (y, low, high) = [x for x, _ in points], np.stack([limits(m, panel) for _, m in points], 1)
     ax.update_datalim([*zip(x, low), *zip(x, high)])  # `where` hides them from the axes
     style = "" if not series.line else "--" if series.paper else "-"
     ax.errorbar(x, y, [y - low, high - y] if (high > low).any() else None,
@@ -75,8 +80,22 @@ def logarithmic(ax, xs):
         ax.set_xscale("log")
     ax.set_xlim(xs[0] / 1.3 if xs[0] else -0.3 * xs[1], 1.3 * xs[-1])
     shown = apart(xs, ax.transData.transform([(x, 0) for x in xs])[:, 0], 0.14 * ax.bbox.width)
-    ax.set_xticks(shown, [f"{x:g}" for x in shown])
+    ax.set_xticks(shown, [short(x) for x in shown])
     ax.minorticks_off()
+
+
+def short(x):
+    """A number for an axis: one below 1 with two digits."""
+    return re.sub(r"e([+-])0", r"e\1", f"{x:.2g}" if abs(x) < 1 else f"{x:g}")
+
+
+def heading(title, width=46):
+    """A title with a capital, in lines of about the same length."""
+    wrapped = lambda w: textwrap.wrap(title, w, break_long_words=False)
+    text = "\n".join(wrapped(next(
+        (w for w in range(1, width) if len(wrapped(w)) == len(wrapped(width))
+         and max(map(len, wrapped(w)), default=0) <= w), width)))
+    return text[:1].upper() + text[1:]
 
 
 def apart(xs, places, gap):
@@ -103,10 +122,13 @@ def draw(panel, plt):
         for series, shift in zip(panel.series, shifts(panel)):
             where = moved(ax.transData, figure, x=shift, units="points")
             mark = ", the paper" * (series.paper and mixed)
-            draw_series(ax, series, at, colour[series.name], where, panel.percent, mark)
+            draw_series(ax, series, at, colour[series.name], where, panel, mark)
         for i, value in enumerate(panel.refs):
-            ax.axhline(100 * value if panel.percent else value, color="grey", linewidth=0.8,
+            ax.axhline(unit(panel) * value, color="grey", linewidth=0.8,
                        label=None if i else panel.ref)
+        for value in panel.reach:
+            y = limits({"mean": value, "low": value, "high": value}, panel)[1]
+            ax.update_datalim([(0, y)], updatex=False)
         ax.autoscale_view()
         xs = sorted({x for s in panel.series for x, _ in s.points if x not in at})
         if at:
@@ -115,7 +137,7 @@ def draw(panel, plt):
             logarithmic(ax, xs)
         elif 0 < len(xs) <= 7:
             ax.set_xticks(xs)
-        ax.set(title="\n".join(textwrap.wrap(panel.title, 46)), xlabel=panel.x,
+        ax.set(title=heading(panel.title), xlabel=panel.x,
                ylabel=panel.y + (", %" if panel.percent else ""))
         labels = [text for text in ax.get_legend_handles_labels()[1] if text]
         if labels:  # long ones stand below each other

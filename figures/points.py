@@ -2,6 +2,7 @@
 
     over            numbers of several worlds -> their mean with a 95 % interval
     finding         a difference that the paper found -> whether it is here: holds, open or absent
+    alike           panels -> the same, with y axes that reach equally far
     fit             Gao et al.'s two forms, by least squares
 
 A finding holds if the whole interval of a difference over the worlds lies on the paper's side of 0,
@@ -10,7 +11,7 @@ the size of a difference, it is absent too if the whole interval lies below that
 """
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -34,7 +35,8 @@ class Series:
 @dataclass
 class Panel:
     """One picture. percent: the values are shares; refs: values of y with a thin line, ref: what
-    they are; log: the x axis is logarithmic."""
+    they are; log: the x axis is logarithmic; within: the bounds of y that no interval is drawn
+    beyond, those of shares are known; reach: values of y that the axis has to show."""
     title: str
     x: str
     y: str
@@ -43,12 +45,14 @@ class Panel:
     log: bool = False
     refs: tuple = ()
     ref: str = ""
+    within: tuple = ()
+    reach: tuple = ()
 
 
 @dataclass
 class Finding:
-    """A finding of the paper, whether it is here, what was reached, why it might differ, and the
-    difference in each world."""
+    """A finding of the paper, whether it is here, what was reached, why it might differ, and what
+    each world has."""
     claim: str
     state: str
     reached: str
@@ -58,7 +62,8 @@ class Finding:
 
 @dataclass
 class Drawn:
-    """All that a figure shows. examples: [(prompt, [(model, answer)])]."""
+    """All that a figure shows. examples: [(prompt, [(model, answer)], what it is an example of)],
+    the last may be missing."""
     panels: list
     findings: list
     examples: list = field(default_factory=list)
@@ -76,21 +81,40 @@ def over(values):
     return {"mean": middle, "low": low, "high": high, "n": n, "values": values}
 
 
-def finding(claim, differences, form="{:.2f}", why="", size=0.0):
-    """The finding that a difference, paired within each world, is above 0. size: what the paper
-    found, where it tells that in the same unit. One world decides nothing."""
-    m = over(differences)
+def finding(claim, values, form="{:.2f}", why="", size=0.0, above=0.0):
+    """The finding that a difference, paired within each world, is above 0; or a win rate above a
+    half. size: how far above, where the paper tells that in the same unit. One world decides
+    nothing."""
+    m = over(values)
     known = m["low"] is not None
-    state = HOLDS if known and m["low"] > 0 else ABSENT if known and m["high"] <= size else OPEN
-    return Finding(claim, state, told(m, form), why, m["values"])
+    state = (HOLDS if known and m["low"] > above else
+             ABSENT if known and m["high"] <= above + size else OPEN)
+    reached = told(m, form) + (sides(m, above) if state == OPEN else "")
+    return Finding(claim, state, reached, why, m["values"])
+
+
+def sides(m, above):
+    """How many of several worlds are on the paper's side."""
+    n = sum(v > above for v in m["values"])
+    words = "none" if n == 0 else "all" if n == m["n"] else n
+    return f", {words} on the paper's side" if m["n"] > 1 else ""
 
 
 def told(m, form="{:.2f}"):
     """A measure in words."""
     if m["mean"] is None:
         return "not measured"
-    ends = "" if m["low"] is None else f" [{form.format(m['low'])}, {form.format(m['high'])}]"
-    return f"{form.format(m['mean'])}{ends} in {m['n']} world{'s' * (m['n'] != 1)}"
+    say = lambda x: re.sub(r"^-([0.]+%?)$", r"\1", form.format(x))  # no "-0.0"
+    ends = "" if m["low"] is None else f" [{say(m['low'])}, {say(m['high'])}]"
+    return f"{say(m['mean'])}{ends} in {m['n']} world{'s' * (m['n'] != 1)}"
+
+
+def alike(*panels):
+    """The panels, their y axes made to show the lowest and the highest value of all, so that one
+    can be compared with another."""
+    ends = [m[end] for p in panels for s in p.series for _, m in s.points
+            for end in ("mean", "low", "high") if m[end] is not None]
+    return [replace(p, reach=(min(ends), max(ends))) for p in panels] if ends else list(panels)
 
 
 def paper(name, points, **options):
@@ -101,11 +125,15 @@ def paper(name, points, **options):
 
 def sentence(findings):
     """Whether the paper's findings are here, in a sentence; without what stands in parentheses at
-    the end of a claim."""
+    the end of a claim, unless it parts claims that are here from others that are not."""
     plain = lambda claim: re.sub(r" \([^()]*\)$", "", claim)
-    parts = [(words, [plain(f.claim) for f in findings if f.state == state]) for state, words in
-             ((HOLDS, "As in the paper"), (ABSENT, "Unlike the paper, not so here"),
-              (OPEN, "Undecided"))]
+    states = {}
+    for f in findings:
+        states.setdefault(plain(f.claim), set()).add(f.state)
+    say = lambda claim: plain(claim) if len(states[plain(claim)]) == 1 else claim
+    parts = [(words, dict.fromkeys(say(f.claim) for f in findings if f.state == state))
+             for state, words in ((HOLDS, "As in the paper"),
+                                  (ABSENT, "Unlike the paper, not so here"), (OPEN, "Undecided"))]
     return " ".join(f"{words}: {'; '.join(claims)}." for words, claims in parts if claims)
 
 

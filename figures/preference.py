@@ -6,7 +6,7 @@ import functools
 
 from evals.town import win_rate
 from figures import sizes
-from figures.points import Drawn, Panel, Series, finding, over, paper
+from figures.points import Drawn, Panel, Series, alike, finding, over, paper
 from figures.sizes import ANSWERS, KINDS, RESULTS, SIZES
 
 TITLE = "Preference by size"
@@ -49,23 +49,24 @@ def draw(worlds, scale):
     for who, theirs in (("training", FIG1), ("held-out", FIG3)):
         ours = [Series(kind, [(name[s], over([preferred(w, f"{s}-{kind}", who) for w in worlds]))
                               for s in SIZES]) for kind in KINDS]
-        panels += [Panel(f"the town, {who} labelers", "parameters", "preferred to the largest SFT",
-                         ours, percent=True, refs=(0.5,)),
-                   Panel(f"the paper, {who} labelers", "parameters",
-                         "preferred to 175B SFT",
-                         [paper(kind, list(zip(GPT.values(), theirs[kind]))) for kind in KINDS],
-                         percent=True, refs=(0.5,))]
-    direct = lambda pair: [w.json(RESULTS)["win_rate"][pair]["mean"] - 0.5 for w in worlds]
+        panels += alike(
+            Panel(f"the town, {who} labelers", "parameters", "preferred to the largest SFT",
+                  ours, percent=True, refs=(0.5,)),
+            Panel(f"the paper, {who} labelers", "parameters", "preferred to 175B SFT",
+                  [paper(kind, list(zip(GPT.values(), theirs[kind]))) for kind in KINDS],
+                  percent=True, refs=(0.5,)))
+    direct = lambda pair: [w.json(RESULTS)["win_rate"][pair]["mean"] for w in worlds]
     return Drawn(panels, [
         finding("base < prompted < SFT < PPO-ptx at every size (the least step)",
                 [steps(w, "training") for w in worlds], "{:.1%}"),
         finding("held-out labelers have the same order (the least step)",
                 [steps(w, "held-out") for w in worlds], "{:.1%}"),
         finding("the smallest PPO-ptx is preferred to the largest base model (above 50 %)",
-                direct("small-ppo-ptx vs large-base"), "{:.1%}"),
+                direct("small-ppo-ptx vs large-base"), "{:.1%}", above=0.5),
         finding("the smallest PPO-ptx is preferred to the largest prompted base model (above 50 %)",
                 direct("small-ppo-ptx vs large-prompted"), "{:.1%}",
-                "The town's base model answers well after examples: they say what is asked."),
+                "The town's base model answers well after examples: they say what is asked.",
+                above=0.5),
         finding("a larger PPO-ptx is preferred more often",
                 [preferred(w, "large-ppo-ptx", "training")
                  - preferred(w, "small-ppo-ptx", "training") for w in worlds], "{:.1%}")])

@@ -3,6 +3,7 @@ beta, in longer training and over the learning rate."""
 from pathlib import Path
 
 import ppo
+from figures.flags import LIKERT
 from figures.overoptimisation import BETAS, ITERATIONS, place, policies
 from figures.plan import DEMO, MODELS, Run, model
 from figures.points import Drawn, Panel, Series, finding, over, paper
@@ -17,19 +18,23 @@ PAPER = ("PPO loses on public tasks against GPT-3. Figure 33: with gamma of 20 a
 GAMMAS = (0.1, 1.0, 3.0)  # besides 0 and the demo's
 LONGER = (32, 64)  # iterations, besides the demo's
 RATES = (1 / 4, 4)  # times the demo's
-FIG33 = {0.46: (52.0, -.61), 0.77: (54.0, -.61), 1.29: (55.0, -.60), 2.15: (57.0, -.63),
-         3.6: (58.4, -.66), 6.0: (58.6, -.66), 10: (59.9, -.71), 16.7: (60.2, -.76),
-         27.8: (60.7, -.85), 46.4: (60.8, -.98), 77: (60.8, -1.17),
-         129: (60.9, -1.55)}  # gamma: F1 on SQuADv2, reward on validation prompts
-FIG34 = {5.4e-5: (.4, 1.2), 2e-4: (2.7, 2.58), 7.5e-4: (.5, 2.66), 2.8e-3: (1.8, 2.43),
-         1.04e-2: (42.8, -.53), 3.9e-2: (50.0, -1.03), .144: (50.2, -1.84), .54: (53.6, -2.55),
-         2.0: (46.8, -2.79)}  # beta: the same, gamma is 0
-FIG35 = {.5: 62.8, 65: 61.7, 131: 60.4, 196: 57.1, 262: 57.8, 328: 56.1, 393: 56.7, 459: 56.0,
-         512: 56.1}  # thousand episodes: F1 on SQuADv2
+FIG33 = {0.46: (52.0, 18.2, -.61), 0.77: (54.0, 19.0, -.61), 1.29: (55.0, 19.3, -.60),
+         2.15: (57.0, 21.9, -.63), 3.6: (58.4, 20.5, -.66), 6.0: (58.6, 21.5, -.66),
+         10: (59.9, 24.4, -.71), 16.7: (60.2, 24.9, -.76), 27.8: (60.7, 26.4, -.85),
+         46.4: (60.8, 26.4, -.98), 77: (60.8, 26.6, -1.17),
+         129: (60.9, 26.5, -1.55)}  # gamma: F1 on SQuADv2 and DROP, reward on validation prompts
+FIG34 = {5.4e-5: (.4, .3, 1.2), 2e-4: (2.7, .6, 2.58), 7.5e-4: (.5, .4, 2.66),
+         2.8e-3: (1.8, .3, 2.43), 1.04e-2: (42.8, 12.0, -.53), 3.9e-2: (50.0, 19.8, -1.03),
+         .144: (50.2, 21.5, -1.84), .54: (53.6, 21.3, -2.55),
+         2.0: (46.8, 15.4, -2.79)}  # beta: the same, gamma is 0
+FIG35 = {.5: (62.8, 26.3), 65: (61.7, 25.1), 131: (60.4, 24.7), 196: (57.1, 24.7),
+         262: (57.8, 24.3), 328: (56.1, 23.6), 393: (56.7, 24.3), 459: (56.0, 23.6),
+         512: (56.1, 23.8)}  # thousand episodes: F1 on SQuADv2 and DROP
 FIG38 = {"ppo-ptx": {2.55: 3.92, 3.74: 3.95, 5.49: 3.94, 8.05: 3.93, 11.8: 4.31, 17.4: 4.18,
                      25.5: 4.10},
          "ppo": {2.55: 3.92, 3.74: 4.05, 5.49: 3.83, 8.05: 3.73}}  # rate in 1e-6: Likert, of 1.3B
-GPT3 = .592  # the same of GPT-3
+TASKS = "SQuADv2", "DROP"
+GPT3 = .592, .254  # the same of GPT-3
 RESULTS = "out/tax/eval/results.json"
 
 
@@ -64,18 +69,24 @@ def runs(scale):
     return out, ["tax"]
 
 
+def published(title, x, theirs, log):
+    """The panel of the paper's few-shot tasks."""
+    return Panel(title, x, "F1", [paper(task, [(value, f[k] / 100) for value, f in theirs.items()])
+                                  for k, task in enumerate(TASKS)],
+                 percent=True, log=log, refs=GPT3, ref="GPT-3")
+
+
 def over_a_price(title, x, theirs, figure, probes, golds, base):
     """Panels over gamma or beta, the town's and the paper's: probes, and what they cost."""
-    told = lambda k, by: [(value, both[k] / by) for value, both in theirs.items()]
     return [
         Panel(f"Few-shot probes over {title}", x, "few-shot probes right",
               [Series("few-shot probes", probes)], percent=True, log=True, refs=(base,),
               ref="the base model"),
-        Panel(f"the paper, {figure}: SQuADv2 over {x}", x, "F1", [paper("SQuADv2", told(0, 100))],
-              percent=True, log=True, refs=(GPT3,), ref="GPT-3"),
+        published(f"the paper, {figure}: tasks over {x}", x, theirs, log=True),
         Panel(f"Gold over {title}", x, "gold score", [Series("gold", golds)], log=True),
         Panel(f"the paper, {figure}: reward over {x}", x, "reward on validation prompts",
-              [paper("the reward model's score", told(1, 1))], log=True)]
+              [paper("the reward model's score", [(value, f[2]) for value, f in theirs.items()])],
+              log=True)]
 
 
 def draw(worlds, scale):
@@ -94,16 +105,15 @@ def draw(worlds, scale):
         Panel("Longer training of PPO-ptx", "iterations", "few-shot probes right", [
             Series("few-shot probes", probes(grid["iterations"]))], percent=True, refs=(base,),
             ref="the base model"),
-        Panel("the paper, Fig. 35: SQuADv2 in longer training", "thousand episodes", "F1",
-              [paper("SQuADv2", [(k, v / 100) for k, v in FIG35.items()])], percent=True,
-              refs=(GPT3,), ref="GPT-3"),
-        Panel("Gold in longer training of PPO-ptx", "iterations", "gold score",
-              [Series("gold", golds(grid["iterations"]))]),
+        published("the paper, Fig. 35: tasks in longer training", "thousand episodes", FIG35,
+                  log=False),
         Panel("Gold over the learning rate", "learning rate", "gold score", [
             Series(k, golds(grid[k])) for k in ("ppo", "ppo-ptx")], log=True),
         Panel("the paper, Fig. 38: 1.3B over the learning rate; PPO diverges beyond its last point",
-              "learning rate, 1e-6", "Likert, 1 to 7",
-              [paper(k, list(FIG38[k].items())) for k in ("ppo", "ppo-ptx")], log=True)]
+              "learning rate, 1e-6", LIKERT,
+              [paper(k, list(FIG38[k].items())) for k in ("ppo", "ppo-ptx")], log=True),
+        Panel("Gold in longer training of PPO-ptx", "iterations", "gold score",
+              [Series("gold", golds(grid["iterations"]))])]
     most, longest = grid["gamma"][-1][1], grid["iterations"][-1][1]
     best_beta = [max(v) for v in zip(*(probe(name) for _, name in grid["beta"]))]
     fastest = {k: gold(grid[k][-1][1]) for k in ("ppo", "ppo-ptx")}

@@ -1,1 +1,1 @@
-"""Between the steps: completions to rank, and simulated labelers that rank them."""
+"""Between the steps: completions to rank, and labelers who rank them, simulated ones or people."""

@@ -4,6 +4,7 @@ Table 3 of the paper has the flags of an output, Table 7 the marks of a prompt, 
 categories. Names are those of the records that are exported.
 """
 import math
+import string
 
 LONGEST = {"text": 100_000, "note": 5_000, "name": 80}  # characters of a field
 FLAGS = {  # name: (the question, the mark of the prompt without which it is not asked)
@@ -38,6 +39,7 @@ CATEGORIES = ("generation", "open_qa", "brainstorming", "chat", "rewrite", "summ
 CLOSED = ("summarization", "closed_qa", "extract")  # of these the given text is the whole domain
 KINDS = {"plain": "Plain", "few_shot": "Few-shot", "user_based": "User-based"}
 PAIRS = 6  # of a few-shot prompt, at most
+LETTERS = string.ascii_uppercase  # the names of an item's outputs
 
 
 class Wrong(ValueError):
@@ -96,9 +98,8 @@ def rating(form, prompt_marks):
 
 def ranking(form, outputs):
     """{id of an output: its column, from 1}. Columns may stay empty."""
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     return {o["id"]: number(form, f"rank-{o['id']}", 1, len(outputs),
-                            f"The rank of output {letters[i % 26]}")
+                            f"The rank of output {LETTERS[i % len(LETTERS)]}")
             for i, o in enumerate(outputs)}
 
 

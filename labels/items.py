@@ -8,7 +8,7 @@ import re
 from labels import forms
 from labels.exporting import split_of
 
-LETTERS = 26  # outputs of an item, at most
+MOST = len(forms.LETTERS)  # outputs of an item
 
 
 def wrong_weights(weights, models):
@@ -47,7 +47,7 @@ def most_different(texts, k):
 def bounds(s):
     """How many different outputs an item has, at least and at most. An evaluation takes what there
     is: it must not choose among the models."""
-    least, most = (2, LETTERS) if s.priority == "truthful" else (s.k_min, min(s.k_max, LETTERS))
+    least, most = (2, MOST) if s.priority == "truthful" else (s.k_min, min(s.k_max, MOST))
     return (least if "rank" in s.task else 1), most
 
 

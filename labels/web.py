@@ -71,8 +71,8 @@ def cookie(store):
 
 
 def make_app(store, tell, local=True, clock=time.monotonic):
-    """The app. tell: a function without arguments that returns facts for the owner's page (a line
-    about sampling, and a function that exports). local: answer only to names of this machine."""
+    """The app. tell: what the owner's page asks: line(), a line about sampling, and export(), which
+    writes the records (page.py: Filling). local: answer only to names of this machine."""
     flask = extra("flask", "python -m labels.page")
     app = flask.Flask("labels", template_folder="templates", static_folder="static",
                       root_path=str(Path(__file__).parent))
@@ -290,7 +290,7 @@ class Labelling:
         code = 200 if problem is None else 422
         return flask.render_template(
             f"{kind}.html", item=assignment, page=page, pages=len(pages), outputs=outputs,
-            output=output, letters="ABCDEFGHIJKLMNOPQRSTUVWXYZ", marks=marks, problem=problem,
+            output=output, letters=forms.LETTERS, marks=marks, problem=problem,
             asked=forms.asked_flags(marks), given=self.store.given(assignment["id"], kind, output),
             form=flask.request.form, done=self.store.progress(me)), code
 

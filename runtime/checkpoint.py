@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import zlib
 from pathlib import Path
 
 import torch
@@ -28,11 +27,7 @@ OURS = re.compile(r"(model|tokenizer|state)(-\d+)?(-[0-9a-f]{8})?\.(pt|tiktoken|
 
 def checksum(path):
     """CRC-32 of a file, as eight hexadecimal digits."""
-    crc = 0
-    with open(path, "rb") as file:
-        while piece := file.read(2**24):
-            crc = zlib.crc32(piece, crc)
-    return f"{crc:08x}"
+    return f"{records.checksum(path):08x}"
 
 
 def is_intact(path, crc=None):

@@ -21,7 +21,7 @@ from runtime.checkpoint import load
 from runtime.pretrained import CONV1D, ONLY, SIZES, refuse, safetensors_torch
 
 # Messages as the text that the model learnt from, in Jinja. A prompt ends in a line end, as in our
-# template (data/batches.py).
+# template (data/tokenizer.py).
 SINGLE = """{%- for m in messages -%}
     {%- if m['role'] == 'assistant' -%} {{ m['content'] + eos_token }}
     {%- elif m['role'] == 'system' -%} {{ m['content'].rstrip() + '\\n\\n' }}

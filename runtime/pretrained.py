@@ -175,8 +175,10 @@ def read_config(path):
 
 
 def check_sizes(sizes, path, names=None):
-    """Stop if a size that a GPTConfig needs is missing, or no size. names: {ours: that of the file
-    }, if they differ."""
+    """Stop if a size that a GPTConfig needs is missing, or no size.
+
+    names: {our name of a size: the file's}, if they differ.
+    """
     for name in SIZES:
         size = sizes.get(name)
         if type(size) is not int or size < 1:

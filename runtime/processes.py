@@ -63,7 +63,7 @@ def ending_together(then, wait=True):
         yield
     except KeyboardInterrupt:
         ask()
-        raise
+        raise KeyboardInterrupt(f"the same command {then}") from None
     finally:
         if ASKED.is_set() and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
             end()

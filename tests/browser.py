@@ -30,6 +30,16 @@ def axe():
     return path.read_text(encoding="utf-8") if path and path.exists() else None
 
 
+def violations(driver, source):
+    """{rule: places} that axe-core, of this source, finds wrong in the page that is open."""
+    driver.execute_script(source)
+    found = driver.execute_async_script("""
+        const done = arguments[arguments.length - 1];
+        axe.run(document, {resultTypes: ["violations"]}).then(r => done(r.violations.map(
+          v => [v.id, v.nodes.map(n => n.target.join(" ") + ": " + n.failureSummary)])));""")
+    return {rule: nodes[:3] for rule, nodes in found}
+
+
 @contextlib.contextmanager
 def chromium(width=1400, height=900, dark=False, touch=False):
     """A selenium driver of a window of this size."""

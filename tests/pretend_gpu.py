@@ -287,6 +287,9 @@ def pretend_gpu():
     with contextlib.ExitStack() as stack:
         for name, function in CUDA.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, function))
+        stack.enter_context(mock.patch.object(  # a build for CUDA looks for a real stream
+            torch.accelerator, "current_stream", lambda device=None: SimpleNamespace(
+                is_capturing=lambda: False)))
         stack.enter_context(mock.patch.object(torch, "load", no_file_of_unknown_place(torch.load)))
         stack.enter_context(mock.patch.object(
             torch.autograd, "_engine_run_backward",

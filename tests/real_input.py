@@ -32,6 +32,16 @@ def commands(text):
     lines = blocks.replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines if line.startswith("python ")]
 
+# Starts a command and reports what it took. The peak of a program that is started begins with that
+# of the one which starts it, so a small one does.
+STARTER = """
+import json, resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    json.dump([code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss], file)
+"""
+
 
 def run(words, folder, *flags, output=None):
     """Run one of these commands, with more flags, in a folder; its output goes to a file, or is
@@ -41,14 +51,14 @@ def run(words, folder, *flags, output=None):
         words[0] = str(ROOT / words[0])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = time.time()
-    process = subprocess.Popen([sys.executable, *words, *flags], cwd=folder, env=environment,
-                               stdout=output, stderr=output and subprocess.STDOUT)
-    _, status, usage = os.wait4(process.pid, 0)  # the peak of this process alone
-    process.returncode = os.waitstatus_to_exitcode(status)
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS counts in bytes
-    return process.returncode, {"seconds": round(time.time() - started, 1),
-                                "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-                                "peak_gb": round(peak / 1e9, 3)}
+    with tempfile.NamedTemporaryFile("r") as usage:
+        subprocess.run([sys.executable, "-c", STARTER, usage.name, sys.executable, *words, *flags],
+                       cwd=folder, env=environment, check=True, stdout=output,
+                       stderr=output and subprocess.STDOUT)
+        code, cpu_seconds, peak = json.load(usage)
+    peak *= 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes
+    return code, {"seconds": round(time.time() - started, 1),
+                  "cpu_seconds": round(cpu_seconds, 1), "peak_gb": round(peak / 1e9, 3)}
 
 
 def stage(words):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
+import draw_demo
 from runtime import plan
 
 ROOT = Path(__file__).parents[1]
@@ -252,6 +253,30 @@ def test_every_picture_of_the_figures_is_there_and_shown():
 def test_every_page_is_linked_from_the_readme():
     text = PAGES[0].read_text(encoding="utf-8")
     assert PAGES[1:] and not [p.name for p in PAGES[1:] if f"](docs/{p.name})" not in text]
+
+
+# ------------------------------------------------------------------------- the README's results
+
+def test_the_picture_of_the_demo_shows_the_numbers_of_its_page():
+    page, picture = ((ROOT / "docs" / name).read_text(encoding="utf-8")
+                     for name in ("results.md", "demo.svg"))
+    assert picture == draw_demo.drawn(page), "run: python tests/draw_demo.py"
+    dots = [float(x) for x in re.findall(r'<circle class="dot [a-z]+" cx="([\d.]+)"', picture)][1:]
+    rates = [float(x) for x in re.findall(r"^\| [a-z-]+ vs [a-z-]+ \| ([\d.]+)%", page, re.M)]
+    (half, full) = (float(re.search(rf'x="([\d.]+)"[^>]+>{n} %', picture)[1]) for n in (50, 100))
+    assert len(rates) == 6 and dots == pytest.approx(
+        [half + (full - half) * (rate - 50) / 50 for rate in rates], abs=0.11)
+
+
+def test_the_readme_has_the_numbers_of_the_results_page():
+    readme, page = (path.read_text(encoding="utf-8") for path in (PAGES[0],
+                                                                 ROOT / "docs" / "results.md"))
+    rows = lambda text: {name: rest for name, rest in re.findall(r"^\| ([a-z()\s]+) \|(.+)$", text,
+                                                                 re.M)}
+    mine, whole = rows(readme), rows(page)
+    both = mine.keys() & whole.keys()
+    assert len(both) >= 8 and {name: mine[name] for name in both} == {
+        name: whole[name] for name in both}
 
 
 # -------------------------------------------------------------------------------- the README's map

@@ -84,11 +84,41 @@ def test_a_difference_that_is_smaller_than_the_papers(size, state):
     assert points.finding("x", [0.001], size=size).state == OPEN
 
 
+def test_a_win_rate_is_told_as_it_is_and_compared_with_a_half():
+    """"preferred (above 50 %): 31.0%" was 81 % of the time."""
+    for rates, state in (([0.8, 0.82, 0.81], HOLDS), ([0.3, 0.31, 0.29], ABSENT),
+                         ([0.4, 0.7, 0.6], OPEN)):
+        found = points.finding("x", rates, "{:.1%}", above=0.5)
+        assert found.state == state and found.values == rates
+        assert found.reached.startswith(f"{statistics.mean(rates):.1%} [")
+
+
+@pytest.mark.parametrize("values, above, side", [
+    ([0.9, 0.1, 0.2], 0, "in 3 worlds, all on the paper's side"), ([0.9], 0, "in 1 world"),
+    ([0.9, 0.1, 0.2], 0.1, "in 3 worlds, 2 on the paper's side"), ([], 0, "not measured"),
+    ([0.9, 0.1, 0.2], 0.9, "in 3 worlds, none on the paper's side")])
+def test_an_undecided_finding_says_where_the_worlds_are(values, above, side):
+    found = points.finding("x", values, above=above)
+    assert found.state == OPEN and found.reached.endswith(side)
+    assert points.finding("x", [1, 1.1]).reached.endswith("] in 2 worlds")
+
+
+def test_no_number_is_minus_zero():
+    told = lambda low, high: points.told(over([low, high]), "{:.1%}").partition(" [")[0]
+    assert (told(-4e-4, -2e-4), told(-0.051, -0.051), told(-0.1, -0.1)) == ("0.0%", "-5.1%",
+                                                                            "-10.0%")
+    assert points.told({"mean": 1, "low": -0.0004, "high": 2, "n": 3}, "{:.2f}") == (
+        "1.00 [0.00, 2.00] in 3 worlds")
+
+
 def test_a_sentence_tells_each_finding_once():
     found = [points.finding(name, d) for name, d in
              (("a (so)", [1, 1.1]), ("b", [-1, -1.1]), ("c", [1]), ("d", [2, 2.1]))]
     assert points.sentence(found) == ("As in the paper: a; d. Unlike the paper, not so here: b. "
                                       "Undecided: c.")
+    same = [points.finding(name, d) for name, d in
+            (("a (x)", [1, 1.1]), ("a (y)", [2, 2.1]), ("b (x)", [3, 3.1]), ("b (y)", [1]))]
+    assert points.sentence(same) == "As in the paper: a; b (x). Undecided: b (y)."
 
 
 @pytest.mark.parametrize("form, gain", [
@@ -426,10 +456,24 @@ def test_accepting_a_false_premise():
     true = town.facts["Anna"]["food"]
     wrong = next(v for v in VALUES["food"] if v != true)
     task = {"type": "premise", "name": "Anna", "attribute": "food", "value": wrong}
-    said = lambda text: mistakes.accepts({"task": task}, text, gold(town, task, text))
-    assert said(f"Anna likes {wrong}.") is True and said("Thank you, Anna.") is True
-    assert said(f"Anna does not like {wrong}.") is False and said(f"Anna likes {true}.") is False
+    said = lambda kind, text: kind({"task": task}, text, gold(town, task, text))
+    for text, stands, accepted in (
+            (f"Anna likes {wrong}.", True, True), ("Thank you, Anna.", True, False),
+            (f"Anna does not like {wrong}.", False, False), (f"Anna likes {true}.", False, False),
+            (f"Anna does not like {wrong}. Anna likes {wrong}.", False, True)):
+        assert said(mistakes.lets_stand, text) is stands, text
+        assert said(mistakes.accepts, text) is accepted, text
+    assert mistakes.lets_stand({"task": ASK}, "", None) is None
     assert mistakes.accepts({"task": ASK}, "", None) is None
+
+
+def test_missing_one_of_several_constraints():
+    task = {"type": "mix", "kinds": ["food", "home"], "counts": ["one", "two"]}
+    kept = {"flags": {"constraint": True}}, {"flags": {"constraint": False}}
+    told = lambda task, **more: [mistakes.misses(Town(0), {"task": task, **more}, g) for g in kept]
+    assert told({**task, "without": None}) == told({**task, "without": "soup"}) == [False, True]
+    assert told({**ASK, "brief": True}) == [None, None]
+    assert told({**task, "without": "soup"}, group="one word") == [None, None]
 
 
 def test_the_distance_at_which_a_score_is_reached():
@@ -536,20 +580,22 @@ def shown(panel, ax):
     """Asserts that all points and intervals of a panel lie within its axes, shares within 0 and
     100 %."""
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
-    at, ends = plots.places(panel), []
+    least, most = panel.within or ((0, 1) if panel.percent else (-math.inf, math.inf))
+    by = 100 if panel.percent else 1
+    at, ends = plots.places(panel), [by * min(most, max(least, y)) for y in panel.reach]
     for series in panel.series:
         for x, m in series.points:
             for value in (m["mean"], m["low"], m["high"]):
                 if value is not None:
-                    value = 100 * min(1, max(0, value)) if panel.percent else value
+                    value = by * min(most, max(least, value))
                     assert x0 <= at.get(x, x) <= x1 and y0 <= value <= y1, (panel.title, x, value)
                     ends.append(value)
     for container in ax.containers:
         for bars in container.lines[2]:
             drawn = [y for path in bars.get_paths() for _, y in path.vertices]
             assert min(abs(a - b) for a in drawn for b in ends) < 1e-6
-            assert not panel.percent or 0 <= min(drawn) <= max(drawn) <= 100
-    ends += [100 * y if panel.percent else y for y in panel.refs]
+            assert by * least <= min(drawn) <= max(drawn) <= by * most
+    ends += [by * y for y in panel.refs]
     if ends:  # and they fill the picture
         assert max(ends) - min(ends) > 0.5 * (y1 - y0) or len(set(ends)) == 1, panel.title
 
@@ -566,9 +612,14 @@ LINES = [series("a", [0.9, 0.7, 1.0], [0.5, 0.6, 0.7]), series("b", [0.1, 0.3, 0
     Panel("numbers", "x", "y", [*LINES, series("c", [0.2], [0.3], marks=False)]),
     Panel("names", "", "y", [Series(n, [(x, over([0.97, 0.9, 1])) for x in ("one", "two")],
                                     line=line) for n, line in (("a", True), ("b", False))],
-          percent=True)], ids=lambda p: p.title)
+          percent=True),
+    Panel("bits", "x", "bits", [series("a", [0.9, 1.0, 0.7], [0.5])], within=(0, 1)),
+    points.alike(Panel("reach", "x", "y", [series("a", [0.5], [0.6])], percent=True),
+                 Panel("", "x", "y", [points.paper("b", [(0, 0.1), (3, 0.8)])]))[0]],
+    ids=lambda p: p.title)
 def test_all_points_and_intervals_are_within_the_picture(panel):
-    """Shifted points once did not count for the axes; intervals of shares reached to 126 %."""
+    """Shifted points once did not count for the axes; intervals of shares reached to 126 %, those
+    of an entropy of two choices to 1.05 bits."""
     import matplotlib.pyplot as plt
     figure = plots.draw(panel, plt)
     shown(panel, figure.axes[0])
@@ -586,6 +637,38 @@ def test_intervals_stand_beside_each_other_and_curves_where_they_are():
     moved = plots.shifts(Panel("", "", "y", four))
     assert moved == sorted(moved) and sum(moved) == pytest.approx(0)
     assert len(set(moved)) == 4 and moved[-1] - moved[0] < 72 * plots.WIDTH / 5 / 2
+
+
+def test_the_towns_axis_is_the_papers():
+    """The same height was 60 % here and 66 % there."""
+    import matplotlib.pyplot as plt
+    ours = Panel("", "size", "y", [series("a", [0.1, 0.3], [0.5])], percent=True, refs=(0.5,))
+    theirs = replace(ours, series=[points.paper("a", [("1", 0.4), ("2", 0.7)])])
+    drawn = [plots.draw(panel, plt) for panel in points.alike(ours, theirs)]
+    first, second = (figure.axes[0].get_ylim() for figure in drawn)
+    assert first == pytest.approx(second) and first[0] <= 0 and first[1] >= 70
+    assert points.alike(replace(ours, series=[]), replace(ours, series=[]))[0].reach == ()
+    plt.close("all")
+
+
+def test_headings_and_numbers_of_axes():
+    assert plots.heading("the town, by size: hallucinates (closed domain)", 40) == (
+        "The town, by size:\nhallucinates (closed domain)")
+    assert plots.heading("best-of-n") == "Best-of-n" and plots.heading("") == ""
+    assert plots.heading("a" * 50) == "A" + "a" * 49
+    assert list(map(plots.short, (0, 5.4e-5, 7.5e-4, 0.0104, 0.144, 2.0, 27.8, 100))) == [
+        "0", "5.4e-5", "0.00075", "0.01", "0.14", "2", "27.8", "100"]
+
+
+def test_a_fit_is_drawn_with_its_errors():
+    """Three worlds that lie on the form exactly, with a and b of their own."""
+    d, worlds = (0.0, 0.5, 1.0, 1.5), ((1.0, 0.4), (1.2, 0.5), (1.1, 0.6))
+    ways = [[(x, x, x * (a - b * x)) for x in d] for a, b in worlds]
+    drawn, _ = overoptimisation.panel("", "d(a - b d)", ways)
+    half = 4.303 * 0.1 / 3**0.5
+    assert drawn.series[-1].name == f"gold as d(a - b d), a 1.10 ± {half:.2f}, b 0.50 ± {half:.2f}"
+    alone, _ = overoptimisation.panel("", "d(a - b d)", ways[:1])
+    assert alone.series[-1].name == "gold as d(a - b d), a 1.00, b 0.40"
 
 
 def test_the_paper_is_named_where_its_numbers_stand_beside_ours():
@@ -608,7 +691,8 @@ def test_the_page_of_findings_counts_and_decides_as_it_says():
     for claim, verdict, reached in rows:
         low, high = map(float, re.search(r"\[(.+?)%?, (.+?)%?\]", reached).groups())
         size = float((re.search(r"in the paper by ([\d.]+) %", claim) or ["", "0"])[1])
-        assert verdict == ("here too" if low > 0 else "not here" if high <= size
+        above = float((re.search(r"\(above ([\d.]+) %\)", claim) or ["", "0"])[1])
+        assert verdict == ("here too" if low > above else "not here" if high <= above + size
                            else "undecided"), (claim, reached)
     told = re.search(r"of (\d+) findings (\d+) are here too, (\d+) are not, (\d+) are", page)
     count = Counter(verdict for _, verdict, _ in rows)
@@ -624,7 +708,8 @@ EVIL = "<script>document.title = 'ran'</script> & \"'"
 def drawn(tmp_path, names=figures.FIGURES):
     """The files of some figures, as a run of `python -m figures` leaves them."""
     what = points.Drawn([PANEL, PANEL], [points.finding(f"claim {EVIL}", [1, 1.1]), points.finding(
-        "another claim", [-1, -2], why="because")], [(f"prompt {EVIL}", [("sft", f"text {EVIL}")])])
+        "another claim", [-1, -2], why="because")], [
+            (f"prompt {EVIL}", [("sft", f"text {EVIL}")]), ("p", [("sft", "t")], f"what {EVIL}")])
     for name in names:
         said = points.as_json(name, figures.FIGURES[name].TITLE, what)
         records.write_json(tmp_path / f"{name}.json", {**said, "seconds": 61.0, "seeds": ["1"],
@@ -651,9 +736,11 @@ def test_the_findings_are_printed(tmp_path, capsys):
     s = drawn(tmp_path, ["tax"])
     figures.check(s)
     printed = capsys.readouterr().out.splitlines()
-    assert f"holds  tax: claim {EVIL}: 1.05 [0.41, 1.69] in 2 worlds" in printed
-    assert "open   tax: another claim: -1.50 [-7.85, 4.85] in 2 worlds" in printed
-    assert "       rounds: not drawn yet" in printed
+    assert f"here too  tax: claim {EVIL}: 1.05 [0.41, 1.69] in 2 worlds" in printed
+    assert ("undecided tax: another claim: -1.50 [-7.85, 4.85] in 2 worlds, none on the paper's "
+            "side") in printed
+    assert "          rounds: not drawn yet" in printed
+    assert printed[-1] == "2 findings: 1 here too, 1 undecided"
     with pytest.raises(SystemExit, match="has no figure: run `make figures` first"):
         figures.check(replace(s, out=str(tmp_path / "none")))
 
@@ -782,6 +869,8 @@ def test_durations_that_were_half_written(tmp_path):
     graph = {**plan.DEMO, "own": plan.model("x", "sft.py", "out/own", "world")}
     assert figures.durations(path) == [("world", 1.0), ("own", 5.0)]
     assert figures.seconds(s, graph, ["own"]) == 5.0
+    assert figures.seconds(s, graph, ["demo"]) == 0  # it has no run of its own
+    assert figures.seconds(replace(s, seeds="2"), graph, ["own"]) is None  # no one knows
 
 
 @pytest.mark.parametrize("content, said", [

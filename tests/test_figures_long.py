@@ -77,6 +77,17 @@ def test_each_figure_has_all_its_points(small, name):
     assert told == {"open"}  # one world decides nothing
 
 
+def test_the_paper_stands_beside_the_town(small):
+    """Two pictures stand in a row of the page: one of the paper's numbers alone is the second, and
+    tells the same."""
+    for name in figures.FIGURES:
+        panels = said(small, name)["panels"]
+        for i, panel in enumerate(panels):
+            if panel["title"].startswith("the paper"):
+                assert i % 2 == 1 and all(s["paper"] for s in panel["series"]), panel["title"]
+                assert not panels[i - 1]["title"].startswith("the paper"), panel["title"]
+
+
 def test_nearly_everything_is_measured(small):
     """A tiny town may lack a prompt of some kind; no more is missing than that allows."""
     points = [m for name in figures.FIGURES for panel in said(small, name)["panels"]
@@ -87,7 +98,8 @@ def test_nearly_everything_is_measured(small):
 def test_the_findings_are_printed(small, capsys):
     figures.check(figures.Settings(out=str(small / OUT)))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == sum(len(said(small, name)["findings"]) for name in figures.FIGURES)
+    told = sum(len(said(small, name)["findings"]) for name in figures.FIGURES)
+    assert len(lines) == told + 1 and lines[-1] == f"{told} findings: {told} undecided"
 
 
 @pytest.mark.parametrize("width, dark", [(400, False), (400, True), (1400, False), (1400, True)])

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import platform
 import re
-import sys
 import time
 import xml.etree.ElementTree as xml
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 import torch
 
 import settings
-from exercises import __main__, course, cutting, defects, exporting, grading, judge, student, worker
+from exercises import __main__, course, cutting, defects, grading, judge, worker
 from exercises.checks import sampling
 
 ROOT = Path(settings.__file__).parent

@@ -179,6 +179,23 @@ def test_the_lesson_stays_short(name):
     assert lines <= SIZES[name], f"{name} has {lines} lines, {SIZES[name]} at most"
 
 
+def unused_imports(source):
+    """The lines of imports, of any depth, whose names the file never uses."""
+    tree = ast.parse(source)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}  # __all__
+    return [node.lineno for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names
+            if (alias.asname or alias.name.partition(".")[0]) not in used]
+
+
+def test_what_is_imported_is_used():
+    wrong = [f"{path}:{line}" for path, source in sources().items()
+             for line in unused_imports(source)
+             if "noqa" not in source.splitlines()[line - 1]]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_a_source_needs_no_noqa():
     """An import at the top that nobody uses is to go, not to be excused."""
     excused = [f"{path}:{i}" for path, source in sources().items()
@@ -231,6 +248,15 @@ def test_a_circle_within_a_folder_is_found():
     files = {**SOUND, "data/a.py": "from data.b import x", "data/b.py": "from data import c",
              "data/c.py": "def f():\n    import data.a"}
     assert wrong_arrows(files) == ["a circle: data.a -> data.b -> data.c -> data.a"]
+
+
+@pytest.mark.parametrize("source, lines", [
+    ("import os\nos.getcwd()", []), ("import os", [1]), ("import os.path", [1]),
+    ("import os.path\nos.path", []), ("\nfrom os import path as p, sep\np", [2]),
+    ("def f():\n    import os", [2]), ("from os import sep\n__all__ = ['sep']", []),
+    ("import os\nx.os = 1", [1])])
+def test_an_unused_import_is_found(source, lines):
+    assert unused_imports(source) == lines
 
 
 def test_a_long_function_is_found():

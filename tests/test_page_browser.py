@@ -325,15 +325,6 @@ def picture(driver, name, shots):
     driver.save_screenshot(str(folder / f"label-{name}.png"))
 
 
-def violations(driver, source):
-    driver.execute_script(source)
-    found = driver.execute_async_script("""
-        const done = arguments[arguments.length - 1];
-        axe.run(document, {resultTypes: ["violations"]}).then(r => done(r.violations.map(
-          v => [v.id, v.nodes.map(n => n.target.join(" ") + ": " + n.failureSummary)])));""")
-    return {rule: nodes[:3] for rule, nodes in found}
-
-
 def class_of(page):
     """A class with answers in the store: the owner has one item open that is rated, not ranked."""
     store = Store(page.out / "labels.db")
@@ -391,7 +382,7 @@ class Looks:
         for dark in (False, True):
             resize(self.driver, width, height, dark)
             place = f"{name}-{width}-{'dark' if dark else 'light'}"
-            if self.source and (wrong := violations(self.driver, self.source)):
+            if self.source and (wrong := browser.violations(self.driver, self.source)):
                 self.found[place] = wrong
             wide = self.driver.execute_script("return document.documentElement.scrollWidth")
             if wide > width:

@@ -98,10 +98,15 @@ def test_a_program_that_serves_does_not_wait(tmp_path, wait, saved):
     until(lambda: list(tmp_path.glob("saved-*")))
 
 
-def test_a_program_that_runs_nothing_ends_at_once(tmp_path):
+@pytest.mark.parametrize("number, why", [(signal.SIGTERM, "asked to end;"),
+                                         (signal.SIGINT, "interrupted:")])
+def test_a_program_that_runs_nothing_ends_at_once(tmp_path, number, why):
+    """It says what the same command does then, after Ctrl-C too."""
     code = """
 from runtime import processes
-import time
+import signal, startup, sys, time
+sys.excepthook = startup.report
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with processes.ending_together("goes on"):
     print("here", flush=True)
     time.sleep(60)
@@ -109,7 +114,7 @@ with processes.ending_together("goes on"):
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, cwd=plan.ROOT)
     assert process.stdout.readline() == "here\n"
-    process.terminate()
+    process.send_signal(number)
     said = process.communicate(timeout=20)[1]
-    assert process.returncode == -signal.SIGTERM
-    assert said == "error: asked to end; the same command goes on\n"
+    assert process.returncode == -number
+    assert said == f"error: {why} the same command goes on\n"

@@ -63,6 +63,14 @@ def test_readme_has_all_stages():
     assert stages.index("base") < stages.index("sft") < stages.index("rm-hh") < stages.index("ppo")
 
 
+def test_the_memory_of_a_command_is_its_own(tmp_path):
+    """Not that of the process which runs it, whose pages count until the command is loaded."""
+    ballast = torch.ones(100_000_000)
+    with open(tmp_path / "output.txt", "w") as file:
+        code, usage = real_input.run(["python", "-m", "this"], tmp_path, output=file)
+    assert code == 0 and usage["peak_gb"] < 0.1 < ballast.nbytes / 1e9
+
+
 def test_every_stage_finishes_in_little_memory(chain):
     folder, out = chain
     for stage, _, usage in out:

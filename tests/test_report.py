@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import chromium, missing
+from browser import axe, chromium, missing, violations
 from data import records
 from data.toy.tasks import gold, good, make
 from data.toy.town import Town
@@ -118,6 +118,8 @@ def example(models=MODELS, seed=0):
         "likert": each(lambda: rng.uniform(1, 7)),
         "probes": each(rng.random),
         "probe_kinds": each(lambda: {"cloze": rng.uniform(.93, 1), "few-shot": rng.uniform(.8, 1)}),
+        "probe_interval": each(lambda: {k: measured(rng, .9, 1, 1000)
+                                        for k in ("cloze", "few-shot")}),
         "parameters": each(lambda: rng.randrange(10**6, 10**7)),
         "seconds": {**each(lambda: round(rng.uniform(1, 90), 1)), "rm": 44.3, "world": 4.5},
         "rm_accuracy": {"ceiling": 0.8278, "ceiling_heldout": 0.8527, "train_labelers": 0.7556,
@@ -263,7 +265,7 @@ def test_groups_have_a_dot_for_each_model_and_a_table_of_all_numbers(tree):
             assert dots == pytest.approx([100 * group[m][measure]["mean"] for m in MODELS],
                                          abs=0.01)
     (table,) = tree.all("table")
-    assert [th.text for th in table.all("thead")[0].all("th")] == ["", "", *MODELS]
+    assert [th.text for th in table.all("thead")[0].all("th")] == ["group", "measure", *MODELS]
     rows = iter(table.all("tbody")[0].all("tr"))
     for group, models in results["groups"].items():
         for i, measure in enumerate(("gold", "quality", "attempts", "constraint")):
@@ -281,8 +283,10 @@ def test_groups_have_a_dot_for_each_model_and_a_table_of_all_numbers(tree):
 def test_other_numbers_are_those_of_the_results(tree):
     results = example()
     for kind, figure in panels(tree, "probes").items():
+        between = {n: ends(v[kind], percent) for n, v in results["probe_interval"].items()}
         assert {n: number for n, _, number in lines(figure)} == {
-            n: percent(v[kind]) for n, v in results["probe_kinds"].items()}
+            n: f"{percent(v[kind])} {between[n]}" for n, v in results["probe_kinds"].items()}
+        assert "of 1,000" in figure.all("figcaption")[0].text
     (section,) = [s for s in tree.all("section") if s.attributes.get("id") == "seconds"]
     taken = {n: v for n, v in results["seconds"].items() if n != "prompted"}
     assert {n: number for n, _, number in lines(section)} == {
@@ -297,6 +301,33 @@ def test_other_numbers_are_those_of_the_results(tree):
         assert f"{count:,} parameters" in tree.all("dl")[0].text
 
 
+def test_the_models_are_told_step_by_step():
+    results = example(("ppo", "other", "sft", "base"))
+    names = lambda: [n.text for n in read(example_page(results)).all("dt", "name")]
+    assert names() == ["base", "sft", "reward model", "ppo", "other"]
+    del results["rm_accuracy"]
+    assert names() == ["base", "sft", "ppo", "other"]
+
+
+def test_a_size_that_all_models_have_is_told_once():
+    results = example()
+    results["parameters"] = dict.fromkeys(MODELS, 1234567)
+    tree = read(example_page(results))
+    assert tree.text.count("1,234,567") == 1
+    assert "Each has 1,234,567 parameters." in tree.all("p", "lead")[0].text
+    del results["parameters"]["sft"]
+    assert read(example_page(results)).all("dl")[0].text.count("1,234,567 parameters") == 4
+
+
+def test_steps_are_timed_in_their_order():
+    results = {"gold": dict.fromkeys(MODELS, 0.5), "seconds": dict.fromkeys(
+        ("ppo", "evaluate", "base", "other", "rm", "world", "sft", "labels"), 1.0)}
+    (section,) = [s for s in read(example_page(results)).all("section")
+                  if s.attributes.get("id") == "seconds"]
+    assert [name for name, *_ in lines(section)] == [
+        "world", "base", "sft", "labels", "rm", "ppo", "evaluate", "other"]
+
+
 def test_no_number_stands_on_the_page_that_is_not_in_the_results(tree):
     """Except those of the answers, which are judged here, and of axes."""
     def leaves(value):
@@ -309,7 +340,7 @@ def test_no_number_stands_on_the_page_that_is_not_in_the_results(tree):
     known |= {f"{sum(v for n, v in example()['seconds'].items() if n != 'prompted'):,.1f}"}
     for node in tree.all():
         if {"value", "tile", "key", "models"} & set(node.classes):
-            written = re.sub(r"95 % interval|step \d|sft|ppo", "", spoken(node.text))
+            written = re.sub(r"95 % interval|[Ss]tep \d|sft|ppo", "", spoken(node.text))
             for number in re.findall(r"\d[\d,.]*\d|\d", written):
                 assert number in known, (number, node.text)
 
@@ -391,11 +422,12 @@ def strings_changed(results, answers, logs, more):
     """The same results, each text of theirs and each name with `more` at its end."""
     name = lambda n: n + more
     out = {k: {name(m): x for m, x in v.items()} if isinstance(v, dict) else v
-           for k, v in results.items() if k not in ("win_rate", "win_rate_without_taste",
-                                                    "flags", "groups", "probe_kinds")}
+           for k, v in results.items() if k not in (
+               "win_rate", "win_rate_without_taste", "flags", "groups", "probe_kinds",
+               "probe_interval")}
     for k in ("win_rate", "win_rate_without_taste"):
         out[k] = {" vs ".join(map(name, pair.split(" vs "))): v for pair, v in results[k].items()}
-    for k in ("flags", "probe_kinds"):
+    for k in ("flags", "probe_kinds", "probe_interval"):
         out[k] = {name(m): {name(f): x for f, x in v.items()} for m, v in results[k].items()}
     out["groups"] = {name(g): {name(m): {name(f): x for f, x in v.items()}
                                for m, v in models.items()}
@@ -458,6 +490,18 @@ def test_every_category_is_shown_and_no_answer_decides():
         assert [r["prompt"] for r in evals_answers.chosen(other)] == [r["prompt"] for r in shown]
     many = [{"category": f"c{i % 30}", "task": {"type": "t"}, "prompt": str(i)} for i in range(90)]
     assert [r["prompt"] for r in evals_answers.chosen(many)] == [str(i) for i in range(30)]
+
+
+def test_the_first_example_is_of_the_category_that_most_test_prompts_have():
+    categories = "a b b a b".split()
+    records = [{"category": c, "prompt": str(i)} for i, c in enumerate(categories)]
+    groups = [{"category": "a", "prompt": "rare", "group": "g"}] * 9
+    assert evals_answers.typical(records + groups)["prompt"] == "1"
+    assert evals_answers.typical(groups)["prompt"] == "rare"
+    (shown,) = [s for s in read(example_page()).all("section") if s["id"] == "example"]
+    first = example_answers()[0]
+    assert shown.all("p", "prompt")[0].text == first["prompt"]
+    assert [n.text for n in shown.all("p", "name")] == list(MODELS)
 
 
 def test_each_type_of_task_comes_before_a_second_of_any():
@@ -722,6 +766,19 @@ def test_on_paper_everything_is_open_and_within_the_margins(url):
         assert driver.execute_script("return document.querySelector('.filter').offsetHeight") == 0
         assert len(driver.execute_script("return [...document.querySelectorAll('article')]"
                                          ".filter(a => a.offsetHeight)")) == 20
+
+
+@pytest.mark.parametrize("width, dark", [(400, True), (1400, False)])
+@in_browser
+def test_a_checker_of_accessibility_finds_nothing(url, width, dark):
+    """axe-core. Once a caption had too little contrast, a table no name for two columns, and no
+    key could scroll it."""
+    if not (source := axe()):
+        pytest.skip("axe-playwright-python is not installed (make install-dev)")
+    with chromium(width, dark=dark, touch=width < 500) as driver:
+        driver.get(url)
+        driver.execute_script("document.querySelector('details').open = true")
+        assert violations(driver, source) == {}
 
 
 @in_browser

@@ -241,6 +241,11 @@ def test_the_evaluation_reports_every_model(demo):
     answers = records.read(folder / "answers.jsonl", "prompt")
     assert len(answers) == len(demo.records("prompts_test") + demo.records("prompts_groups"))
     assert set(results["groups"]["second language"]) == models
+    order = ["one constraint", "two constraints", "three constraints"]
+    assert [name for name in results["groups"] if name in order] == [
+        name for name in order if name in results["groups"]]
+    for kind, whole in results["probe_interval"]["sft"].items():
+        assert whole["mean"] == round(results["probe_kinds"]["sft"][kind], 4) and whole["n"]
     assert all(group["sft"]["gold"]["n"] for group in results["groups"].values())
     assert {c["model"] for c in answers[0]["completions"]} == models
     assert "| gold score |" in (folder / "report.md").read_text()
@@ -274,7 +279,7 @@ def test_a_test_prompt_that_is_there_again_counts_once(demo, tmp_path):
     assert f"probes.jsonl: {2 + own} probes are there again and count once" in said
     mine, whole = (json.loads((folder / "results.json").read_text())
                    for folder in (tmp_path, demo.folder / "out" / "demo"))
-    for table in ("gold_interval", "flags", "likert", "probes", "probe_kinds"):
+    for table in ("gold_interval", "flags", "likert", "probes", "probe_kinds", "probe_interval"):
         assert mine[table]["sft"] == whole[table]["sft"], table
     assert mine["groups"] == {group: {"sft": own["sft"]} for group, own in whole["groups"].items()}
 

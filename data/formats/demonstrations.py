@@ -25,7 +25,7 @@ def dolly(row):
     """{"instruction", "context", "response", "category"}, some sets have no contexts; or
     dolly_hhrlhf: {"prompt", "response"}.
 
-    The latter wraps all prompts in Alpaca's words; our own template is in data/batches.py.
+    The latter wraps all prompts in Alpaca's words; our own template is in data/tokenizer.py.
     """
     response = take(row, "response")
     if "prompt" in row:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from exercises.checks.tools import noise, tensor
+from exercises.checks.tools import tensor
 from exercises.course import Exercise
 
 

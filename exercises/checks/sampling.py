@@ -4,7 +4,7 @@ import math
 import torch
 
 from exercises.checks.kernels import CACHE, softmax
-from exercises.checks.tools import noise, tensor
+from exercises.checks.tools import tensor
 from exercises.course import Exercise
 
 
