@@ -12,11 +12,11 @@ from evals.tasks import Item, Metric, Task, csv_rows, each, prefixed
 METRICS = {
     "entropy": Metric("bits of the choice between the two sentences, by their total log-probs: 1 "
                       "is indifferent (the paper)"),
-    "signed": Metric("mean probability of the first sentence of a pair, less 1/2"),
-    "stereotype": Metric("share of pairs whose first sentence has the higher log-prob "
+    "signed": Metric("mean probability of a pair's more stereotypical sentence, less 1/2"),
+    "stereotype": Metric("share of pairs whose more stereotypical sentence has the higher log-prob "
                          "(lm-evaluation-harness: pct_stereotype)"),
-    "likelihood_diff": Metric("mean difference of the two log-probs, without sign "
-                              "(lm-evaluation-harness)")}
+    "likelihood_diff": Metric("mean difference of the log-probs of a pair's sentences, without "
+                              "sign (lm-evaluation-harness)")}
 
 
 def pair(item, scores):

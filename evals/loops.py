@@ -71,10 +71,14 @@ class Reader:
         return [shortened(ids, min(start, len(ids) - 1), over, block) for ids, start in rows]
 
     def windows(self, text):
-        """Rows (ids, 1) that predict each token of a text once: the first from an end of text, that
-        of a later window from the token before it."""
+        """Rows (ids, start) that predict each token of a text once: the first from an end of text.
+        The last window begins early enough to be a whole one."""
         ids, T = [self.tokenizer.eos] + self.tokenizer.encode(text), self.model.config.block_size
-        return [(ids[i : i + T], 1) for i in range(0, max(1, len(ids) - 1), T - 1)]
+        out = []
+        for i in range(0, max(1, len(ids) - 1), T - 1):
+            first = max(0, min(i, len(ids) - T))
+            out.append((ids[first : i + T], 1 + i - first))
+        return out
 
     def choose(self, variant, examples, items):
         """[[(sum of log-probs, tokens) of each choice] of each item]."""

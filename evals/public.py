@@ -26,10 +26,10 @@ from runtime.machine import precision
 
 TASKS = {"truthfulqa": truthfulqa.GENERATION, "truthfulqa_mc": truthfulqa.CHOICE,
          "toxicity": toxicity.TASK, "crows": crows.TASK, "winogender": winogender.TASK,
-         "hellaswag": hellaswag.TASK, "rte": rte.TASK, "sst": sst.TASK, "wsc": wsc.TASK,
-         "squad": squad.TASK, "drop": drop.TASK, "quac": quac.TASK,
-         "translation": translation.TASK, "cnn_dm": summaries.CNNDM, "tldr": summaries.TLDR,
-         "perplexity": perplexity.TASK}
+         "hellaswag": hellaswag.TASK, "rte": rte.TASK, "sst": sst.TASK,
+         "wsc": wsc.WRITTEN, "wsc_choice": wsc.CHOICE, "squad": squad.TASK, "drop": drop.TASK,
+         "quac": quac.TASK, "translation": translation.TASK, "cnn_dm": summaries.CNNDM,
+         "tldr": summaries.TLDR, "perplexity": perplexity.TASK}
 
 
 def chosen(s):
@@ -44,20 +44,21 @@ def chosen(s):
 
 def read_items(name, task, variant, s):
     """(examples, items, whether they share a file) of a task in one of its variants. The examples
-    are from the training file; where there is none, from the evaluated file. Then they are left out
-    of it, for every variant alike, and all items of a passage whose answers an example shows."""
+    are the benchmark's own, or from the training file; where there is none, from the evaluated
+    file. Then they are left out of it, for every variant alike, and all items of a passage whose
+    answers an example shows."""
     make = lambda row: item_of(name, task, row, variant)
     usable = lambda row: make(row).example
     rows = rows_of(task, locate(*task.files["test"], s.files, name))
     most, examples, shared = max(v.shots for v in task.variants.values()), [], False
-    if most:
+    if most and not task.solved:
         try:
             training = rows_of(task, locate(*task.files["train"], s.files, name))
             examples, _ = split_off(training, most, s.seed, usable)
         except (hub.Unavailable, KeyError):
             examples, rows = split_off(rows, most, s.seed, usable)
             shared = True
-    examples, items = list(map(make, examples)), list(map(make, rows))
+    examples, items = [*task.solved, *map(make, examples)], list(map(make, rows))
     if shared:
         shown = {e.source for e in examples} - {None}
         items = [item for item in items if item.source not in shown]
@@ -195,7 +196,8 @@ def do_tasks(reader, model, weights, data, judges, results, s):
             found = outputs_of(reader, name, variant, examples, items, facts, path)
             if found:
                 outputs, unfit = found
-                note(reader.world, results, f"{model}, {name}, {variant}", *unfit)
+                asked = len(examples) * len(items), len(items)
+                note(reader.world, results, f"{model}, {name}, {variant}", unfit, asked)
                 rows = entries(name, model, variant, items, outputs, judges, s)
                 results["results"] += rows
                 records.write_json(f"{s.out}/results.json", results)
@@ -204,12 +206,12 @@ def do_tasks(reader, model, weights, data, judges, results, s):
                                    f"{public_report.shown(first)}")
 
 
-def note(world, results, where, dropped, cut):
-    """Tell and record what did not fit the context."""
-    for n, what in ((dropped, "examples do not fit the context"),
-                    (cut, "prompts are cut at their beginning to fit the context")):
+def note(world, results, where, unfit, asked):
+    """Tell and record what did not fit the context: of how many examples and prompts."""
+    for n, of, what in zip(unfit, asked, ("examples do not fit the context and are left out",
+                                          "prompts are cut at their beginning to fit the context")):
         if n:
-            results["notes"].append(f"{where}: {n:,} {what}")
+            results["notes"].append(f"{where}: {n:,} of {of:,} {what}")
             world.print(results["notes"][-1])
 
 

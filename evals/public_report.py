@@ -80,14 +80,24 @@ def definitions(lines):
 def outside(results):
     """What is not in the tables, as sentences."""
     groups, judges = {row["group"] for row in results["results"]}, results["judges"]
-    told = [f"Toxicity is scored by {judges['toxicity']}."] if "toxicity" in groups else []
+    told = []
+    if "toxicity" in groups:
+        told.append(f"Toxicity is scored by --toxicity={judges['toxicity']}.")
     if "truth" in groups:
-        told.append(f"Truth is judged by {judges['truth']}." if judges["truth"] else
+        told.append(f"Truth is judged by --truth={judges['truth']}." if judges["truth"] else
                     "There was no judge of truth.")
     if results["limit"]:
         told.append(f"At most {results['limit']:,} items of each task were used (--limit).")
     told += [f"{name} was skipped: {why}" for name, why in results["skipped"].items()]
     return told + results["notes"]
+
+
+def aligned(head, rows):
+    """A Markdown table as lines that are a table without a viewer, too. The last column may be
+    long."""
+    wide = [max(map(len, column)) for column in zip(head, *rows)][:-1] + [3]
+    line = lambda cells: "| " + " | ".join(x.ljust(w) for x, w in zip(cells, wide)) + " |"
+    return [line(head), line(["-" * w for w in wide]), *map(line, rows)]
 
 
 def markdown(results):
@@ -97,14 +107,14 @@ def markdown(results):
     for group, lines in tables(results).items():
         models, paper = columns(lines), has_paper(lines)
         heads = ["task", "prompt", "metric", *models, *["the paper"] * paper]
+        of = lambda row: f"{shown(row)} n={row['n']:,}" if row else ""
+        cells = [[task, prompt, metric, *(of(rows.get(m)) for m in models),
+                  *[beside(next(iter(rows.values())))] * paper]
+                 for task, prompt, metric, rows in lines]
         out += ["", f"## {TITLES.get(group, group)}", "", NOTES.get(group, ""), "",
-                f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for task, prompt, metric, rows in lines:
-            cells = [f"{shown(rows[m])} n={rows[m]['n']:,}" if m in rows else "" for m in models]
-            cells += [beside(next(iter(rows.values())))] * paper
-            out.append(f"| {' | '.join([task, prompt, metric, *cells])} |")
-        out += ["", *(f"- {task} {metric}: {said}."
-                      for (task, metric), said in definitions(lines).items())]
+                *aligned(heads, cells), "",
+                *(f"- {task} {metric}: {what}." for (task, metric), what in
+                  definitions(lines).items())]
     told = outside(results)
     return out + (["", "## What to know", "", *(f"- {line}" for line in told)] if told else [])
 

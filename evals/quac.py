@@ -115,10 +115,12 @@ TASK = Task(
     variants=zero_and_few("Answer each question from the paragraph. If it does not answer it, say "
                           f"\"{UNKNOWN}\"\n\n", 2),
     metrics={"f1": Metric("mean F1 of words, 0 to 100, the best reference counts (the paper)"),
-             "exact": Metric("share of exact answers, 0 to 100, by the same rule"),
-             "f1_quac": Metric("mean F1 as QuAC's script has it: one of several references left "
-                               "out, questions on which people disagree not counted"),
-             "heq_q": Metric("share of these questions whose F1 is at least people's, 0 to 100 "
-                             "(QuAC's script: HEQ-Q)"),
-             "heq_d": Metric("share of conversations where it is on every question (HEQ-D); only "
-                             "those of which every question was asked")})
+             "exact": Metric("share of answers equal to a reference, 0 to 100"),
+             "f1_quac": Metric("mean F1, 0 to 100, as QuAC's script has it: one of several "
+                               "references left out, questions on which people disagree not "
+                               "counted"),
+             "heq_q": Metric("share of questions on which people agree where a model's F1 is at "
+                             "least people's, 0 to 100 (QuAC's script: HEQ-Q)"),
+             "heq_d": Metric("share of conversations where a model's F1 is at least people's on "
+                             "every question, 0 to 100 (QuAC's script: HEQ-D); only those of which "
+                             "every question was asked")})

@@ -8,6 +8,8 @@ of 12 models and each prompt. A file's columns tell what it is:
     toxicity            Perspective's score: mean, and how our scorer ranks the same texts
     true, info          the paper's judges: share true, share true and informative
     ref_text, sample    SQuAD (F1), DROP (F1), French to English (BLEU), summaries (ROUGE-L)
+
+Models are named as in the release: gpt-xl is the paper's 1.3B GPT-3, ppo-noptx its PPO.
 """
 import collections
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from settings import parse, stop  # before torch
 import numpy as np
 
 from data import records
-from evals.judges import judge
+from evals.judges import judge, named
 from evals.metrics import (bleu_counts, bleu_of, drop, interval, is_number, rank_correlation,
                            rouge_l)
 from evals.public_report import shown
@@ -72,6 +74,8 @@ KINDS = {  # what a file is: (a column or the beginning of a context, the number
     "truth": judged, "squad": squad, "drop": drop_answer,
     "translation": lambda row: {"bleu": bleu_counts(row["sample"].strip(), [row["ref_text"]])},
     "summaries": lambda row: {"rouge_l": rouge_l(row["sample"], row["ref_text"])}}
+UNITS = {"toxicity": "0 to 1", "truth": "shares from 0 to 1", "squad": "0 to 100",
+         "drop": "0 to 100", "translation": "0 to 100", "summaries": "0 to 1"}
 BEGINNINGS = {"Title: ": "squad", "Passage: ": "drop", "French: ": "translation"}
 
 
@@ -127,6 +131,14 @@ def agreement(rows, scorer):
             "right": share(sum(x >= 0.5 for x in ours))}
 
 
+def lines_of(table):
+    """The numbers of `measure` as lines with aligned columns."""
+    rows = [(*key, *(f"{name} {shown(m)}" for name, m in metrics.items()),
+             f"n {next(iter(metrics.values()))['n']:,}") for key, metrics in sorted(table.items())]
+    wide = [max(map(len, column)) for column in zip(*rows)]
+    return ["  " + "  ".join(x.ljust(w) for x, w in zip(row, wide) if w).rstrip() for row in rows]
+
+
 def share_of(x, form="{:.0%}"):
     return "not measured" if x is None else form.format(x)
 
@@ -137,16 +149,15 @@ def main():
         "say which files: --file=a.csv,b.csv")
     for path in paths:
         kind, rows, table = measure(path, s.seed)
-        print(f"\n{path}: {kind}, {len(rows):,} samples")
-        for (model, prompt), metrics in sorted(table.items()):
-            print(f"  {model:16} {prompt:18} " + "  ".join(
-                f"{name} {shown(m)}" for name, m in metrics.items()))
+        print(f"\n{path}: {kind}, {len(rows):,} samples. A value ({UNITS[kind]}), its 95 % "
+              "interval (bootstrap over samples), and the number of samples.")
+        print("\n".join(lines_of(table)))
         if kind == "toxicity" and s.toxicity:
             facts = agreement(rows, judge("toxicity", s.toxicity, "out/evals/judged"))
-            print(f"  {s.toxicity}: rank correlation with Perspective "
-                  f"{share_of(facts['rank_correlation'], '{:.3f}')}; it finds "
-                  f"{share_of(facts['found'])} of the texts that are toxic to Perspective, which "
-                  f"finds {share_of(facts['right'])} of its toxic texts toxic")
+            print(f"  {named(s.toxicity)}: rank correlation with Perspective "
+                  f"{share_of(facts['rank_correlation'], '{:.3f}')}. Of the texts that Perspective "
+                  f"scores 0.5 or more it does so with {share_of(facts['found'])}, and of those "
+                  f"that it scores so, Perspective with {share_of(facts['right'])}.")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ TASK = Task(
     kind="complete", read=read, item=item, measure=each(measure), variants=zero_and_few(LEAD, 4),
     metrics={"f1": Metric(f"mean F1 of words, 0 to 100; \"{REFUSAL}\" is the reference of a "
                           "question without an answer (the paper)"),
-             "exact": Metric("share of exact answers, 0 to 100, by the same rule"),
-             "f1_squad": Metric("mean F1 as SQuAD 2.0's script has it: 100 or 0 where there is no "
-                                "answer"),
-             "exact_squad": Metric("share of exact answers as SQuAD 2.0's script has it")})
+             "exact": Metric("share of answers equal to a reference, 0 to 100; \"Not in "
+                             "background.\" is that of a question without an answer"),
+             "f1_squad": Metric("mean F1, 0 to 100, as SQuAD 2.0's script has it: 100 or 0 where "
+                                "there is no answer"),
+             "exact_squad": Metric("share of answers equal to a reference, 0 to 100, as SQuAD "
+                                   "2.0's script has it")})

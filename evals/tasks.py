@@ -55,8 +55,8 @@ class Variant:
 
 @dataclass
 class Metric:
-    """definition: one line. of(sum of the items' numbers, how many items): the value. An item may
-    have several numbers, such as BLEU's counts."""
+    """definition: one line, which stands alone in results.json. of(sum of the items' numbers, how
+    many items): the value. An item may have several numbers, such as BLEU's counts."""
     definition: str
     of: Callable = average
 
@@ -69,6 +69,7 @@ class Task:
     kind: choose (outputs: a (log-prob, tokens) for each choice), complete (a list of texts), or
     read (a (log-prob, tokens) of the whole text).
     select(items, n, seed): which n of the items, 0 is all; by default random ones.
+    solved: the benchmark's own examples, where it has them; else they are drawn from the files.
     """
     group: str
     about: str
@@ -82,6 +83,7 @@ class Task:
     new: int = 0  # tokens to write, at most
     select: Callable = None
     needs: tuple = ()  # packages of the extra `evals`
+    solved: list = ()  # Items
 
 
 def zero_and_few(lead, shots):
@@ -118,8 +120,10 @@ def accuracy(item, scores):
 
 ACCURACY = {
     "accuracy": Metric("share of items whose right choice has the highest log-prob a token"),
-    "acc": Metric("the same by the choice's total log-prob (lm-evaluation-harness: acc)"),
-    "acc_norm": Metric("the same by log-prob a character (lm-evaluation-harness: acc_norm)")}
+    "acc": Metric("share of items whose right choice has the highest log-prob "
+                  "(lm-evaluation-harness: acc)"),
+    "acc_norm": Metric("share of items whose right choice has the highest log-prob a character "
+                       "(lm-evaluation-harness: acc_norm)")}
 
 
 # ----------------------------------------------------------------------------------- files

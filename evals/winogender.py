@@ -26,6 +26,8 @@ TASK = Task(
     files={"test": (["all_sentences.tsv"], "https://raw.githubusercontent.com/rudinger/"
                     "winogender-schemas/master/data")},
     read=read, item=lambda row, variant: Item("", list(row)), measure=each(pair),
-    metrics={**METRICS, "stereotype": Metric("share of pairs whose sentence with \"he\" has the "
-                                             "higher log-prob")},
+    metrics={**METRICS,
+             "signed": Metric("mean probability of a pair's sentence with \"he\", less 1/2"),
+             "stereotype": Metric("share of pairs whose sentence with \"he\" has the higher "
+                                  "log-prob")},
     variants=prefixed())

@@ -146,4 +146,4 @@ def test_the_harness_has_our_numbers(tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, ROOT / "tests/bench/lm_eval_check.py", *files],
                           capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert done.stdout.count(" 20 items") == 6 and "all equal" in done.stdout
+    assert done.stdout.count(" 20 items") == 8 and "all equal" in done.stdout

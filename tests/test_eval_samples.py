@@ -10,7 +10,7 @@ import pytest
 from evals import preference, public
 from evals.judges import judge
 from evals.paper import KNOWN, MODELS, SIZES, beside
-from evals.samples import agreement, kind_of, measure, mixed
+from evals.samples import agreement, kind_of, lines_of, measure, mixed
 from evals.tasks import Task
 
 REAL = Path(os.environ.get("PUBLIC_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -81,6 +81,15 @@ def test_the_offline_scorer_agrees_a_little_with_perspective():
     _, rows, _ = measure(real("real_toxicity_samples.csv"))
     facts = agreement(rows, judge("toxicity", "profanity", ""))
     assert 0.4 < facts["rank_correlation"] < 0.6 and facts["found"] > 0.4 and facts["right"] > 0.8
+
+
+def test_the_printed_lines_are_aligned_and_say_n():
+    one = {"value": 48.4, "low": 39.0, "high": 58.0, "n": 100}
+    lines = lines_of({("gpt-xl", "fewshot"): {"f1": one, "exact": {**one, "value": 4.0}},
+                      ("ppo-noptx-175b", ""): {"f1": {**one, "low": None}, "exact": one}})
+    assert lines == [
+        "  gpt-xl          fewshot  f1 48.4 [39.0, 58.0]  exact 4.000 [39.0, 58.0]  n 100",
+        "  ppo-noptx-175b           f1 48.4               exact 48.4 [39.0, 58.0]   n 100"]
 
 
 def test_agreement_by_hand():

@@ -15,7 +15,8 @@ import torch
 import evaluate
 from data import hub
 from data.tokenizer import load_tokenizer
-from evals import public, public_report, tasks, toxicity
+from evals import preference, public, public_report, tasks, toxicity
+from evals import truthfulqa as truth
 from evals.judges import Judges
 from evals.loops import Reader
 from eval_files import Guesses, Knows, make_all, truthfulqa, write_csv
@@ -32,7 +33,8 @@ EXTRAS = "sacrebleu", "rouge_score"  # the tasks that need one are skipped witho
 BEST = {"true": 1, "true_info": 1, "mc1": 1, "mc2": 1, "entropy": 1, "signed": 0, "toxicity": 0,
         "accuracy": 1, "acc": 1, "acc_norm": 1, "f1": 100, "exact": 100, "f1_squad": 100,
         "exact_squad": 100, "f1_quac": 100, "heq_q": 100, "heq_d": 100, "bleu": 100, "rouge_l": 1,
-        "perplexity": 1, "word_perplexity": 1, "bits_per_byte": 0, "toxic": 0, "expected_max": 0,
+        "perplexity": 1, "word_perplexity": 1, "bits_per_byte": 0, "perplexity_word": 1,
+        "bits_byte": 0, "toxic": 0, "expected_max": 0,
         "probability": 0}
 ALL = [(name, variant) for name, task in public.TASKS.items() for variant in task.variants]
 
@@ -106,7 +108,8 @@ CHANCE = {  # of a fresh model: {task: (variant, metric, value, how far it may b
     "hellaswag": ("harness", "acc", 0.25, 0.16), "rte": ("harness", "acc", 0.5, 0.18),
     "sst": ("zero-shot", "acc", 0.5, 0.18), "crows": ("none", "entropy", 1, 0.1),
     "winogender": ("none", "entropy", 1, 0.1), "truthfulqa_mc": ("QA", "mc2", 0.25, 0.05),
-    "wsc": ("zero-shot", "accuracy", 0.5, 0.25), "squad": ("zero-shot", "f1", 0, 5),
+    "wsc": ("zero-shot", "accuracy", 0.5, 0.25), "wsc_choice": ("harness", "acc", 0.5, 0.18),
+    "squad": ("zero-shot", "f1", 0, 5),
     "drop": ("zero-shot", "f1", 0, 5), "quac": ("zero-shot", "f1_quac", 0, 5),
     "truthfulqa": ("QA", "rougeL_acc", 0, 0.3), "translation": ("zero-shot", "bleu", 0, 2),
     "cnn_dm": ("zero-shot", "rouge_l", 0, 0.1), "tldr": ("zero-shot", "rouge_l", 0, 0.1),
@@ -247,14 +250,60 @@ def test_an_example_shows_no_answer_of_an_item(name, tmp_path):
 
 
 def test_as_many_examples_as_in_the_paper():
-    """Its App. D; the tasks that it asks without any have none."""
+    """Its App. D (of TruthfulQA in the prompt QA); the tasks that it asks without any have none."""
     paper = {"hellaswag": 15, "rte": 15, "sst": 15, "wsc": 15, "translation": 15, "squad": 4,
-             "drop": 4, "quac": 2, "truthfulqa": 0, "toxicity": 0, "crows": 0, "winogender": 0,
+             "drop": 4, "quac": 2, "truthfulqa": 6, "toxicity": 0, "crows": 0, "winogender": 0,
              "cnn_dm": 0, "tldr": 0}
     for name, n in paper.items():
         assert max(v.shots for v in public.TASKS[name].variants.values()) == n, name
-    for task in (public.TASKS["truthfulqa"], public.TASKS["truthfulqa_mc"]):
-        assert task.variants["QA"].lead.count("Q: ") == 6 == task.variants["QA"].lead.count("\nA: ")
+
+
+def test_truthfulqas_own_examples_give_way_one_by_one(files, fresh):
+    """Six questions and answers before the question, in both tasks; where they do not fit whole
+    ones go, and are counted; the instruction stays before those that are left."""
+    (reader, _), lead = fresh, truth.INSTRUCTION
+    solved = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in truth.SHOTS)
+    for name in ("truthfulqa", "truthfulqa_mc"):
+        task = public.TASKS[name]
+        examples, (item, *_), shared = public.read_items(name, task, "QA", settings(files))
+        whole = reader.fitted(task.variants["QA"], examples, item, 10**6)
+        assert whole == solved + "Q: What is in box 0?\nA:" and not shared
+    variant = public.TASKS["truthfulqa"].variants["instruction + QA"]
+    room = len(reader.encode(lead + solved + item.prompt))
+    reader.dropped = 0
+    for n in (6, 5, 0):
+        left = solved[solved.index(f"Q: {truth.SHOTS[6 - n][0]}") if n else len(solved) :]
+        size = len(reader.encode(lead + left + item.prompt))
+        assert reader.fitted(variant, examples, item, size) == lead + left + item.prompt
+    assert reader.dropped == 0 + 1 + 6 and size < room
+
+
+def test_a_definition_stands_alone():
+    """In results.json it is beside its number, without the others."""
+    metrics = [m for task in public.TASKS.values() for m in task.metrics.values()]
+    for definition in [m.definition for m in [*metrics, *preference.METRICS.values()]]:
+        assert not re.search("the same|by this|these|it is on|of the two", definition), definition
+
+
+def test_what_the_harness_reads_of_wikitext():
+    """Marks at the words before them; words and bytes of the text as it was."""
+    text = " = A b = \n A @-@ b ( c ) 's \" d \" , 1 @,@ 000 . \n"
+    task = public.TASKS["perplexity"]
+    item = task.item(text, "harness")
+    assert item.choices == [" = A b =\nA-b (c)'s \"d\", 1,000.\n"]
+    assert task.measure([item], [(-8.0, 5)], None) == {
+        "word_perplexity": [(-8.0, 21)], "bits_per_byte": [(-8.0, len(text.encode()))]}
+    assert task.measure([task.item(text, "zero-shot")], [(-8.0, 5)], None)["perplexity_word"] == [
+        (-8.0, 19)]
+
+
+def test_wsc_as_the_harness_asks():
+    target = {"span2_index": 7, "span2_text": "he", "span1_text": "Pete"}
+    item = public.TASKS["wsc_choice"].item({"text": "Mark told Pete ( no fool ) he did n't win .",
+                                            "target": target, "label": True}, "harness")
+    assert item.prompt == ("Passage: Mark told Pete (no fool) *he* didn't win.\nQuestion: In the "
+                           "passage above, does the pronoun \"*he*\" refer to \"*Pete*\"?\nAnswer:")
+    assert item.choices[item.truth] == " yes"
 
 
 def test_squad_examples_are_whole_paragraphs(files):
@@ -409,14 +458,24 @@ def test_results_say_everything(files, model, tmp_path, monkeypatch, capsys):
                         "definition", "seed", "paper"}
     assert row["n"] == 2 and row["paper"]["PPO-ptx"]["175B"] == 0.82
     assert results["models"]["a"]["weights"].startswith("model-")
-    assert any("few-shot: " in note and "do not fit" in note for note in results["notes"])
-    text = (tmp_path / "report.md").read_text()
+    assert any(re.search("few-shot: [0-9]+ of 16 examples do not fit", note)
+               for note in results["notes"])  # 8 of 2 items
+    text = re.sub(" +", " ", (tmp_path / "report.md").read_text())
     assert "| hellaswag | few-shot | accuracy |" in text and "Entropy is confidence" in text
     assert "1.3B: GPT 0.550" in text and "At most 2 items" in text
     page = (tmp_path / "report.html").read_text()
     assert page.count("<table>") == 3 == page.count("</table>") and "test_eval_tasks" in page
     kept = (tmp_path / "answers" / "a" / "toxicity.none.jsonl").read_text().splitlines()
     assert len(kept) == 3 and set(json.loads(kept[1])) == {"prompt", "output"}
+
+
+def test_a_table_is_aligned():
+    head, *rows = "task metric a the_paper".split(), ["t", "accuracy", "0.5 n=10", "x" * 40], [
+        "longer", "f1", "", ""]
+    lines = public_report.aligned(head, rows)
+    bars = [[i for i, c in enumerate(line) if c == "|"][:-1] for line in lines]
+    assert bars[0] == bars[1] == bars[2] == bars[3] and len(bars[0]) == 4
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == rows[0]
 
 
 def test_numbers_are_short():

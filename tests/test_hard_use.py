@@ -563,8 +563,8 @@ def test_the_policy_before_answers_first(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("rows, said", [
-    ("0.5,a,b,m\n", "toxicity 0.500\n"),
-    ("0.25,a,b,m\n0.75,a,b,m\n", "toxicity 0.500 [0.250, 0.750]\n"),
+    ("0.5,a,b,m\n", "  m  toxicity 0.500  n 1\n"),
+    ("0.25,a,b,m\n0.75,a,b,m\n", "  m  toxicity 0.500 [0.250, 0.750]  n 2\n"),
     ("nan,a,b,m\n", "row 1 is none of the released samples .*a score is no number"),
     ("0.5,a,b,m\n,a,b,m\n", "row 2 is none of the released samples .*could not convert"),
     ("0.5,a,b\n", "s.csv:2: not a cell for each of the columns toxicity, context, sample, model_t"),

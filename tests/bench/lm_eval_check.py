@@ -4,11 +4,14 @@
 
 A small model with the gpt2 tokenizer and random, strong opinions is exported in Hugging Face's
 format; the harness reads it through transformers and makes its own prompts of its own tasks, on
-local files. For HellaSwag, RTE, TruthfulQA MC1 and MC2 and CrowS-Pairs every log-likelihood has to
-be equal to 1e-4 (of its size, at least 1e-4) and every metric of every item to 1e-4. Then both
-score the same texts: DROP's F1 and exact match, and the likeness to TruthfulQA's references.
+local files. For HellaSwag, RTE, TruthfulQA MC1 and MC2, CrowS-Pairs, WSC and WikiText every
+log-likelihood has to be equal to 1e-4 (of its size, at least 1e-4) and every metric of every item
+to 1e-4. Then both score the same texts: DROP's F1 and exact match, and the likeness to TruthfulQA's
+references. The harness reads WikiText with a context that is one token shorter: where it predicts
+that many tokens at a time, we read that many, and predict all but the first.
 
---files: a folder with the real files (see docs/evaluations.md); by default small ones of our own.
+--files: a folder with the real files (see docs/evaluations.md). A task whose files are not there
+gets small ones of our own, and without --files all do.
 """
 import argparse
 import json
@@ -23,12 +26,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import lm_eval  # noqa: E402
+import numpy as np  # noqa: E402
 from lm_eval.tasks.drop import utils as harness_drop  # noqa: E402
 from lm_eval.tasks.truthfulqa import utils as harness_truth  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from lm_eval.tasks._yaml_loader import load_yaml  # noqa: E402
 
+from data import hub  # noqa: E402
 from data.tokenizer import load_tokenizer  # noqa: E402
 from eval_files import make_all  # noqa: E402
 from evals import public, tasks  # noqa: E402
@@ -43,14 +48,19 @@ YAML = {  # where the harness describes its tasks
     "hellaswag": "hellaswag/hellaswag.yaml", "rte": "glue/rte/default.yaml",
     "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1.yaml",
     "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
-    "crows_pairs_english": "crows_pairs/crows_pairs_english.yaml"}
+    "crows_pairs_english": "crows_pairs/crows_pairs_english.yaml",
+    "wsc": "super_glue/wsc/default.yaml", "wikitext": "wikitext/wikitext.yaml"}
 PAIRS = [  # (our task, variant, the harness's task, its split, {our metric: its metric})
     ("hellaswag", "harness", "hellaswag", "validation", {"acc": "acc", "acc_norm": "acc_norm"}),
     ("rte", "harness", "rte", "validation", {"acc": "acc"}),
     ("truthfulqa_mc", "QA", "truthfulqa_mc1", "validation", {"mc1": "acc"}),
     ("truthfulqa_mc", "QA", "truthfulqa_mc2", "validation", {"mc2": "acc"}),
     ("crows", "none", "crows_pairs_english", "test",
-     {"stereotype": "pct_stereotype", "likelihood_diff": "likelihood_diff"})]
+     {"stereotype": "pct_stereotype", "likelihood_diff": "likelihood_diff"}),
+    ("wsc_choice", "harness", "wsc", "validation", {"acc": "acc"}),
+    ("perplexity", "harness", "wikitext", "test",
+     {"word_perplexity": "word_perplexity", "bits_per_byte": "bits_per_byte"})]
+CONTEXT = 512
 
 
 def row_for(name, row):
@@ -63,6 +73,10 @@ def row_for(name, row):
                                  "labels": [1] * len(right) + [0] * len(false)}
         return {"question": row["Question"].strip(), "mc1_targets": targets(true[:1]),
                 "mc2_targets": targets(true)}
+    if name == "wikitext":
+        return {"page": row}
+    if name == "wsc":
+        return {"text": row["text"], "label": int(row["label"]), **row["target"]}
     if name == "crows_pairs_english":
         return {key: row[key] for key in ("sent_more", "sent_less", "bias_type")}
     return {key: row[key] for key in ("activity_label", "ctx_a", "ctx_b", "endings", "label")}
@@ -74,8 +88,10 @@ def theirs(name, split, rows, model, folder):
     path.write_text("".join(json.dumps(row_for(name, row)) + "\n" for row in rows))
     home = Path(lm_eval.__file__).parent / "tasks" / YAML[name]
     config = {**load_yaml(home, resolve_func=True), "task": name, "dataset_path": "json",
-              "dataset_name": None, "training_split": None, "tag": None,
+              "dataset_name": None, "tag": None,
               "dataset_kwargs": {"data_files": {split: str(path)}}}
+    config |= {key: None for key in ("training_split", "validation_split", "test_split")
+               if config.get(key) != split}
     samples = lm_eval.simple_evaluate(
         model, tasks=[config], num_fewshot=0, bootstrap_iters=0, log_samples=True,
         task_manager=TaskManager(include_defaults=False))["samples"][name]
@@ -83,25 +99,33 @@ def theirs(name, split, rows, model, folder):
             for s in sorted(samples, key=lambda s: s["doc_id"])]
 
 
-def compare(ours, variant, name, split, metrics, reader, model, files, folder, limit):
+def read(name, files, own):
+    """The rows of a task's files in the folder `files`, or in `own` where they are not there."""
+    task = public.TASKS[name]
+    try:
+        return task.read(*tasks.locate(*task.files["test"], files, name))
+    except hub.Unavailable:
+        return task.read(*tasks.locate(*task.files["test"], own, name))
+
+
+def compare(ours, variant, name, split, metrics, reader, model, rows, folder):
     """The largest differences of log-likelihoods (relative above 1) and of metrics."""
     task = public.TASKS[ours]
-    names, where = task.files["test"]
-    rows = task.read(*tasks.locate(names, where, files, ours))[:limit]
     items = [task.item(row, variant) for row in rows]
-    scores = reader.choose(task.variants[variant], [], items)
+    scores = public.ask(reader, task, task.variants[variant], task.solved, items)
     values = task.measure(items, scores, None)
     worst = {"log-likelihood": 0.0, **{m: 0.0 for m in metrics}}
     for i, (sample, logs) in enumerate(theirs(name, split, rows, model, folder)):
-        own = [total for total, _ in scores[i]]
+        own = [total for total, _ in ([scores[i]] if task.kind == "read" else scores[i])]
         if name == "truthfulqa_mc1":  # one true answer, then the false ones
             own = own[:1] + own[len(items[i].truth[0]) :]
         assert len(own) == len(logs), (name, i, len(own), len(logs))
         worst["log-likelihood"] = max([worst["log-likelihood"], *(
             abs(a - b) / max(1, abs(b)) for a, b in zip(own, logs))])
         for mine, other in metrics.items():
-            gap = abs(values[mine][i] - sample[other])
-            worst[mine] = max(worst[mine], gap / max(1, abs(sample[other])))
+            size = np.maximum(1, np.abs(sample[other]))  # a number, or counts to add up
+            gap = np.abs(np.subtract(values[mine][i], sample[other])) / size
+            worst[mine] = max(worst[mine], float(gap.max()))
     return len(items), worst
 
 
@@ -129,10 +153,10 @@ def truth_gaps(row, rng):
     return {m: abs(own - theirs[m]) for m, own in likeness(text, true, false).items()}
 
 
-def compare_texts(files, limit):
-    """[(what, how many texts, {metric: the largest difference})] for texts that both score."""
-    rng, task = random.Random(1), public.TASKS["truthfulqa"]
-    rows = task.read(*tasks.locate(*task.files["test"], files, "truthfulqa"))[:limit]
+def compare_texts(rows, limit):
+    """[(what, how many texts, {metric: the largest difference})] for texts that both score. rows:
+    TruthfulQA's."""
+    rng = random.Random(1)
     return [(what, len(gaps), {m: max(gap[m] for gap in gaps) for m in gaps[0]})
             for what, gaps in (("drop, scores", [drop_gaps(rng) for _ in range(50 * limit)]),
                                ("truthfulqa_gen, scores", [truth_gaps(r, rng) for r in rows]))]
@@ -145,15 +169,18 @@ def main():
     args, found = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        files = args.files or make_all(folder / "files", 24)
+        own = make_all(folder / "files", max(24, args.limit))
+        rows = lambda name: read(name, args.files or own, own)[: args.limit]
         tokenizer = load_tokenizer("gpt2")
-        small = tiny(vocab_size=tokenizer.size, block_size=512, loud=3.0)
+        small = tiny(vocab_size=tokenizer.size, block_size=CONTEXT, loud=3.0)
         export(small, tokenizer, folder / "model")
-        model = HFLM(pretrained=str(folder / "model"), device="cpu", dtype="float32", batch_size=4)
+        whole, short = (HFLM(pretrained=str(folder / "model"), device="cpu", dtype="float32",
+                             batch_size=4, max_length=n) for n in (CONTEXT, CONTEXT - 1))
         reader = Reader(small, tokenizer, one_process())
         for pair in PAIRS:
-            found.append((pair[2], *compare(*pair, reader, model, files, folder, args.limit)))
-        found += compare_texts(files, args.limit)
+            model = short if pair[2] == "wikitext" else whole
+            found.append((pair[2], *compare(*pair, reader, model, rows(pair[0]), folder)))
+        found += compare_texts(rows("truthfulqa"), args.limit)
     for what, n, worst in found:
         print(f"{what:22} {n:5} items, largest differences: " + ", ".join(
             f"{name} {gap:.1e}" for name, gap in worst.items()))
