@@ -24,7 +24,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from exercises import course, cutting, limits
+from exercises import ROOT, course, cutting, limits
 
 ANSWER = 8 * limits.MEGABYTE  # bytes of all outcomes, at most
 UNBEGUN = {"error": "Ended", "line": "",  # that is no fault of the file that it was to run
@@ -114,7 +114,13 @@ def outcome(call, path=None):
         inside = [f for f in where if "site-packages" not in f.filename]
         last = (own or inside or where or [None])[-1]
         return {"error": type(error).__name__, "message": said_by(error),
-                "line": f"{Path(last.filename).name}:{last.lineno}: {last.line}" if last else ""}
+                "line": f"{named(last.filename)}:{last.lineno}: {last.line}" if last else ""}
+
+
+def named(file):
+    """A file of the project by its path in it, another one by its name."""
+    path = Path(file)
+    return (path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name)
 
 
 def said_by(error):
