@@ -458,12 +458,14 @@ DEFECTS = (
            "The returns are made from whitened advantages.", "",
            (T + "rollout_by_loops_over_single_rows",)),
     Defect("tokenised-again", "ppo.py", "        sampled = world.seconds()\n",
-           "        for row, p, n in zip(e.samples.ids, e.samples.prompt_lengths, e.samples.lengths):\n"
+           "        x = e.samples\n"
+           "        for row, p, n in zip(x.ids, x.prompt_lengths, x.lengths):\n"
            "            again = tokenizer.encode(tokenizer.decode(row[p:n].tolist()))[: n - p]\n"
            "            row[p : p + len(again)] = torch.tensor(again)\n"
            "        sampled = world.seconds()\n",
            "The responses are decoded and tokenised again: other tokens are trained than were "
-           "sampled.", "", ("tests/test_scripts.py::test_the_trained_tokens_are_the_sampled_ones",)),
+           "sampled.", "",
+           ("tests/test_scripts.py::test_the_trained_tokens_are_the_sampled_ones",)),
     Defect("value-after-the-token", "ppo.py",
            "value = after(in_groups(value_model, samples, s))  # of the state before each token",
            "value = in_groups(value_model, samples, s)",
@@ -508,8 +510,9 @@ DEFECTS = (
            "The mask comes too late for NaN: the loss is without it, the gradient is not.",
            "policy-loss"),
     Defect("nan-times-mask-in-ppo", "ppo.py",
-           f"{RATIO}\n    advantage = advantage.masked_fill(~mask, 0.0)\n    surrogate = {SURROGATE}"
-           "\n    return -surrogate.masked_fill(~mask, 0.0).sum() / tokens",
+           f"{RATIO}\n    advantage = advantage.masked_fill(~mask, 0.0)\n"
+           f"    surrogate = {SURROGATE}\n"
+           "    return -surrogate.masked_fill(~mask, 0.0).sum() / tokens",
            f"ratio = (logprob - old_logprob).exp()\n    surrogate = {SURROGATE}\n"
            "    return -(surrogate * mask).sum() / tokens",
            "NaN times 0 is NaN: what is outside the mask reaches the loss.", "policy-loss"),
@@ -578,7 +581,7 @@ DEFECTS = (
            ("tests/test_huggingface.py::test_ids_without_a_text_are_never_sampled",)),
     Defect("types-of-tokens", "runtime/huggingface.py", '["input_ids", "attention_mask"]',
            '["input_ids", "token_type_ids", "attention_mask"]',
-           "The exported tokenizer gives token_type_ids, for which GPT-2 adds an embedding to every "
+           "The exported tokenizer gives token_type_ids, for which GPT-2 adds an embedding to each "
            "token.", "", ("tests/test_ecosystem.py::test_greedy_text_with_all_defaults",)),
     Defect("eos-as-text-is-split", "runtime/huggingface.py", '"padding_side": "right",  # for',
            '"split_special_tokens": True, "padding_side": "right",  # for',

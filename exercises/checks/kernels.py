@@ -124,8 +124,8 @@ def run_exponentials(m, c):
     tiles = range(0, V, m.TILE)
     p = [e[n * j : n * min(j + m.TILE, V)].view(n, -1) * logk.exp()[:, None]
          for j, logk in zip(tiles, logks)]
-    return {"size of e": e.numel(), "tiles": len(logks), "p": torch.cat(p, 1), "m": top, "log l": logl,
-            "mean": mean, "holds all logits": seen.numbers > max(64, 4 * n * m.TILE)}
+    return {"size of e": e.numel(), "tiles": len(logks), "p": torch.cat(p, 1), "m": top,
+            "log l": logl, "mean": mean, "holds all logits": seen.numbers > max(64, 4 * n * m.TILE)}
 
 
 def exponentials_oracle(c):
@@ -134,8 +134,8 @@ def exponentials_oracle(c):
     p = [softmax(row) for row in z]
     sums = [sum(math.exp(s - max(row)) for s in row) for row in z]
     mean = [sum(a * (s - max(row)) for a, s in zip(own, row)) for own, row in zip(p, z)]
-    return {"size of e": len(z) * V, "tiles": -(-V // c["tile"]), "p": tensor(p), "m": tensor([max(row) for row in z]),
-            "log l": tensor([math.log(s) for s in sums]),
+    return {"size of e": len(z) * V, "tiles": -(-V // c["tile"]), "p": tensor(p),
+            "m": tensor([max(row) for row in z]), "log l": tensor([math.log(s) for s in sums]),
             "mean": tensor(mean) if c["entropy"] else None, "holds all logits": False}
 
 

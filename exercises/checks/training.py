@@ -39,7 +39,8 @@ def step_oracle(c):
     for number, (ids, n) in enumerate(rows, c["first"]):
         if c["dropout"]:  # the model's own noise, of one row at a time
             marks = torch.arange(len(ids))[None] >= n
-            chosen.append(model(torch.tensor([ids]), marks, owners=torch.tensor([number]))[0][0, n:])
+            logprob, _ = model(torch.tensor([ids]), marks, owners=torch.tensor([number]))
+            chosen.append(logprob[0, n:])
         else:
             chosen.append(logprobs_of(model, ids)[n - 1 :])
     loss = -torch.cat(chosen).sum() / sum(len(ids) - n for ids, n in rows)
