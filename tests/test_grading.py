@@ -253,7 +253,8 @@ def test_a_file_that_may_look_for_the_answer_is_told(tmp_path):
 
 @pytest.mark.parametrize("name, text, uses", [
     ("attention", "def causal_attention(q, k, v):\n"
-     "    from kernels.attention import tiled_attention\n    return tiled_attention(q, k, v)[0]\n", ["kernels.attention.tiled_attention"]),
+     "    from kernels.attention import tiled_attention\n    return tiled_attention(q, k, v)[0]\n",
+     ["kernels.attention.tiled_attention"]),
     ("attention", "import kernels.attention as a\n\n\ndef mine(q, k, v):\n    return a."
      "tiled_attention(q, k, v)[0]\n\n\ndef causal_attention(q, k, v):\n    return mine(q, k, v)\n",
      ["kernels.attention"]),
