@@ -34,8 +34,8 @@ class Exercise:
     hints: tuple  # three, each says more
     lines: int  # of a usual answer
     shows: tuple = ()  # the inputs that are worth drawing, in order
-    whole: tuple = ()  # those of which more counts than the row beside a result: written in full
     part: str = ""  # of a long function only this statement is cut
+    whole: tuple = ()  # inputs of which more than the row beside a result counts: written in full
     needs: str = ""  # a package without which it cannot be checked
     tolerance: float = 1e-5
     lesson: str = ""
