@@ -404,6 +404,25 @@ def test_all_that_a_page_asks_for_is_looked_at(name, old, new, tmp_path):
     assert not verdict_of(COURSE[name], source.replace(old, new), tmp_path).good
 
 
+def test_attention_with_all_scores_at_once_is_no_attention_in_tiles(tmp_path):
+    """Right numbers, but all of them in memory. To see that, no compiler is imported: it took a
+    second of each run, with a dozen runs to find a hint."""
+    tiles, source = COURSE["online-softmax"], cutting.reference("kernels/attention.py")
+    verdict = verdict_of(tiles, cutting.replaced(source, "tiled_attention", """\
+def tiled_attention(q, k, v):
+    s = (q @ k.mT / math.sqrt(q.size(-1))).masked_fill(
+        torch.ones(q.size(2), q.size(2)).triu(1).bool(), -math.inf)
+    return s.softmax(-1) @ v, s.logsumexp(-1) * LOG2E
+"""), tmp_path)
+    assert [i for _, i in verdict.failing] and all(judge.differences(
+        tiles, verdict.outcomes[i], judge.expected(tiles)[i]) == ["holds all T x T scores"]
+        for _, i in verdict.failing)
+    own = solutions(tiles)[0].replace("    B, H, T, D = q.shape\n    out, lse", "    import sys\n"
+                                      "    assert 'torch._dynamo' not in sys.modules\n"
+                                      "    B, H, T, D = q.shape\n    out, lse", 1)
+    assert "_dynamo" in own and verdict_of(tiles, own, tmp_path).good
+
+
 @long
 def test_what_looks_alike_gets_no_hint_of_another(tmp_path):
     """Twice the loss on each rank is not `Each rank takes all rows`."""

@@ -2,22 +2,22 @@
 import math
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from exercises.checks.tools import NAN, noise, tensor
 from exercises.course import Exercise
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that is made within it; views of the tensors `given`
-    are not made."""
+class Largest(TorchFunctionMode):
+    """Remembers the size of the largest tensor that a call within it returns; views of the tensors
+    `given` are not made. (A dispatch mode would import the compiler, which takes seconds.)"""
 
     def __init__(self, *given):
         super().__init__()
         self.numbers = 0
         self.given = {x.untyped_storage().data_ptr() for x in given}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else [out]:
             if (isinstance(x, torch.Tensor)
