@@ -35,6 +35,7 @@ class Exercise:
     lines: int  # of a usual answer
     shows: tuple = ()  # the inputs that are worth drawing, in order
     part: str = ""  # of a long function only this statement is cut
+    whole: tuple = ()  # inputs of which more than the row beside a result counts: written in full
     needs: str = ""  # a package without which it cannot be checked
     tolerance: float = 1e-5
     lesson: str = ""

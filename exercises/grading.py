@@ -21,7 +21,7 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 from data import records
-from exercises import ANSWERS, course, cutting, judge, student, worker
+from exercises import ANSWERS, ROOT, course, cutting, judge, student, worker
 from settings import stop
 
 LARGEST = 2**20  # bytes of a student's file
@@ -75,6 +75,37 @@ def fetches(text, exercise):
     return sorted(FETCHES & used(text) - used(cutting.reference(exercise.file)))
 
 
+def borrowed(text, exercise):
+    """The project's functions that a student's function uses and the project's own does not: one of
+    them may be the answer. A function that the student has added to the file counts as part of
+    it."""
+    tree, own = ast.parse(text), ast.parse(cutting.reference(exercise.file))
+    names = lambda tree: {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    reach = {name: name for name in names(own)} | imported(own) | imported(tree)
+
+    def used(tree):
+        parts = [n for n in tree.body if isinstance(n, ast.FunctionDef)
+                 and (n.name == exercise.function or n.name not in names(own))]
+        found = [n for part in parts for n in ast.walk(part) if isinstance(n, ast.Name)]
+        stored = {n.id for n in found if not isinstance(n.ctx, ast.Load)}
+        return {reach[n.id] for n in found if n.id in reach.keys() - stored}
+
+    return sorted(used(tree) - used(own) - {exercise.function})
+
+
+def imported(tree):
+    """{name in a source: what it is} of all that is imported from the project's files."""
+    ours = lambda name: (ROOT / f"{name.replace('.', '/')}.py").exists() or (
+        ROOT / name.split(".")[0] / "__init__.py").exists()
+    out = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and ours(node.module):
+            out |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+        if isinstance(node, ast.Import):
+            out |= {a.asname or a.name.split(".")[0]: a.name for a in node.names if ours(a.name)}
+    return out
+
+
 def graded(folder, exercise, bounds):
     """One exercise of one student, as a dict that JSON takes."""
     content, wrong = source_of(folder, exercise)
@@ -107,6 +138,9 @@ def note_of(exercise, verdict, known, text):
         return known[0].hint
     if verdict.credit and (names := fetches(text, exercise)):
         return f"look at it: the file uses {', '.join(names)}, which the project's own does not"
+    if verdict.credit and (names := borrowed(text, exercise)):
+        return (f"look at it: the function uses {', '.join(names)} of the project, which the "
+                "project's own does not")
     if verdict.failing:
         result = verdict.outcomes[verdict.failing[0][1]]
         if "error" in result:

@@ -101,11 +101,21 @@ def judge(exercise, outcomes):
 
 # ------------------------------------------------------------------------------- known mistakes
 
-def same_outcome(exercise, a, b):
-    if "value" in a and "value" in b:
-        return all(equal(a["value"].get(k), b["value"].get(k), exercise.tolerance)
-                   for k in a["value"].keys() | b["value"].keys())
-    return "error" in a and "error" in b and a["error"] == b["error"]
+def holds_nan(value):
+    """Whether a packed value has a NaN in it."""
+    return is_tensor(value) and any(x != x for x in value["data"])
+
+
+def same_outcome(exercise, case, a, b):
+    """Whether two outcomes tell of one mistake: they are equal. Where the inputs hold NaN, which of
+    a result's numbers it has reached does not matter."""
+    if "value" not in a or "value" not in b:
+        return False
+    spoiled = any(holds_nan(worker.packed(x)) for x in case.values())
+    same = lambda x, y: (equal(x, y, exercise.tolerance)
+                         or spoiled and holds_nan(x) and holds_nan(y))
+    return all(same(a["value"].get(k), b["value"].get(k))
+               for k in a["value"].keys() | b["value"].keys())
 
 
 @functools.lru_cache(maxsize=256)
@@ -122,8 +132,8 @@ def recognised(exercise, verdict):
     if verdict.good or verdict.blank:
         return []
     return [d for d in defects.of_exercise(exercise.name)
-            if all(same_outcome(exercise, a, b)
-                   for a, b in zip(verdict.outcomes, mistaken(exercise, d)))]
+            if all(same_outcome(exercise, case, a, b) for (_, case), a, b in zip(
+                exercise.cases(), verdict.outcomes, mistaken(exercise, d)))]
 
 
 # ------------------------------------------------------------------------------- pictures
@@ -133,7 +143,8 @@ def number(x):
     if isinstance(x, bool):
         return "1" if x else "0"
     if isinstance(x, float) and math.isfinite(x):
-        return f"{x:.3g}" if x else "0"
+        forms = ["0"] if not x else [f"{x:.3g}", f"{x:.0f}", f"{x:.2g}", f"{x:.1g}"]
+        return next(text for text in forms if len(text) <= 7 and (not x or float(text)))
     return str(x)
 
 
@@ -168,17 +179,20 @@ def nested(data, shape):
 
 
 def columns(label, values, note=""):
-    cells = "".join(f"{x:>8}" for x in values)
+    cells = "".join(f" {x:>7}" for x in values)
     return f"    {label:<14}{cells}   {note}".rstrip()
 
 
 def row_of(value, prefix, width):
     """The row of a packed tensor at an index of all its dimensions but the last, if it has one of
     that width there."""
-    if not is_tensor(value) or value["shape"][-1:] != [width]:
+    if (not is_tensor(value) or value["shape"][-1:] != [width]
+            or len(value["shape"]) - 1 > len(prefix)):
         return None
     inner = nested(value["data"], value["shape"])
     for i in prefix[len(prefix) - len(value["shape"]) + 1 :] if len(value["shape"]) > 1 else ():
+        if not inner:
+            return None
         inner = inner[i] if i < len(inner) else inner[0]
     return inner
 
@@ -202,8 +216,16 @@ def tensor_picture(name, yours, wanted, inputs, tolerance):
               if (row := row_of(value, prefix, width)) is not None]
     cut = slice(first + window.start, first + min(width, window.stop))
     lines += [columns("yours", map(number, mine[cut])), columns("expected", map(number, data[cut]))]
+    apart = [w and gap(a, b) for w, a, b in zip(wrong[cut], mine[cut], data[cut])]
+    lines += [columns("difference", [x or "" for x in apart])] if any(apart) else []
     lines.append(columns("", ["^" if w else "" for w in wrong[cut]]))
     return lines
+
+
+def gap(a, b):
+    """The difference of two numbers that are written alike, else nothing."""
+    alike = number(a) == number(b) and not isinstance(a, bool) and not isinstance(b, bool)
+    return number(float(a - b)) if alike else ""
 
 
 def drawable(yours, right):
@@ -216,11 +238,10 @@ def picture(exercise, case, got, wanted):
     """A failing case: its inputs, and yours beside expected."""
     inputs = {name: worker.packed(case[name]) for name in exercise.shows if name in case}
     differing = differences(exercise, got, wanted)
-    grids = [wanted[name] for name in differing if name in wanted
+    grids = [wanted[name]["shape"] for name in differing if name in wanted
              and drawable(got.get("value", {}).get(name), wanted[name])]
-    widths = {g["shape"][-1] for g in grids}
-    drawn = {n for n, v in inputs.items() if is_tensor(v) and v["shape"][-1:] and v["shape"][-1]
-             in widths and "value" in got}
+    drawn = {n for n, v in inputs.items() if n not in exercise.whole and any(
+        row_of(v, [0] * (len(shape) - 1), shape[-1]) is not None for shape in grids)}
     lines = [f"  {name:<16} {words(value)}" for name, value in inputs.items() if name not in drawn]
     if "value" not in got:
         lines += [f"  it ends with      {got.get('error')}: {got.get('message')}"]
@@ -234,11 +255,16 @@ def picture(exercise, case, got, wanted):
         elif is_tensor(yours) and is_tensor(right) and yours["shape"] != right["shape"]:
             lines.append(f"  {name}: yours has the shape {yours['shape']}, expected "
                          f"{right['shape']}")
-        elif is_tensor(yours) and is_tensor(right) and yours["dtype"] != right["dtype"]:
+        elif is_tensor(yours) and is_tensor(right) and (yours["dtype"] == "bool") != (
+                right["dtype"] == "bool"):
             lines.append(f"  {name}: yours is {yours['dtype']}, expected {right['dtype']}")
         else:
             lines += [f"  {name:<16} {words(yours)}   yours",
                       f"{'':18} {words(right)}   expected"]
+            a, b = (x["data"][0] if is_tensor(x) and len(x["data"]) == 1 else x
+                    for x in (yours, right))
+            if isinstance(a, float) and isinstance(b, float) and gap(a, b):
+                lines.append(f"{'':18} {gap(a, b)}   difference")
     return lines
 
 
@@ -259,7 +285,7 @@ def explained(exercise, verdict, place=""):
     sentence, case = exercise.cases()[i]
     lines += ["", f"The smallest case that fails ({sentence}):", ""]
     lines += picture(exercise, case, verdict.outcomes[i], expected(exercise)[i])
-    known = recognised(exercise, verdict)
-    lines += ["", *(f"Hint: {d.hint}" for d in known[:1])] if known else [
-        "", f"No mistake that we know gives this. Stuck? python -m exercises hint {exercise.name}"]
-    return lines
+    if known := recognised(exercise, verdict):
+        return [*lines, "", f"Hint: {known[0].hint}"]
+    unknown = "" if "error" in verdict.outcomes[i] else "No mistake that we know gives this. "
+    return [*lines, "", f"{unknown}Stuck? python -m exercises hint {exercise.name}"]

@@ -172,6 +172,8 @@ SYMPTOMS = {
                                 "first", "above", 0.01),
     "returns-from-whitened": Symptom("`return/mean` stays near `value/mean` whatever `score` does",
                                      "ppo", "return/mean", "first", "below", 0.05),
+    "tokenised-again": Symptom("`policy/approx_kl` is large from the first iteration on", "ppo",
+                               "policy/approx_kl", "first", "above", 1.0),
     "value-after-the-token": Symptom("`value/explained_variance` starts elsewhere", "ppo",
                                      "value/explained_variance", "first", "above", 0.02),
     "rollout-with-gradients": Symptom("the run ends with an error in its first update", "ppo",

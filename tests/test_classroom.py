@@ -2,6 +2,7 @@
 its hint, two right solutions written differently are green. And the commands around them."""
 import ast
 import json
+import math
 import os
 import re
 import subprocess
@@ -93,9 +94,10 @@ def test_each_known_mistake_is_red_and_gets_its_own_hint(name, tmp_path):
     exercise = needed(COURSE[name])
     known = defects.of_exercise(name)
     assert len(known) >= 2
-    for defect in known:
+    for n, defect in enumerate(known):  # the first one once more, as a student would write it
         source = defects.planted(cutting.reference(exercise.file), defect)
-        verdict = verdict_of(exercise, source, tmp_path)
+        verdict = judge.judge(exercise, judge.mistaken(exercise, defect)) if n else (
+            verdict_of(exercise, source, tmp_path))
         assert not verdict.good and not verdict.blank, defect.name
         assert judge.recognised(exercise, verdict) == [defect]
         assert judge.explained(exercise, verdict)[-1] == f"Hint: {defect.hint}"
@@ -287,6 +289,148 @@ def test_what_cannot_be_drawn_beside_the_expected_is_said_with_the_inputs():
     long = judge.words(worker.packed(torch.arange(300.0).view(3, 100)))
     assert len(long) < 250 and long.startswith("[[0, 1, 2,") and long.endswith("... (300 numbers)")
     assert judge.words(worker.packed([[1.0, True], None])) == "[[1, 1], None]"
+
+
+def text_of(exercise, source, folder):
+    """(the Verdict on a source, what a student reads of it)."""
+    verdict = verdict_of(exercise, source, folder)
+    return verdict, "\n".join(judge.explained(exercise, verdict))
+
+
+def loss_in(name, body):
+    """The file of an exercise with another body of one line in its function."""
+    e = COURSE[name]
+    return cutting.cut(cutting.reference(e.file), e.function, name).replace(
+        cutting.hole(name), body)
+
+
+def test_a_wrong_number_is_shown_beside_the_right_one(tmp_path):
+    """A loss was said to be float32 where float64 is expected, which is no mistake; of NaN in a
+    loss this was all that was said."""
+    verdict, said = text_of(COURSE["sft-loss"], loss_in("sft-loss", "return (-logprob * mask).sum()"
+                                                                    " / tokens"), tmp_path)
+    assert verdict.failing and "float" not in said
+    assert re.search(r"^  loss +nan   yours\n +0\.13   expected$", said, re.M)
+    close = {"loss": worker.packed(torch.tensor(1.0001)), "gradient": worker.packed(
+        torch.tensor([[0.0, -0.5003, -0.5]]))}
+    case, wanted = COURSE["sft-loss"].cases()[0][1], {
+        "loss": worker.packed(torch.tensor(1.0)), "gradient": worker.packed(
+            torch.tensor([[0.0, -0.5, -0.5]]))}
+    said = "\n".join(judge.picture(COURSE["sft-loss"], case, {"value": close}, wanted))
+    assert re.search(r"loss +1   yours\n +1   expected\n +0.0001   difference$", said, re.M)
+    assert re.search(r"yours +0    -0.5    -0.5\n.*expected .*\n +difference +-0.0003\n +\^$", said)
+
+
+@pytest.mark.parametrize("x, text", [
+    (0.0, "0"), (1.0, "1"), (-0.25, "-0.25"), (1950.4, "1950"), (-1950.4, "-1950"),
+    (1.23e9, "1.2e+09"), (-1.78e-148, "-2e-148"), (-0.001234, "-0.0012"), (True, "1"), (7, "7"),
+    (float("nan"), "nan"), (float("-inf"), "-inf"), (-9.99e-5, "-0.0001")])
+def test_a_number_leaves_room_for_the_next_one(x, text):
+    """Of logits of thousands two numbers stood side by side as one."""
+    assert judge.number(x) == text and len(text) <= 7
+    assert judge.columns("yours", ["-123456", "x" * 12, "1"]).split()[1:] == [
+        "-123456", "x" * 12, "1"]
+
+
+def test_inputs_are_drawn_beside_a_result_only_as_rows_of_it():
+    """All rows of the states stood in one line beside a result of one number a row. Where more
+    than the drawn row counts, the whole is written, too."""
+    exercise = COURSE["cross-entropy"]
+    i = next(i for i, (_, c) in enumerate(exercise.cases()) if c["entropy"] and len(
+        c["states"]) == 2)
+    wanted = judge.expected(exercise)[i]
+    mine = {**wanted, "mean": worker.packed(torch.zeros(2))}
+    said = judge.picture(exercise, exercise.cases()[i][1], {"value": mine}, wanted)
+    assert [line.split()[0] for line in said] == ["states", "embedding", "tile", "mean", "yours",
+                                                  "expected", "^"]
+    attention = COURSE["attention"]
+    wanted = judge.expected(attention)[1]
+    mine = {"y": worker.packed(torch.zeros(1, 1, 2, 2))}
+    said = judge.picture(attention, attention.cases()[1][1], {"value": mine}, wanted)
+    assert [line.split()[0] for line in said] == ["k", "v", "y[0,", "q", "k", "v", "yours",
+                                                  "expected", "^"]
+
+
+def test_what_reaches_a_result_as_nan_tells_the_mistake_wherever_it_is(tmp_path):
+    """The textbook's gae, with nothing set to 0: the values behind the last token were not
+    recognised, because the NaN of pads were in other places than with the known mistake."""
+    body = """def gae(reward, value, mask, discount, lam):
+    advantage, after, nxt = torch.zeros_like(reward), 0.0, torch.zeros(len(reward))
+    for t in reversed(range(reward.size(1))):
+        delta = reward[:, t] + discount * nxt - value[:, t]
+        after = (delta + discount * lam * after) * mask[:, t]
+        advantage[:, t], nxt = after, value[:, t]
+    return advantage, (advantage + value) * mask
+"""
+    _, said = text_of(COURSE["gae"], cutting.replaced(cutting.reference("ppo.py"), "gae", body),
+                      tmp_path)
+    assert said.endswith("Hint: The value of a pad counts as the value of the state after the last "
+                         "token.")
+    case = {"x": torch.tensor([1.0, math.nan])}
+    same = lambda case, a, b: judge.same_outcome(COURSE["gae"], case, *({"value": {
+        "y": worker.packed(torch.tensor(x))}} for x in (a, b)))
+    assert same(case, [math.nan, 1.0], [2.0, math.nan]) and not same(case, [1.0, 2.0], [1.0, 3.0])
+    assert not same({"x": torch.ones(2)}, [math.nan, 1.0], [2.0, math.nan])
+
+
+@pytest.mark.parametrize("name, body, said", [
+    ("ranking-loss", "return float(scores.sum())", "TypeError: the loss has no gradient. Make it"),
+    ("sft-loss", "return -logprob / tokens", "ValueError: the loss has the shape [1, 3]. It is")])
+def test_a_loss_that_cannot_be_trained_is_told_as_such(name, body, said, tmp_path):
+    """It was `'float' object is not iterable`, in a line that the student has not written. An error
+    is no mistake that nobody knows."""
+    _, text = text_of(COURSE[name], loss_in(name, body), tmp_path)
+    assert said in text and text.endswith(f"\n\nStuck? python -m exercises hint {name}")
+
+
+PTX = [f'sums["{name}"] += ' for name in ("loss/policy", "policy/entropy", "policy/ratio",
+                                          "policy/approx_kl", "policy/clip_fraction")]
+UNASKED = [("ptx", line, line.replace("+=", "-=")) for line in PTX] + [
+    ("ptx", "return sums, take_step(policy", "return sums, 2 * take_step(policy"),
+    ("ptx", "sums[\"loss/policy\"] += world.backward(loss)",
+     "loss.backward(); sums[\"loss/policy\"] += loss.detach()"),
+    ("ranks", "float(world.sum(total)), take_step", "float(world.sum(total)), 2 * take_step"),
+    ("ranks", "owners=owners)", "owners=owners + 1)"),
+    ("agreement", "in responses * 6:", "in responses * 5:"),
+    ("cross-entropy", "else room[: n * V]", "else room")]
+
+
+@long
+@pytest.mark.parametrize("name, old, new", UNASKED, ids=lambda x: x if x in COURSE else "")
+def test_all_that_a_page_asks_for_is_looked_at(name, old, new, tmp_path):
+    """Nonsense in what ptx logs got full credit; so did a row's noise and a norm."""
+    source = cutting.reference(COURSE[name].file)
+    assert source.count(old) == 1
+    assert not verdict_of(COURSE[name], source.replace(old, new), tmp_path).good
+
+
+def test_attention_with_all_scores_at_once_is_no_attention_in_tiles(tmp_path):
+    """Right numbers, but all of them in memory. To see that, no compiler is imported: it took a
+    second of each run, with a dozen runs to find a hint."""
+    tiles, source = COURSE["online-softmax"], cutting.reference("kernels/attention.py")
+    verdict = verdict_of(tiles, cutting.replaced(source, "tiled_attention", """\
+def tiled_attention(q, k, v):
+    s = (q @ k.mT / math.sqrt(q.size(-1))).masked_fill(
+        torch.ones(q.size(2), q.size(2)).triu(1).bool(), -math.inf)
+    return s.softmax(-1) @ v, s.logsumexp(-1) * LOG2E
+"""), tmp_path)
+    assert [i for _, i in verdict.failing] and all(judge.differences(
+        tiles, verdict.outcomes[i], judge.expected(tiles)[i]) == ["holds all T x T scores"]
+        for _, i in verdict.failing)
+    own = solutions(tiles)[0].replace("    B, H, T, D = q.shape\n    out, lse", "    import sys\n"
+                                      "    assert 'torch._dynamo' not in sys.modules\n"
+                                      "    B, H, T, D = q.shape\n    out, lse", 1)
+    assert "_dynamo" in own and verdict_of(tiles, own, tmp_path).good
+
+
+@long
+def test_what_looks_alike_gets_no_hint_of_another(tmp_path):
+    """Twice the loss on each rank is not `Each rank takes all rows`."""
+    exercise, source = COURSE["ranks"], cutting.reference("sft.py")
+    twice = source.replace("total += world.backward(loss)",
+                           "total += world.backward(world.size * loss)")
+    verdict, said = text_of(exercise, twice, tmp_path)
+    assert not verdict.good and "No mistake that we know" in said
 
 
 def test_other_holes_of_the_same_file_do_not_matter(tmp_path):

@@ -20,6 +20,7 @@ import torch
 import settings
 from exercises import __main__, course, cutting, defects, grading, judge, worker
 from exercises.checks import sampling
+from test_classroom import solutions
 
 ROOT = Path(settings.__file__).parent
 COURSE = course.load()
@@ -217,17 +218,69 @@ def test_facts_are_found_where_no_students_code_runs(tmp_path):
     assert grading.graded(folder, noise, BOUNDS)["credit"] == 0
 
 
+ASKS = ("def last_of(mask):\n    {}\n"
+        "    return course.load()['last-token'].oracle({{'mask': mask}})['last']\n")
+
+
+@pytest.mark.parametrize("asks", [
+    ASKS.format("from exercises import course"), ASKS.format("from __main__ import course"),
+    ASKS.format("from __mp_main__ import course"),
+    "import tests.solutions.gae\n\n\n" + RIGHT,
+    "from exercises.checks import policy\n\n\ndef last_of(mask):\n"
+    "    return policy.last_oracle({'mask': mask})['last']\n"],
+    ids=["course", "command", "command of a fork", "solutions", "oracle"])
+def test_the_checks_and_the_tests_are_out_of_reach(asks, tmp_path):
+    """Their oracles are right functions, and one import away: they had full credit."""
+    head, _, body = asks.partition("def last_of")
+    row = row_of(submission(tmp_path, "asks", "def last_of" + body, head))
+    assert row["credit"] == 0 and re.match("(ModuleNotFound|Import)Error: ", row["note"]), row
+
+
 def test_a_file_that_may_look_for_the_answer_is_told(tmp_path):
     """It gets the credit, as one that is copied does; the teacher is to look at it."""
-    asks = ("def last_of(mask):\n    from exercises import course\n"
-            "    return course.load()['last-token'].oracle({'mask': mask})['last']\n")
+    asks = ("def last_of(mask):\n    import gc\n"
+            "    return mask & ~F.pad(mask[:, 1:], (0, 1))\n")
     row = row_of(submission(tmp_path, "asks", asks))
-    assert row["credit"] == 1.0 and row["note"].startswith("look at it: the file uses exercises,")
+    assert row["credit"] == 1.0 and row["note"].startswith("look at it: the file uses gc,")
+    asks = asks.replace("import gc", "from exercises import course")
     whole = cutting.reference("ppo.py")
     for text, names in ((RIGHT, []), (asks, ["exercises"]), ("x = open('a').read()\n", ["open"]),
                         ("import sys, gc as g\n", ["gc", "sys"]),
                         ("import importlib.util\n", ["importlib"])):
         assert grading.fetches(whole + text, LAST) == names
+
+
+@pytest.mark.parametrize("name, text, uses", [
+    ("attention", "def causal_attention(q, k, v):\n"
+     "    from kernels.attention import tiled_attention\n    return tiled_attention(q, k, v)[0]\n",
+     ["kernels.attention.tiled_attention"]),
+    ("attention", "import kernels.attention as a\n\n\ndef mine(q, k, v):\n    return a."
+     "tiled_attention(q, k, v)[0]\n\n\ndef causal_attention(q, k, v):\n    return mine(q, k, v)\n",
+     ["kernels.attention"]),
+    ("attention", "def causal_attention(q, k, v):\n    return torch.stack([decode_attention("
+     "q[:, :, t], k, v, torch.tensor([t + 1] * len(q))) for t in range(q.size(2))], 2)\n",
+     ["decode_attention"]),
+    ("kl-reward", "def shape_rewards(logprob, ref_logprob, score, mask, beta):\n"
+     "    gae = mask * 1\n    return gae * score[:, None] * last_of(mask)\n", [])])
+def test_a_function_that_uses_another_of_the_projects_is_told(name, text, uses, tmp_path):
+    """attention by attention in tiles had full credit and no note."""
+    exercise, whole = COURSE[name], cutting.reference(COURSE[name].file)
+    head, _, body = text.partition(f"def {exercise.function}")
+    source = head + cutting.replaced(whole, exercise.function, f"def {exercise.function}{body}")
+    assert grading.borrowed(source, exercise) == uses
+    if uses == ["decode_attention"]:
+        (tmp_path / "ann/kernels").mkdir(parents=True)
+        (tmp_path / "ann" / exercise.file).write_text(source)
+        row = grading.graded(tmp_path / "ann", exercise, BOUNDS)
+        assert row["credit"] == 1 and row["note"] == (
+            "look at it: the function uses decode_attention of the project, which the project's "
+            "own does not"), row
+
+
+@pytest.mark.parametrize("name", COURSE)
+def test_right_solutions_of_ones_own_need_no_look(name):
+    for source in solutions(COURSE[name]):
+        assert grading.borrowed(source, COURSE[name]) == grading.fetches(source, COURSE[name]) == []
 
 
 ATTACKS = {

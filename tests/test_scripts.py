@@ -197,6 +197,16 @@ def test_the_first_ppo_step_has_not_moved(demo):
     assert m["kl"] == pytest.approx(0, abs=1e-4), "policy = reference at the start"
 
 
+def test_the_trained_tokens_are_the_sampled_ones(demo):
+    """Trap 19: decoded and tokenised again they are others, with other log-probs."""
+    policy, tokenizer, _ = load(demo.folder / "out" / "init", {"GPT": GPT}, "")
+    said = generate(policy, [tokenizer.encode("Anna")] * 20, 8, tokenizer.eos).responses()
+    assert sum(tokenizer.encode(tokenizer.decode(ids)) != ids for ids in said) > 5
+    python(demo.folder, *FLAGS["ppo"], "--out=out/same-tokens")
+    (m,) = demo.log("same-tokens")
+    assert abs(m["policy/ratio"] - 1) < 1e-4 and m["policy/approx_kl"] < 1e-8
+
+
 def test_ppo_changes_the_policy(demo):
     init, policy = demo.weights("init"), demo.weights("ppo-ptx")
     assert any(not torch.equal(init[k], policy[k]) for k in init)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from exercises.checks.tools import mask_of, noise, spoiled, tensor
+from exercises.checks.tools import gradient_of, mask_of, noise, spoiled, tensor
 from exercises.course import Exercise
 
 
@@ -46,8 +46,7 @@ MASK = Exercise(
 def run_sft_loss(m, c):
     logprob = c["logprob"].clone().requires_grad_()
     loss = m.sft_loss(logprob, c["mask"], c["tokens"])
-    gradient, = torch.autograd.grad(loss, logprob, allow_unused=True)
-    return {"loss": loss, "gradient": gradient}
+    return {"loss": loss, "gradient": gradient_of(loss, logprob)}
 
 
 def sft_loss_oracle(c):

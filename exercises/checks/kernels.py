@@ -2,22 +2,22 @@
 import math
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from exercises.checks.tools import NAN, noise, tensor
 from exercises.course import Exercise
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that is made within it; views of the tensors `given`
-    are not made."""
+class Largest(TorchFunctionMode):
+    """Remembers the size of the largest tensor that a call within it returns; views of the tensors
+    `given` are not made. (A dispatch mode would import the compiler, which takes seconds.)"""
 
     def __init__(self, *given):
         super().__init__()
         self.numbers = 0
         self.given = {x.untyped_storage().data_ptr() for x in given}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else [out]:
             if (isinstance(x, torch.Tensor)
@@ -75,7 +75,7 @@ ATTENTION = Exercise(
      "q @ k.mT has a row for each query. Entries right of the diagonal are the future: set them to "
      "minus infinity before the softmax, and their weight is 0.",
      "scores / math.sqrt(D), then masked_fill with a mask from torch.ones(T, T).triu(1), then "
-     "softmax(-1) @ v."), 4, ("q", "k", "v"))
+     "softmax(-1) @ v."), 4, ("q", "k", "v"), whole=("k", "v"))
 
 
 # ------------------------------------------------------------------------------- in tiles
@@ -102,14 +102,14 @@ TILES = Exercise(
                                                        qkv(1, 1, 6, 2, seed=4, scale=3.0)],
      "many tiles, with large scores": [qkv(1, 1, 13, 2, seed=5, scale=20.0)],
      "rows and heads": [qkv(2, 2, 7, 3, seed=6)],
-     "the T x T scores are never there at once": [qkv(1, 1, 40, 2, seed=7)]},
+     "the T x T scores are never there at once": [qkv(1, 1, 20, 2, seed=7)]},
     ("Keep three numbers for each query while the tiles of keys pass: the largest score m, the sum "
      "l of exp(s - m), the sum a of exp(s - m) v. The formulas are at the top of the file.",
      "When a tile raises m to m', multiply l and a by exp(m - m') before you add the tile's part. "
      "In base 2: exp2, with q multiplied by D**-0.5 * LOG2E before the products.",
      "for i, end, j, stop in _tiles(T): s = _scores(...); top = s.amax(-1, keepdim=True), from the "
      "second tile on torch.maximum(m, top). At stop == end: o = a / l, L = m + log2(l)."),
-    25, ("q", "k", "v"), tolerance=2e-5)
+    25, ("q", "k", "v"), whole=("k", "v"), tolerance=2e-5)
 
 
 # ------------------------------------------------------------------------------- cross-entropy
@@ -124,8 +124,8 @@ def run_exponentials(m, c):
     tiles = range(0, V, m.TILE)
     p = [e[n * j : n * min(j + m.TILE, V)].view(n, -1) * logk.exp()[:, None]
          for j, logk in zip(tiles, logks)]
-    return {"tiles": len(logks), "p": torch.cat(p, 1), "m": top, "log l": logl,
-            "mean": mean, "holds all logits": seen.numbers > max(64, 4 * n * m.TILE)}
+    return {"size of e": e.numel(), "tiles": len(logks), "p": torch.cat(p, 1), "m": top,
+            "log l": logl, "mean": mean, "holds all logits": seen.numbers > max(64, 4 * n * m.TILE)}
 
 
 def exponentials_oracle(c):
@@ -134,8 +134,8 @@ def exponentials_oracle(c):
     p = [softmax(row) for row in z]
     sums = [sum(math.exp(s - max(row)) for s in row) for row in z]
     mean = [sum(a * (s - max(row)) for a, s in zip(own, row)) for own, row in zip(p, z)]
-    return {"tiles": -(-V // c["tile"]), "p": tensor(p), "m": tensor([max(row) for row in z]),
-            "log l": tensor([math.log(s) for s in sums]),
+    return {"size of e": len(z) * V, "tiles": -(-V // c["tile"]), "p": tensor(p),
+            "m": tensor([max(row) for row in z]), "log l": tensor([math.log(s) for s in sums]),
             "mean": tensor(mean) if c["entropy"] else None, "holds all logits": False}
 
 
@@ -152,7 +152,7 @@ EXPONENTIALS = Exercise(
      "logits of thousands": [vocabulary(2, 2, 6, 2, seed=6, scale=900.0)],
      "the entropy's part": [vocabulary(1, 2, 3, 4, True, seed=7), vocabulary(2, 2, 7, 2, True, 8)],
      "one tile, with room for e": [vocabulary(2, 2, 3, 4, True, 9, room=True)],
-     "the logits of all tokens are never there at once": [vocabulary(4, 2, 40, 4, seed=10)]},
+     "the logits of all tokens are never there at once": [vocabulary(4, 2, 24, 4, seed=10)]},
     ("It is the online softmax again: m and l for each token while the tiles of the vocabulary "
      "pass. Each tile leaves e = exp(z - m) with the m of that moment.",
      "Keep each tile's own top in a list. At the end the tile's factor is log k = (top - m) ln 2 - "
@@ -192,6 +192,6 @@ CACHE = Exercise(
     ("One query a row, so a score for each slot of its cache: [B, H, T]. Then as in attention.",
      "Slot t of row b counts if t < lengths[b]. Unused slots get the score minus infinity.",
      "0 times NaN is NaN: also set the values of unused slots to 0 before the weighted sum."),
-    6, ("q", "keys", "values", "lengths"))
+    6, ("q", "keys", "values", "lengths"), whole=("keys", "values"))
 
 EXERCISES = (ATTENTION, TILES, EXPONENTIALS)

@@ -43,7 +43,7 @@ ACCURACY = Exercise(
 
 
 def agreement_case(*prompts):
-    """Each prompt: the ranks that the two labelers give its completions."""
+    """Each prompt: the ranks that the only two labelers give its completions."""
     return {"ranks of a and b": [[list(a), list(b)] for a, b in prompts]}
 
 
@@ -53,7 +53,7 @@ def run_agreement(m, c):
     m.rank = lambda labeler, seen: prompts[seen[1]][labeler]
     responses = [(np.zeros((len(a), 1)), [i] * len(a)) for i, (a, _) in enumerate(prompts)]
     share, n = m.agreement(responses, [0, 1], "train", 1.0, np.random.default_rng(0))
-    return {"share": None if share is None else float(share), "pairs counted": bool(n)}
+    return {"share": None if share is None else float(share), "pairs": int(n)}
 
 
 def agreement_oracle(c):
@@ -64,7 +64,7 @@ def agreement_oracle(c):
                 if a[i] != a[j] and b[i] != b[j]:
                     n += 1
                     same += (a[i] < a[j]) == (b[i] < b[j])
-    return {"share": same / n if n else None, "pairs counted": bool(n)}
+    return {"share": same / n if n else None, "pairs": 6 * n}  # each prompt is drawn six times
 
 
 AGREEMENT = Exercise(
@@ -87,37 +87,46 @@ AGREEMENT = Exercise(
 
 def run_win_rate(m, c):
     m.features = lambda town, task, text, ended=True: np.ones(len(m.FEATURES))
-    m.impressions = lambda labeler, x, texts, *rest: (labeler, texts)
+    seen, courtesy = [], m.FEATURES.index("courteous")
+    m.impressions = lambda labeler, x, texts, *rest: (labeler, texts, seen.append(np.array(x)))
     m.rank = lambda labeler, seen: c["ranks"][seen[1][0]][labeler]
-    n = len(c["ranks"])
+    n, more = len(c["ranks"]), {} if c["taste"] else {"taste": False}
     prompts = [{"task": {}}] * n
     got = m.win_rate(None, prompts, [(i, True) for i in range(n)], [(i, True) for i in range(n)],
-                     list(range(c["votes"])), 1.0, c["votes"], 1)
-    return {"win rate": got["mean"], "prompts": got["n"]}
+                     list(range(c["votes"])), 1.0, c["votes"], 1, **more)
+    values = lambda columns: sorted(set(np.concatenate(seen)[:, columns].flatten().tolist()))
+    others = [i for i in range(len(m.FEATURES)) if i != courtesy]
+    return {"win rate": got["mean"], "prompts": got["n"], "courtesies that are seen":
+            values([courtesy]), "other features that are seen": values(others)}
 
 
 def win_rate_oracle(c):
     of_prompt = [sum(1 if r < t else 0.5 if r == t else 0 for r, t in votes) / len(votes)
                  for votes in c["ranks"]]
-    return {"win rate": round(sum(of_prompt) / len(of_prompt), 4), "prompts": len(of_prompt)}
+    return {"win rate": round(sum(of_prompt) / len(of_prompt), 4), "prompts": len(of_prompt),
+            "courtesies that are seen": [float(c["taste"])],
+            "other features that are seen": [1.0]}
 
 
-def votes(*prompts):
-    """Each prompt: for each labeler the ranks of the first and the second model's answers."""
-    return {"ranks": [[list(v) for v in p] for p in prompts], "votes": len(prompts[0])}
+def votes(*prompts, taste=True):
+    """Each prompt: for each labeler the ranks of the first and the second model's answers. All
+    features of all answers are 1."""
+    return {"ranks": [[list(v) for v in p] for p in prompts], "votes": len(prompts[0]),
+            "taste": taste}
 
 
 WINS = Exercise(
     "win-rate", "evals/town.py", "win_rate", run_win_rate, win_rate_oracle,
     {"one vote": [votes([(1, 2)]), votes([(2, 1)])],
      "ties count half": [votes([(1, 1)]), votes([(1, 1), (1, 2)])],
-     "every prompt counts once": [votes([(1, 2), (2, 1)], [(1, 2), (1, 2)], [(1, 1), (2, 1)])]},
+     "every prompt counts once": [votes([(1, 2), (2, 1)], [(1, 2), (1, 2)], [(1, 1), (2, 1)])],
+     "without taste no courtesy is seen": [votes([(1, 2)], taste=False)]},
     ("For each prompt some labelers rank the two answers. A vote is 1, 0.5 or 0.",
      "The value of a prompt is the mean of its votes; `interval` makes the mean over prompts.",
      "Draw `votes` labelers with rng.choice, without replacement if there are enough. "
      "rank(labeler, "
      "impressions(labeler, x, (a[0], b[0]), \"evaluate\", sharpness, rng)) gives both ranks."), 11,
-    ("ranks",))
+    ("ranks", "taste"))
 
 def samples(proxy, gold, n):
     return {"proxy": proxy, "gold": gold, "n": n}

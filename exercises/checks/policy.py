@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
-from exercises.checks.tools import in_ranks, mask_of, noise, spoiled, tensor
+from exercises.checks.tools import gradient_of, in_ranks, mask_of, noise, spoiled, tensor
 from exercises.course import Exercise
 
 ONE = mask_of([0, 1])
@@ -177,7 +177,7 @@ WHITEN = Exercise(
      "the mean known, the squared distances from it.",
      "In float64: n, s = total(torch.stack([mask.sum().double(), x.sum()])). The variance is "
      "divided by n, and 1e-8 is added before the root. total=None means one rank."), 6,
-    ("mask", "x"), tolerance=1e-4)
+    ("mask", "x"), whole=("mask", "x"), tolerance=1e-4)
 
 
 # ------------------------------------------------------------------------------- the two losses
@@ -186,7 +186,7 @@ def run_policy_loss(m, c):
     logprob = c["logprob"].clone().requires_grad_()
     loss = m.clipped_policy_loss(logprob, c["old_logprob"], c["advantage"], c["mask"], c["clip"],
                                  c["tokens"])
-    return {"loss": loss, "gradient": torch.autograd.grad(loss, logprob)[0]}
+    return {"loss": loss, "gradient": gradient_of(loss, logprob)}
 
 
 def policy_oracle(c):
@@ -236,7 +236,7 @@ def run_value_loss(m, c):
     value = c["value"].clone().requires_grad_()
     loss = m.clipped_value_loss(value, c["old_value"], c["returns"], c["mask"], c["clip"],
                                 c["tokens"])
-    return {"loss": loss, "gradient": torch.autograd.grad(loss, value)[0]}
+    return {"loss": loss, "gradient": gradient_of(loss, value)}
 
 
 def value_oracle(c):
@@ -297,21 +297,26 @@ class Recorder:
             p.grad = None
 
 
-def small_model(seed=0):
+def small_model(dropout=0.0):
     from model import GPT, GPTConfig
-    torch.manual_seed(seed)
-    model = GPT(GPTConfig(vocab_size=7, block_size=8, n_layer=1, n_head=1, n_embd=4))
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=7, block_size=8, n_layer=1, n_head=1, n_embd=4,
+                          dropout=dropout))
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(p * 8 if p.dim() == 2 else p + 0.1)
     return model
 
 
+def all_logprobs(model, row):
+    """log p of every token after each token of a row, one row at a time, [T, V]."""
+    return (model.transformer(torch.tensor([row]))[0]
+            @ model.transformer.wte.weight.T).log_softmax(-1)
+
+
 def logprobs_of(model, row):
-    """log p(row[t] | before) for t = 1.., one row at a time, from all logits."""
-    hidden = model.transformer(torch.tensor([row]))[0]
-    return (hidden @ model.transformer.wte.weight.T).log_softmax(-1)[
-        range(len(row) - 1), row[1:]]
+    """log p(row[t] | before) for t = 1.."""
+    return all_logprobs(model, row)[range(len(row) - 1), row[1:]]
 
 
 EPISODES = [([1, 2, 3, 6], 2), ([4, 5, 6], 1), ([2, 2, 5, 1, 6], 1)]  # (ids, prompt length)
@@ -336,53 +341,84 @@ def step_settings(c):
                            explode=math.inf, micro_batch=c["micro_batch"], micro_batch_tokens=0)
 
 
-def one_process():
+def world_of(rank=0, size=1, total=None):
+    """A rank that runs in a thread; total sums over all of them."""
     from runtime.world import World
     world = World(0, "cpu")
-    world.rank, world.size, world.main = 0, 1, True
+    world.rank, world.size, world.main = rank, size, rank == 0
+    world.sum = total or world.sum
     return world
 
 
+def steps_taken(recorders):
+    """What the optimisers of all ranks were to do: how many steps each, and the mean of the first
+    ones' gradients, as DDP makes it. With one rank the gradient alone."""
+    firsts = [torch.cat([g.flatten() for g in r.gradients[0]]) if r.gradients else None
+              for r in recorders]
+    mean = None if any(g is None for g in firsts) else sum(firsts) / len(firsts)
+    return {"optimiser steps": [len(r.gradients) for r in recorders],
+            "gradient, the mean of the ranks'": mean}
+
+
 def run_ptx(m, c):
-    model = small_model()
-    e, recorder = episodes_of(model), Recorder(small_model())
-    recorder.model = model
-    recorder.param_groups[0]["params"] = list(model.parameters())
-    text = torch.full((len(TEXT), 4), -1)
-    for row, ids in zip(text, TEXT):
-        row[: len(ids)] = torch.tensor(ids)
-    text = text if c["gamma"] else text[:0]
-    sums, _ = m.update_policy(model, recorder, e, [0, 1, 2], 8, text, 4, 0.1, step_settings(c),
-                              one_process())
-    flat = [torch.cat([g.flatten() for g in step]) for step in recorder.gradients]
-    out = {"optimiser steps": len(flat), "gradient": flat[0] if flat else None,
-           "loss/policy": float(sums["loss/policy"]), "ratio": float(sums["policy/ratio"])}
-    return {**out, "loss/ptx": float(sums["loss/ptx"])} if c["gamma"] else out
+    models = [small_model() for _ in range(c["ranks"])]
+    recorders = [Recorder(model) for model in models]
+
+    def work(rank, total):
+        own = TEXT[rank :: c["ranks"]] if c["gamma"] else []
+        text = torch.tensor([ids + [-1] * (4 - len(ids)) for ids in own]).view(-1, 4)
+        rows = list(range(len(EPISODES)))[rank :: c["ranks"]]
+        return m.update_policy(models[rank], recorders[rank], episodes_of(models[rank]), rows, 8,
+                               text, 4, 0.1, step_settings(c), world_of(rank, c["ranks"], total))
+
+    ranks = in_ranks(c["ranks"], work)
+    names = SUMS + ("loss/ptx",) * bool(c["gamma"])
+    out = {name: sum(float(sums[name]) for sums, _ in ranks) for name in names}
+    return {**steps_taken(recorders), **out, **norm_of(ranks, c)}
+
+
+def norm_of(ranks, c):
+    """The norm that one rank returns; of several each has only its part of the gradient here."""
+    return {"norm": float(ranks[0][1])} if c["ranks"] == 1 else {}
+
+
+SUMS = ("loss/policy", "policy/ratio", "policy/entropy", "policy/approx_kl", "policy/clip_fraction")
 
 
 def ptx_oracle(c):
     model = small_model()
-    e, loss, ratios = episodes_of(model), 0.0, 0.0
+    e, loss, sums = episodes_of(model), 0.0, dict.fromkeys(SUMS, 0.0)
     for b, (row, p) in enumerate(EPISODES):
-        now = logprobs_of(model, row)
+        every = all_logprobs(model, row)
         for t in range(p, len(row)):
-            ratio, a = (now[t - 1] - e.logprob[b, t]).exp(), float(e.advantage[b, t])
+            log_ratio, a = every[t - 1, row[t]] - e.logprob[b, t], float(e.advantage[b, t])
+            ratio = log_ratio.exp()
             loss = loss - torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a) / 8
-            ratios += float(ratio.detach())
+            sums["policy/ratio"] += float(ratio.detach())
+            sums["policy/entropy"] -= sum(math.exp(x) * x for x in every[t - 1].tolist())
+            sums["policy/approx_kl"] += 0.5 * float(log_ratio.detach()) ** 2
+            sums["policy/clip_fraction"] += abs(float(ratio.detach()) - 1) > 0.2
     words = sum(-logprobs_of(model, row).sum() for row in TEXT)
-    gradient = torch.autograd.grad(loss + c["gamma"] * words / 4, list(model.parameters()))
-    out = {"optimiser steps": 1, "gradient": torch.cat([g.flatten() for g in gradient]),
-           "loss/policy": 8 * float(loss.detach()), "ratio": ratios}
-    return {**out, "loss/ptx": float(words.detach())} if c["gamma"] else out
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(
+        loss + c["gamma"] * words / 4, list(model.parameters()))])
+    sums["loss/policy"] = 8 * float(loss.detach())
+    text = {"loss/ptx": float(words.detach())} if c["gamma"] else {}
+    norm = math.sqrt(sum(x * x for x in gradient.tolist()))
+    return {"optimiser steps": [1] * c["ranks"], "gradient, the mean of the ranks'": gradient,
+            **sums, **text, **norm_of([(None, norm)], c)}
+
+
+def minibatch(gamma, micro_batch=8, ranks=1):
+    return {"gamma": gamma, "micro_batch": micro_batch, "ranks": ranks}
 
 
 PTX = Exercise(
     "ptx", "ppo.py", "update_policy", run_ptx, ptx_oracle,
-    {"one step, along the PPO gradient": [{"gamma": 0.0, "micro_batch": 8}],
+    {"one step, along the PPO gradient": [minibatch(0.0)],
      "with text: still one step, along PPO's gradient plus gamma times the text's": [
-         {"gamma": 0.5, "micro_batch": 8}, {"gamma": 3.0, "micro_batch": 8}],
-     "micro-batches change nothing": [{"gamma": 0.0, "micro_batch": 1},
-                                      {"gamma": 0.5, "micro_batch": 2}]},
+         minibatch(0.5), minibatch(3.0)],
+     "micro-batches change nothing": [minibatch(0.0, 1), minibatch(0.5, 2), minibatch(0.5, 1)],
+     "two processes are one": [minibatch(0.0, 8, 2), minibatch(0.5, 1, 2)]},
     ("Two loops that only add up gradients, over groups of episodes and over groups of text rows, "
      "and one `take_step` behind both.",
      "accumulate(policy, groups, more=...) gives each group in turn. policy(ids, mask, "
@@ -391,7 +427,7 @@ PTX = Exercise(
      "gradient.",
      "Every loss is a sum divided by `tokens` or `words`, which are of the whole minibatch: so the "
      "groups need no weights. The text's is s.ptx * loss; its sum in the log is divided by "
-     "s.ptx again."), 22, ("gamma", "micro_batch"), tolerance=2e-4)
+     "s.ptx again."), 22, ("gamma", "micro_batch", "ranks"), tolerance=2e-4)
 
 
 def run_ema(m, c):
@@ -410,7 +446,7 @@ def run_ema(m, c):
     s = SimpleNamespace(minibatch=1, batch=n, inner_epochs=1, ptx=0.0, seed=1, ema=c["decay"])
     e = SimpleNamespace(mask=torch.ones(n, 2, dtype=torch.bool))
     m.update(model, None, [None, None], ema, e, torch.zeros(0, 1, dtype=torch.long), 0.1, 0, s,
-             one_process())
+             world_of())
     return {"average": float(ema["weight"]), "policy": float(model.weight.detach()),
             "before each step": seen, "a copy, not the policy's own memory":
                 ema["weight"].data_ptr() != model.weight.data_ptr(),

@@ -26,6 +26,16 @@ def tensor(values, dtype=torch.float64):
     return torch.tensor(values, dtype=dtype)
 
 
+def gradient_of(loss, x):
+    """The gradient of a loss, which may be anything, to x; None if x is not used."""
+    if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
+        raise TypeError("the loss has no gradient. Make it of the inputs, as a tensor: without "
+                        "float(), .item() or .detach()")
+    if loss.numel() != 1:
+        raise ValueError(f"the loss has the shape {list(loss.shape)}. It is to be one number")
+    return torch.autograd.grad(loss.sum(), x, allow_unused=True)[0]
+
+
 class Total:
     """Sums over ranks that run in threads: each calls total(x), and gets the sum of all."""
 
