@@ -96,6 +96,8 @@ def test_trl_rows(row, expected):
     ({"prompt": None, "completion": A}, "no value of 'prompt'"),
     ({"messages": None, "id": 7}, "no value of 'messages'"), ({"text": None}, "no value of 'text'"),
     ({"messages": []}, "no reply"), ({"prompt": " "}, "empty prompt"),
+    *(({"prompt": Q, "completion": B, "label": label}, "a completion that was disliked")
+      for label in (0, "False", "0")),  # as tables have it
 ])
 def test_trl_rows_that_cannot_be_used_say_why(row, reason):
     assert convert("trl", row) == ([], [reason])
@@ -107,6 +109,130 @@ def test_trl_rows_that_cannot_be_used_say_why(row, reason):
     ({"prompt": Q, "chosen": None, "rejected": None}, "no value of 'chosen'")])
 def test_a_prompt_is_kept_where_its_completions_are_missing(row, reason):
     assert convert("trl", row) == ([{"prompt": Q}], [reason])
+
+
+@pytest.mark.parametrize("row, made, reason", [
+    ({"prompt": Q, "answers": [A, B], "id": 7, "note": ""}, {"prompt": Q},
+     "nothing but 'prompt' is read, not answers: flags name columns"),
+    ({"text": A, "summary": B, "title": Q, "label": 1}, {"text": A},
+     "nothing but 'text' is read, not summary, title: flags name columns"),
+    ({"messages": say(("user", Q), ("assistant", A), ("user", "Why?"))},
+     {"prompt": TURN, "response": A}, "no reply")])
+def test_what_is_not_read_beside_a_record_is_told(row, made, reason):
+    """A column of answers under another name, and a last message that nobody answers."""
+    assert convert("trl", row) == ([made], [reason])
+
+
+@pytest.mark.parametrize("name, row, expected", [
+    ("trl", {"prompt": Q, "completion": A}, {"prompt": f"Be kind.\n\n{Q}", "response": A}),
+    ("trl", {"prompt": Q, "chosen": A, "rejected": B}, {"prompt": f"Be kind.\n\n{Q}", **PAIR}),
+    ("trl", {"chosen": f"{Q} {A}", "rejected": f"{Q} {B}"},
+     {"prompt": f"Be kind.\n\n{Q}", **PAIR}),
+    ("trl", {"prompt": say(*CHAT[1:]), "completion": say(("assistant", A))},
+     {"prompt": LATER, "response": A}),
+    ("trl", {"messages": say(CHAT[0], ("user", Q), ("assistant", A))},  # it is there already
+     {"prompt": asked(Q, "Be kind.\n\n"), "response": A}),
+    ("alpaca", {"instruction": Q, "input": "", "output": A},
+     {"prompt": f"Be kind.\n\n{Q}", "response": A}),
+    ("alpaca-preference", {"instruction": Q, "chosen": A, "rejected": B},
+     {"prompt": f"Be kind.\n\n{Q}", **PAIR})])
+def test_a_system_message_in_a_column_of_its_own_stands_before_the_prompt(name, row, expected):
+    for system in (" Be kind.\n", "Be kind."):
+        assert convert(name, {**row, "system": system}) == ([expected], [])
+    plain, _ = convert(name, row)
+    for nothing in ("", " ", None):
+        assert convert(name, {**row, "system": nothing}) == (plain, [])
+
+
+def test_a_system_message_is_named_by_a_flag(tmp_path):
+    """As OpenOrca has it; where there is none, the row is read without."""
+    rows = [{"system_prompt": system, "question": Q, "response": A}
+            for system in ("Be kind.", "", None)]
+    file = save(tmp_path / "in.jsonl", rows)
+    _, files = build(tmp_path, "trl", file, system="system_prompt", prompt="question",
+                     response="response")
+    prompts = [r["prompt"] for r in union(files, "demonstrations")]
+    assert sorted(prompts) == sorted([f"Be kind.\n\n{Q}", Q, Q])
+    assert "no field 'system'; there are system_prompt" in fails(
+        tmp_path / "b", "trl", file, system="system", prompt="question", response="response")
+
+
+HISTORY = [["Hi", "Hello"], ["How are you?", "Well."]]
+THEN = asked(Q, f"{asked('How are you?', asked('Hi') + f' Hello{chr(10) * 2}')} Well.\n\n")
+
+
+def test_alpacas_history_is_the_turns_before():
+    """As LLaMA-Factory's files have it, with a system message: in order, and all replies are
+    demonstrations, as there."""
+    row = {"instruction": "Why is", "input": "the sky blue?", "output": A, "history": HISTORY}
+    last = THEN.replace(Q, "Why is\n\nthe sky blue?")
+    first, second = (last.partition(f" {reply}")[0] for reply in ("Hello", "Well."))
+    expected = [(first, "Hello"), (second, "Well."), (last, A)]
+    made, reasons = convert("alpaca", row)
+    assert [(r["prompt"], r["response"]) for r in made] == expected and not reasons
+    made, reasons = convert("hub:someone/theirs", {**row, "system": "Be kind."})
+    assert [(r["prompt"], r["response"]) for r in made] == [
+        (f"Be kind.\n\n{prompt}", reply) for prompt, reply in expected] and not reasons
+    pair = {"instruction": Q, "input": None, "chosen": A, "rejected": B, "history": HISTORY}
+    assert convert("alpaca-preference", pair) == ([{"prompt": THEN, **PAIR}], [])
+    for nothing in ([], None):
+        assert convert("alpaca", {"instruction": Q, "output": A, "history": nothing}) == (
+            [{"prompt": Q, "response": A}], [])
+
+
+@pytest.mark.parametrize("history", [["Hi", "Hello"], [["Hi"]], [["Hi", None]], [None], [{}],
+                                     [["a", "b", "c"]], [["Hi", 3]], [["Hi", "Hello"], []]])
+def test_a_history_that_is_not_pairs_is_counted(history):
+    row = {"instruction": Q, "output": A, "chosen": A, "rejected": B, "history": history}
+    for name in ("alpaca", "alpaca-preference"):
+        assert convert(name, row) == ([], ["a history that is not pairs of texts"])
+
+
+def test_a_history_that_is_no_list_ends_with_its_place(tmp_path):
+    row = {"instruction": Q, "output": A, "history": "[]"}  # a cell of a .csv file
+    assert 'in.jsonl:1: field \'history\': expected list, got "[]"' in fails(
+        tmp_path, "alpaca", save(tmp_path / "in.jsonl", [row]))
+
+
+@pytest.mark.parametrize("name, row", [
+    ("alpaca", {"instruction": Q, "output": A}),
+    ("sharegpt", {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]})])
+def test_answers_that_people_disliked_are_no_demonstrations(name, row):
+    """LLaMA-Factory's mark of them; TRL's is `label`."""
+    assert convert(name, {**row, "kto_tag": False}) == ([], ["a completion that was disliked"])
+    for liked in (True, None):
+        assert convert(name, {**row, "kto_tag": liked}) == convert(name, row)
+
+
+BEFORE = ("Below is an instruction that describes a task{}. Write a response that appropriately "
+          "completes the request.\n\n### Instruction:\n")
+WRAPPED = f"{BEFORE.format('')}{Q}\n\n### Response:\n"
+WITH_INPUT = (BEFORE.format(", paired with an input that provides further context")
+              + "Add.\n\n### Input:\n1, 2\n\n### Response:")
+
+
+@pytest.mark.parametrize("words, prompt", [
+    (WRAPPED, Q), (f"\n{WRAPPED}\n", Q), (WITH_INPUT, "Add.\n\n1, 2"),
+    (WRAPPED.replace(Q, "What does\n### Response:\nmean?"), "What does\n### Response:\nmean?"),
+    *((text, text.strip()) for text in (  # not Alpaca's
+        f"{WRAPPED}It", WRAPPED.replace("### Response:", ""), f"See:\n{WRAPPED}",
+        "Below is an instruction that describes a task."))])
+@pytest.mark.parametrize("name, row, kind", [
+    ("trl", {"completion": A}, "demonstrations"), ("trl", {"response": A}, "demonstrations"),
+    ("trl", {"chosen": A, "rejected": B}, "rankings"), ("p3", {"completion": A}, "demonstrations"),
+    ("trl", {}, "prompts"), ("prompts", {}, "prompts")])
+def test_alpacas_words_around_a_prompt_go_in_every_format(tmp_path, name, row, kind, words, prompt):
+    """They are a template, and ours comes around the prompt; what was taken away is counted."""
+    facts, files = build(tmp_path, name, save(tmp_path / "in.jsonl", [{"prompt": words, **row}]))
+    assert [r["prompt"] for r in union(files, kind)] == [prompt]
+    assert facts["altered"].get(kind, 0) == (prompt != words)
+    assert ("Alpaca's words around a prompt" in public.report(facts, "out")) == (prompt != words)
+
+
+def test_nothing_in_alpacas_words_is_counted():
+    empty = WRAPPED.replace(Q, "")
+    assert convert("trl", {"prompt": empty, "completion": A}, {"prompt": Q, "completion": A}) == (
+        [{"prompt": Q, "response": A}], ["empty prompt"])
 
 
 def test_empty_cells_of_a_table_are_counted_in_every_format(tmp_path):
@@ -130,7 +256,9 @@ def test_empty_cells_of_a_table_are_counted_in_every_format(tmp_path):
     ({"prompt": Q, "completions": ["a", "b"], "ranks": [1]}, "expected one for each of the 2"),
     ({"prompt": Q, "completions": ["a", "b"], "ranks": [1, None]}, "expected a number for each"),
     ({"question": Q, "chosen": "It is 5.", "rejected": "It is 6."},
-     "no field 'prompt', but 'question': say --prompt=question --chosen=chosen"),
+     "no field 'prompt': if it is one of question, say --prompt=question --chosen=chosen"),
+    ({"id": 7, "trajectory": [{"from": "user", "value": Q}], "note": "", "chosen": "It is 5.",
+      "rejected": "It is 6."}, "if it is one of trajectory, say --prompt=trajectory"),
     ({"x": 1}, "no field 'text'; there are x"), (["Hi"], 'expected a JSON object, got ["Hi"]'),
 ])
 def test_senseless_trl_rows_end_with_their_place(tmp_path, row, complaint):
@@ -300,13 +428,16 @@ def test_columns_are_named_by_flags(tmp_path):
     ("alpaca", {"instruction": Q, "input": "", "output": A, "text": f"Below is ... {Q} ... {A}"}),
     ("alpaca", {"instruction": Q, "input": "", "output": A, "prompt": f"Below is ... {Q}"}),
     ("dolly", {"instruction": Q, "context": "", "response": A, "category": "open_qa"}),
+    ("dolly", {"instruction": "Why is", "input": "the sky blue?", "response": A}),
+    ("alpaca", {"instruction": "Why is", "context": "the sky blue?", "output": A}),
     ("self-instruct", {"instruction": Q, "instances": [{"input": "", "output": A}]}),
     ("flan", {"inputs": Q, "targets": A}), ("trl", {"prompt": Q, "response": A})])
 def test_demonstrations_are_recognised_by_their_columns(name, row):
     """Whatever columns stand beside them, such as the `text` of tatsu-lab/alpaca."""
     assert recognised(row) == name
     made, reasons = convert("hub:someone/theirs", row)
-    assert [(r["prompt"], r["response"]) for r in made] == [(Q, A)] and not reasons
+    assert [(" ".join(r["prompt"].split()), r["response"]) for r in made] == [(Q, A)]
+    assert not reasons
 
 
 def test_a_format_that_is_not_known_says_what_to_name():

@@ -4,14 +4,8 @@ import json
 import os
 
 from data import records
-from data.formats.records import Bad, demonstration, joined, optional, ranking, ranks_of, take
+from data.formats.records import Bad, demonstration, joined, ranking, ranks_of, take
 from data.records import ASSISTANT, HUMAN
-
-
-def alpaca_preference(row):
-    """{"instruction", "input", "chosen", "rejected"}."""
-    yield ranking(joined(take(row, "instruction"), optional(row, "input")),
-                  [take(row, "chosen"), take(row, "rejected")], [1, 2])
 
 
 def hh_rlhf(row):
