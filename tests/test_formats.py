@@ -24,6 +24,7 @@ def asked(text, before=""):
 
 PAIR = {"completions": [{"text": A}, {"text": B}], "ranks": [1, 2]}
 TURN = asked(Q)
+KIND = asked(Q, "Be kind.\n\n")
 LATER = asked(Q, f"{asked('Hi', 'Be kind.' + chr(10) * 2)} Hello\n\n")
 CHAT = (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", Q))
 
@@ -124,18 +125,18 @@ def test_what_is_not_read_beside_a_record_is_told(row, made, reason):
 
 
 @pytest.mark.parametrize("name, row, expected", [
-    ("trl", {"prompt": Q, "completion": A}, {"prompt": f"Be kind.\n\n{Q}", "response": A}),
-    ("trl", {"prompt": Q, "chosen": A, "rejected": B}, {"prompt": f"Be kind.\n\n{Q}", **PAIR}),
+    ("trl", {"prompt": Q, "completion": A}, {"prompt": KIND, "response": A}),
+    ("trl", {"prompt": Q, "chosen": A, "rejected": B}, {"prompt": KIND, **PAIR}),
     ("trl", {"chosen": f"{Q} {A}", "rejected": f"{Q} {B}"},
-     {"prompt": f"Be kind.\n\n{Q}", **PAIR}),
+     {"prompt": KIND, **PAIR}),
     ("trl", {"prompt": say(*CHAT[1:]), "completion": say(("assistant", A))},
      {"prompt": LATER, "response": A}),
     ("trl", {"messages": say(CHAT[0], ("user", Q), ("assistant", A))},  # it is there already
-     {"prompt": asked(Q, "Be kind.\n\n"), "response": A}),
+     {"prompt": KIND, "response": A}),
     ("alpaca", {"instruction": Q, "input": "", "output": A},
-     {"prompt": f"Be kind.\n\n{Q}", "response": A}),
+     {"prompt": KIND, "response": A}),
     ("alpaca-preference", {"instruction": Q, "chosen": A, "rejected": B},
-     {"prompt": f"Be kind.\n\n{Q}", **PAIR})])
+     {"prompt": KIND, **PAIR})])
 def test_a_system_message_in_a_column_of_its_own_stands_before_the_prompt(name, row, expected):
     for system in (" Be kind.\n", "Be kind."):
         assert convert(name, {**row, "system": system}) == ([expected], [])
@@ -152,7 +153,7 @@ def test_a_system_message_is_named_by_a_flag(tmp_path):
     _, files = build(tmp_path, "trl", file, system="system_prompt", prompt="question",
                      response="response")
     prompts = [r["prompt"] for r in union(files, "demonstrations")]
-    assert sorted(prompts) == sorted([f"Be kind.\n\n{Q}", Q, Q])
+    assert sorted(prompts) == sorted([KIND, Q, Q])
     assert "no field 'system'; there are system_prompt" in fails(
         tmp_path / "b", "trl", file, system="system", prompt="question", response="response")
 
@@ -302,11 +303,14 @@ def test_a_sharegpt_chat_that_the_assistant_begins_is_counted():
 
 def test_chats_that_share_a_system_message_are_no_near_copies(tmp_path):
     system = "You are a helpful assistant who always answers at length. " * 6
-    rows = [{"messages": say(("system", system), ("user", f"Question {i}?"), ("assistant", A))}
-            for i in range(300)]
-    facts, files = build(tmp_path, "trl", save(tmp_path / "in.jsonl", rows))
-    assert len(union(files, "prompts")) == 300 and not facts["dropped"]
-    assert all(len(files["prompts"][split]) > 3 for split in ("train", "valid", "test"))
+    chats = [{"messages": say(("system", system), ("user", f"Question {i}?"), ("assistant", A))}
+             for i in range(300)]
+    asked_for = [{"instruction": f"Question {i}?", "output": A, "system": system}
+                 for i in range(300)]
+    for name, rows in (("trl", chats), ("alpaca", asked_for)):
+        facts, files = build(tmp_path / name, name, save(tmp_path / "in.jsonl", rows))
+        assert len(union(files, "prompts")) == 300 and not facts["dropped"]
+        assert all(len(files["prompts"][split]) > 3 for split in ("train", "valid", "test"))
 
 
 # ------------------------------------------------------------------------------- K completions

@@ -3,6 +3,7 @@ import math
 import re
 
 from data import records
+from data.records import ASSISTANT
 
 FIELDS = {"rankings": "completions", "demonstrations": "response", "text": "text",
           "prompts": "prompt"}  # the field that identifies each kind of record
@@ -97,12 +98,14 @@ def joined(instruction, context):
 
 
 def with_system(row, item):
-    """A record with the system message of its row, if there is one, before the prompt, as before
-    the first turn of a chat. That of the chat itself counts once."""
+    """A record with the system message of its row, if there is one, before the first turn of its
+    chat; a prompt that is none becomes one. The chat's own copy of it counts once."""
     system = optional(row, "system").strip() if isinstance(row, dict) else ""
-    if system and "prompt" in item and not item["prompt"].startswith(f"{system}\n\n"):
-        return {**item, "prompt": joined(system, unwrapped(item["prompt"]))}
-    return item
+    prompt = trimmed(unwrapped(item.get("prompt", "")))
+    if not system or not prompt or prompt.startswith(f"{system}\n\n"):
+        return item
+    turns = prompt if prompt.endswith(ASSISTANT) else records.asked("", prompt)
+    return {**item, "prompt": f"{system}\n\n{turns}"}
 
 
 def disliked(mark):
