@@ -83,6 +83,11 @@ class Settings:
         on_hub = self.name.startswith("hub:")
         if self.columns and self.name != "trl" and not on_hub:
             return f"--{next(iter(self.columns))}: only --name=trl and hub:... have named columns"
+        if on_hub and not re.fullmatch(r"hub:\w[\w.-]*(/\w[\w.-]*)?", self.name):
+            return (f"--name={self.name}: expected hub:OWNER/NAME, such as "
+                    "hub:trl-lib/ultrafeedback_binarized")
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.name):
+            return f"--name={self.name}: a dataset of the hub is --name=hub:{self.name}"
         if on_hub and self.file:
             return f"--file={self.file}: with --name=trl, or the name of its format; not with hub:"
         for name, default in (("subset", ""), ("part", "train"), ("revision", "")):
