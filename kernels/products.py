@@ -115,8 +115,9 @@ def packing(copies):
 
 
 def quick(weight):
-    """The packed copy of a weight if there is one, else the weight."""
-    copy = getattr(weight, "packed", None)
+    """The packed copy of a weight if there is one, else the weight. A compiled graph cannot read a
+    packed copy."""
+    copy = None if torch.compiler.is_compiling() else getattr(weight, "packed", None)
     return weight if copy is None else copy
 
 

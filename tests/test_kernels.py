@@ -22,6 +22,7 @@ from kernels.decode import decode_attention, Slots
 from kernels.gelu import gelu
 from kernels.losses import token_logprobs, token_objective
 from runtime.world import World
+from sampler import generate
 
 HERE = Path(__file__).resolve().parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -504,6 +505,18 @@ def test_a_compiled_model_takes_an_objective(how, backend, monkeypatch):
     got, n = results(model, run)
     same(got, expected, 1e-5)
     assert n == (2 if how == "whole" else 1)
+
+
+@pytest.mark.parametrize("backend", [
+    "aot_eager", pytest.param("inductor", marks=[pytest.mark.long, NEEDS_COMPILER])])
+def test_a_compiled_body_samples_what_the_model_samples(backend):
+    """Sampling packs weights for oneDNN, in a form that only its own product reads."""
+    model, prompts = tiny().eval(), [[3, 1, 4], [1, 5]]
+    expected = generate(model, prompts, 6, 10, 1.0, 0, [0, 1])
+    model.transformer.compile(backend=backend)
+    got = generate(model, prompts, 6, 10, 1.0, 0, [0, 1])
+    assert got.ids.tolist() == expected.ids.tolist()
+    same([got.logprobs], [expected.logprobs], 1e-5)
 
 
 # ---------------------------------------------------------------------------------- whole numbers
