@@ -1,13 +1,15 @@
 """Today's formats of public datasets (data/formats): rows as they are published, with what is
 irregular in them. The classics are in test_public.py."""
 import csv
+import datetime
+import decimal
 import json
 
 import pytest
 
-from data import hub, public, records
+from data import hub, public, records, spool
 from data.formats import DATASETS, recognised
-from test_public import build, convert, fails, lost, save, union
+from test_public import IRREGULAR, build, convert, fails, lost, save, union
 
 Q, A, B = "Why is the sky blue?", "It scatters light.", "Dunno."
 
@@ -107,6 +109,7 @@ def test_trl_rows_that_cannot_be_used_say_why(row, reason):
 @pytest.mark.parametrize("row, reason", [
     ({"prompt": Q, "response": None}, "no value of 'completion'"),
     ({"prompt": Q, "completion": None, "label": True}, "no value of 'completion'"),
+    ({"prompt": Q, "completions": None, "ratings": None}, "no value of 'completions'"),
     ({"prompt": Q, "chosen": None, "rejected": None}, "no value of 'chosen'")])
 def test_a_prompt_is_kept_where_its_completions_are_missing(row, reason):
     assert convert("trl", row) == ([{"prompt": Q}], [reason])
@@ -313,6 +316,19 @@ def test_chats_that_share_a_system_message_are_no_near_copies(tmp_path):
         assert all(len(files["prompts"][split]) > 3 for split in ("train", "valid", "test"))
 
 
+@pytest.mark.parametrize("name, row", [
+    ("trl", {"messages": say(("system", "Be kind."), ("user", " "), ("assistant", A))}),
+    ("trl", {"prompt": say(("user", "")), "chosen": A, "rejected": B}),
+    ("trl", {"prompt": say(("user", [])), "completion": A}),
+    ("sharegpt", {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": A}]}),
+    ("nectar", {"prompt": " ", "answers": [{"answer": A, "rank": 1}, {"answer": B, "rank": 2}]}),
+    ("helpsteer3", {"context": say(("user", "")), "response1": A, "response2": B,
+                    "overall_preference": 1})])
+def test_a_chat_in_which_nothing_was_asked_is_counted(name, row):
+    """As an empty prompt is: the words of the template around it are none."""
+    assert convert(name, row) == ([], ["empty prompt"])
+
+
 # ------------------------------------------------------------------------------- K completions
 
 def rated(text, *ratings):
@@ -389,6 +405,67 @@ def test_rows_of_one_prompt_come_together(tmp_path):
     facts, files = build(tmp_path, "summarize", save(tmp_path / "in.json", rows))
     assert facts["rows"] == 6 and len(union(files, "rankings")) == 2 and lost(
         facts, "rankings") == 3
+
+
+def places(value, path=()):
+    """The paths to all values in a row."""
+    yield path
+    keys = {dict: lambda: value, list: lambda: range(len(value))}.get(type(value), tuple)
+    for key in keys():
+        yield from places(value[key], (*path, key))
+
+
+def changed(value, path, new):
+    """A copy of a row with another value at a path."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = changed(copy[path[0]], path[1:], new)
+    return copy
+
+
+ODD = [None, [], {}, " ", -1, 10.5, float("nan"), float("inf"), True, "N/A", [None], [{}],
+       datetime.datetime(2020, 1, 1), b"x", decimal.Decimal("1.5"), "\u0000\u2028\U0001f600"]
+ROWS = [*((name, make(Q, A, B)) for name, (make, _) in IRREGULAR.items()),
+        ("trl", {"prompt": say(*CHAT), "chosen": A, "rejected": B, "system": "Be kind."}),
+        ("trl", {"prompt": Q, "completions": [A, {"text": B}], "ratings": [1, 2]}),
+        ("trl", {"messages": say(*CHAT, ("assistant", A))}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}],
+                      "system": "Be kind."}),
+        ("alpaca", {"instruction": Q, "output": A, "history": HISTORY}),
+        ("ultrafeedback", {"instruction": Q, "completions": [rated(A, "1", "5"), rated(B, "2")]}),
+        ("nectar", {"prompt": Q, "answers": [{"answer": A, "rank": 1}, {"answer": B, "rank": 2}]}),
+        ("helpsteer2", {"prompt": Q, "response": A, "helpfulness": 3}),
+        ("helpsteer3", {"context": say(("user", Q)), "response1": A, "response2": B,
+                        "overall_preference": -2}),
+        ("shp", {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": 0}),
+        ("pku-saferlhf", {"prompt": Q, "response_0": A, "response_1": B, "better_response_id": 1,
+                          "is_response_0_safe": True, "is_response_1_safe": False}),
+        ("summarize", {"info": {"id": "t3", "article": Q}, "worker": "w", "summary": {
+            "text": A, "axes": {"overall": 3}}}),
+        ("red-team", {"transcript": f"Human: {Q}\n\nAssistant: {A}", "red_team_member_id": 7})]
+
+
+@pytest.mark.parametrize("name, row", ROWS)
+def test_an_odd_value_anywhere_ends_in_one_line_or_is_counted(tmp_path, name, row):
+    """Whatever a table can hold, in any field: a record that can be written, a reason, or a line
+    with the place."""
+    new = spool.NewRecords(tmp_path)
+    for path in places(row):
+        for odd in ODD:
+            try:
+                items = list(public.convert(name, [("file:1", changed(row, path, odd))]))
+            except SystemExit as error:
+                assert str(error).startswith("error: file:1: ") and "\n" not in str(error)
+                continue
+            assert items or (path, odd) == ((), []), (path, odd)  # a list without attempts
+            for kind, item in items:
+                if isinstance(item, dict):
+                    new.add(kind, "train", item)
+    new.close()
+    for file in tmp_path.iterdir():
+        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+            json.loads(line, parse_constant=pytest.fail)  # no NaN, which JSON does not have
 
 
 def test_red_team_attempts_are_prompts_with_their_turns(tmp_path):

@@ -58,7 +58,9 @@ def laid_out(turns):
         else:
             before = records.answered(prompt, text)
         last = side
-    return prompt if prompt and last == "human" else Reason("the last turn is no person's")
+    if not prompt or last != "human":
+        return Reason("the last turn is no person's")
+    return prompt if turns[-1][1].strip() else Reason("empty prompt")
 
 
 def conversation(messages):
@@ -158,7 +160,8 @@ def trl(row):
             both = Reason("a completion that was disliked")
         yield both if isinstance(both, Reason) else demonstration(both[0], both[1][0])
     elif "prompt" in given:
-        yield from (f"no value of {name!r}" for name in ("chosen", "completion") if name in row)
+        yield from (f"no value of {name!r}" for name in ("chosen", "completion", "completions")
+                    if name in row)
         yield from beside(row, "prompt")
         both = together(take(row, "prompt", (str, list)), ["x"])
         yield both if isinstance(both, Reason) else prompted(both[0])

@@ -19,7 +19,7 @@ def earlier(row):
 def alpaca(row):
     """{"instruction", "input", "output"}; with "history" the last turns of a chat, all of whose
     replies are demonstrations; with "kto_tag", whether to learn from it."""
-    turns, prompt, output = earlier(row), asked(row), take(row, "output")
+    prompt, output, turns = asked(row), take(row, "output"), earlier(row)
     if isinstance(turns, Reason):
         yield turns
     elif disliked(row.get("kto_tag")):
@@ -32,8 +32,8 @@ def alpaca(row):
 
 def alpaca_preference(row):
     """{"instruction", "input", "chosen", "rejected"}, with or without "history"."""
-    turns, prompt = earlier(row), asked(row)
-    texts = [take(row, "chosen"), take(row, "rejected")]
+    prompt, texts = asked(row), [take(row, "chosen"), take(row, "rejected")]
+    turns = earlier(row)
     if turns and not isinstance(turns, Reason):
         prompt = laid_out([*turns, ("human", prompt)])
     yield turns if isinstance(turns, Reason) else ranking(prompt, texts, [1, 2])
@@ -42,5 +42,6 @@ def alpaca_preference(row):
 def dolly(row):
     """{"instruction", "context", "response", "category"}; or dolly_hhrlhf: {"prompt", "response"},
     its prompts in Alpaca's words (see `unwrapped`)."""
+    response = take(row, "response")
     prompt = take(row, "prompt") if "prompt" in row else asked(row)
-    yield demonstration(prompt, take(row, "response"), category=optional(row, "category") or None)
+    yield demonstration(prompt, response, category=optional(row, "category") or None)

@@ -94,7 +94,7 @@ def ranking(prompt, texts, ranks, **more):
 
 
 def joined(instruction, context):
-    return f"{instruction}\n\n{context}" if context.strip() else instruction
+    return "\n\n".join(part for part in (instruction, context) if part.strip())
 
 
 def with_system(row, item):
