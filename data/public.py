@@ -100,6 +100,9 @@ class Settings:
         return {name: getattr(self, name) for name in COLUMNS if getattr(self, name)}
 
 
+NAMES = "give one of these names, and --file=PATH where no file is named or you have it"
+
+
 def listed(name):
     """A line of the list of datasets."""
     kind, _, where, files = DATASETS[name]
@@ -326,8 +329,7 @@ def read(s):
     """(place, row) of the files or the dataset that the settings name."""
     on_hub = s.name.startswith("hub:")
     if not on_hub and (s.name not in DATASETS or not s.file and not DATASETS[s.name][3]):
-        stop("give one of these names, and --file=PATH where no file is named or you have it\n"
-              + "\n".join(map(listed, DATASETS)))
+        stop(f"--name={s.name}: {NAMES}\n" + "\n".join(map(listed, DATASETS)))
     if on_hub:
         return stream(s.name[4:], s.subset, s.part, s.revision)
     paths = find_files(s.file, WITH_TABLES) if s.file else download(s.name)
@@ -394,6 +396,9 @@ def report(facts, out):
 
 def main():
     settings = parse(Settings)
+    if not settings.name:
+        print(NAMES, *map(listed, DATASETS), sep="\n")
+        return
     try:
         print(report(build(settings), settings.out))
     except KeyboardInterrupt:
