@@ -66,6 +66,7 @@ def ranking_loss(scores, pairs, weights):
     [P], which sum to 1 over all pairs of all ranks (see `collate`).
     """
     better, worse = pairs.unbind(1)
+    scores = 1.0 * scores  # float, where somebody gives whole numbers
     return -(weights * F.logsigmoid(scores[better] - scores[worse])).sum()
 
 

@@ -28,14 +28,15 @@ from settings import parse, stop  # before torch
 from data import hub, records
 from data.files import WITH_TABLES, find_files, read_rows, stream
 from data.formats import DATASETS, Bad, recognised
-from data.formats.records import FIELDS, Empty, demonstration, take, trim, trimmed
+from data.formats.records import (FIELDS, Empty, demonstration, take, trim, trimmed,
+                                  with_system)
 from data.records import ASSISTANT, HUMAN
 from data.spool import SPLITS, Known, NewRecords, building
 from data.tokenizer import EOS
 
 OF_PROMPT = ("author", "category", "lang")  # further fields that belong to the prompt
 COLUMNS = ("prompt", "response", "chosen", "rejected", "messages", "completions", "ratings",
-           "ranks")  # that flags can name
+           "ranks", "system")  # that flags can name
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Settings:
     completions: str = ""  # a list
     ratings: str = ""  # a list: more is better
     ranks: str = ""  # a list: 1 is best
+    system: str = ""  # a system message, which stands before the prompt
     # limits
     max_bytes: int = 2**30  # of one file, unpacked: a small .gz can hide a huge file
     max_line: int = 2**28  # of one line, unpacked, or of one item of a list in a .json file
@@ -81,6 +83,11 @@ class Settings:
         on_hub = self.name.startswith("hub:")
         if self.columns and self.name != "trl" and not on_hub:
             return f"--{next(iter(self.columns))}: only --name=trl and hub:... have named columns"
+        if on_hub and not re.fullmatch(r"hub:\w[\w.-]*(/\w[\w.-]*)?", self.name):
+            return (f"--name={self.name}: expected hub:OWNER/NAME, such as "
+                    "hub:trl-lib/ultrafeedback_binarized")
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.name):
+            return f"--name={self.name}: a dataset of the hub is --name=hub:{self.name}"
         if on_hub and self.file:
             return f"--file={self.file}: with --name=trl, or the name of its format; not with hub:"
         for name, default in (("subset", ""), ("part", "train"), ("revision", "")):
@@ -91,6 +98,9 @@ class Settings:
     def columns(self):
         """{a column: its name in the dataset} that the flags give."""
         return {name: getattr(self, name) for name in COLUMNS if getattr(self, name)}
+
+
+NAMES = "give one of these names, and --file=PATH where no file is named or you have it"
 
 
 def listed(name):
@@ -123,14 +133,26 @@ def download(name):
     return paths
 
 
+def named(row, columns):
+    """A row with the columns that flags name, under TRL's names. A system message may be missing.
+    """
+    out = {}
+    for name, theirs in columns.items():
+        try:
+            out[{"response": "completion"}.get(name, name)] = take(row, theirs, object)
+        except Empty:
+            if name != "system":
+                raise
+    return out
+
+
 def loaded(name, rows, columns, known):
     """(place, kind, loader, row) for the rows of a dataset; where its loader has a key, rows with
     the same one come together, at the end. columns: see `Settings.columns`."""
     for number, (where, row) in enumerate(rows):
         try:
             if columns:
-                names = {"response": "completion"}  # as TRL calls it
-                row = {names.get(k, k): take(row, v, object) for k, v in columns.items()}
+                row = named(row, columns)
             own = name if name in DATASETS else "trl" if columns else recognised(row)
             kind, loader, *_ = DATASETS[own]
             key = loader.key(row) if hasattr(loader, "key") else None
@@ -163,9 +185,12 @@ def convert(name, rows, altered=None, columns=None, known=None):
                     yield kind or "rows", str(item)
                 else:
                     own = next(k for k, field in FIELDS.items() if field in item)
-                    item = {k: v for k, v in item.items() if v is not None}
+                    item = {k: v for k, v in with_system(row, item).items() if v is not None}
                     if own != "text":
                         item, changed = trim(item)
+                        if item.get("prompt") == "":  # there was nothing in Alpaca's words
+                            yield own, "empty prompt"
+                            continue
                         altered[own] += changed
                     yield own, records.check(item, own.rstrip("s"), where)
         except Empty as e:
@@ -304,8 +329,7 @@ def read(s):
     """(place, row) of the files or the dataset that the settings name."""
     on_hub = s.name.startswith("hub:")
     if not on_hub and (s.name not in DATASETS or not s.file and not DATASETS[s.name][3]):
-        stop("give one of these names, and --file=PATH where no file is named or you have it\n"
-              + "\n".join(map(listed, DATASETS)))
+        stop(f"--name={s.name}: {NAMES}\n" + "\n".join(map(listed, DATASETS)))
     if on_hub:
         return stream(s.name[4:], s.subset, s.part, s.revision)
     paths = find_files(s.file, WITH_TABLES) if s.file else download(s.name)
@@ -357,7 +381,8 @@ def report(facts, out):
                                        else ""))
         if kind in facts["altered"]:
             lines.append(f"{'':17}{facts['altered'][kind]:7,} read without the blank lines, or the "
-                         "space, before a text, or white space behind it")
+                         "space, before a text, white space behind it, or Alpaca's words around a "
+                         "prompt")
         lines += [f"{'':17}{n:7,} dropped: {reason}"
                   for reason, n in facts["dropped"].get(kind, {}).items()]
     if facts["typed"]:
@@ -371,6 +396,9 @@ def report(facts, out):
 
 def main():
     settings = parse(Settings)
+    if not settings.name:
+        print(NAMES, *map(listed, DATASETS), sep="\n")
+        return
     try:
         print(report(build(settings), settings.out))
     except KeyboardInterrupt:

@@ -132,7 +132,7 @@ def check(record, kind, where):
 
 
 def shorten(value):
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -54,7 +54,8 @@ class NewRecords:
             for each in SPLITS:  # without a suffix: such a file is never taken for rows to read
                 self.files[kind, each] = open(self.folder / f"{kind}_{each}", "w",
                                               encoding="utf-8")
-        line = json.dumps(record, ensure_ascii=False)
+        # further fields may be of any type that a table has
+        line = json.dumps(records.numbers(record), ensure_ascii=False, default=str)
         self.files[kind, split].write(f"{line}\n")
         self.kept[kind][split] += 1
         self.typed += EOS in line

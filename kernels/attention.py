@@ -28,7 +28,7 @@ import os
 import torch
 import torch.nn.functional as F
 
-from kernels.choice import accumulator, triton_kernels
+from kernels.choice import accumulator, floating, triton_kernels
 
 LOG2E = math.log2(math.e)  # exp(x) = 2^(x LOG2E), and PyTorch's exp2 takes a quarter of exp's time
 NEVER = -1e30  # the score of a masked key; finite, because inf - inf is NaN
@@ -215,6 +215,7 @@ def causal_attention(q, k, v):
     padding mask is needed. To compare, ATTENTION=sdpa in the environment takes PyTorch's own
     scaled_dot_product_attention.
     """
+    q, k, v = map(floating, (q, k, v))
     if os.environ.get("ATTENTION") == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return _attention(q, k, v)[0] if torch.compiler.is_compiling() else _Attention.apply(q, k, v)

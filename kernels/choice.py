@@ -40,6 +40,11 @@ def triton_kernels(x, head_size=0):
     return importlib.import_module("kernels.gpu")  # imports triton, which a CPU does not need
 
 
+def floating(x):
+    """x, whole numbers as float32: what is computed of them is no whole number."""
+    return x if x.is_floating_point() else x.float()
+
+
 def accumulator(x):
     """The dtype of sums: float32 for bfloat16 and float16, else x's own."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from kernels.choice import accumulator
+from kernels.choice import accumulator, floating
 
 A, SCALE = 0.044715, 2 * math.sqrt(2 / math.pi)
 PIECE = 2**17  # elements at a time, so that what is computed on the way stays in the cache
@@ -51,7 +51,8 @@ class _Gelu(torch.autograd.Function):
 
 def gelu(x):
     """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the same values with a gradient and without.
-    x: any shape, float. Returns x's shape and type."""
+    x: any shape. Returns x's shape and type; of whole numbers, float32."""
+    x = floating(x)
     if x.is_cuda or torch.compiler.is_compiling():  # each has a fast kernel of its own
         return F.gelu(x, approximate="tanh")
     return _Gelu.apply(x) if torch.is_grad_enabled() and x.requires_grad else in_pieces(x)

@@ -10,6 +10,7 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
+from kernels.choice import floating
 from kernels.gelu import gelu as bend
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -49,7 +50,8 @@ def filled(x):
 
 
 def lowered(x):
-    """x in the dtype of products if it is float32; other dtypes stay."""
+    """x in the dtype of products if it is float32 or whole numbers; other dtypes stay."""
+    x = floating(x)
     return x.to(PRODUCTS) if x.dtype == torch.float32 else x
 
 
@@ -113,8 +115,9 @@ def packing(copies):
 
 
 def quick(weight):
-    """The packed copy of a weight if there is one, else the weight."""
-    copy = getattr(weight, "packed", None)
+    """The packed copy of a weight if there is one, else the weight. A compiled graph cannot read a
+    packed copy."""
+    copy = None if torch.compiler.is_compiling() else getattr(weight, "packed", None)
     return weight if copy is None else copy
 
 

@@ -148,7 +148,9 @@ def load(path, classes, hint):
             model, tokenizer, meta = pretrained.load(path, classes)
             LOADED[str(path)] = "-".join(map(checksum, meta.pop("files")))
             return model, tokenizer, meta
-        stop(f"{path} has no checkpoint: run `{hint}` first")
+        hub = "" if path.exists() or path.parts[0] == "out" else (
+            ", or name a model of the hub as OWNER/NAME")
+        stop(f"{path} has no checkpoint: run `{hint}` first{hub}")
     meta = facts_of(path, hint)
     if meta["kind"] not in classes:
         stop(f"{path} holds a {meta['kind']}, expected {' or '.join(classes)}")

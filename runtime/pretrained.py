@@ -42,10 +42,16 @@ def safetensors_torch(what):
     return extra("safetensors.torch", what)
 
 
+PAGE = re.compile(r"https?:/+(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)(?:/tree/main)?")
+
+
 def repository(name):
     """The hub repository that `name` means, or None: gpt2 .. gpt2-xl are OpenAI's, and org/name is
-    one if there is no folder org. Our own checkpoints are in `out`."""
+    one if there is no folder org; so is the address of its page. Our own checkpoints are in `out`.
+    """
     name = Path(name).as_posix()
+    if page := PAGE.fullmatch(name):
+        return page[1]
     if name in OPENAI:
         return f"openai-community/{name}"
     org = name.partition("/")[0]

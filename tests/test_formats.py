@@ -1,13 +1,15 @@
 """Today's formats of public datasets (data/formats): rows as they are published, with what is
 irregular in them. The classics are in test_public.py."""
 import csv
+import datetime
+import decimal
 import json
 
 import pytest
 
-from data import hub, public, records
+from data import hub, public, records, spool
 from data.formats import DATASETS, recognised
-from test_public import build, convert, fails, lost, save, union
+from test_public import IRREGULAR, build, convert, fails, lost, save, union
 
 Q, A, B = "Why is the sky blue?", "It scatters light.", "Dunno."
 
@@ -24,6 +26,7 @@ def asked(text, before=""):
 
 PAIR = {"completions": [{"text": A}, {"text": B}], "ranks": [1, 2]}
 TURN = asked(Q)
+KIND = asked(Q, "Be kind.\n\n")
 LATER = asked(Q, f"{asked('Hi', 'Be kind.' + chr(10) * 2)} Hello\n\n")
 CHAT = (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", Q))
 
@@ -96,6 +99,8 @@ def test_trl_rows(row, expected):
     ({"prompt": None, "completion": A}, "no value of 'prompt'"),
     ({"messages": None, "id": 7}, "no value of 'messages'"), ({"text": None}, "no value of 'text'"),
     ({"messages": []}, "no reply"), ({"prompt": " "}, "empty prompt"),
+    *(({"prompt": Q, "completion": B, "label": label}, "a completion that was disliked")
+      for label in (0, "False", "0")),  # as tables have it
 ])
 def test_trl_rows_that_cannot_be_used_say_why(row, reason):
     assert convert("trl", row) == ([], [reason])
@@ -104,9 +109,134 @@ def test_trl_rows_that_cannot_be_used_say_why(row, reason):
 @pytest.mark.parametrize("row, reason", [
     ({"prompt": Q, "response": None}, "no value of 'completion'"),
     ({"prompt": Q, "completion": None, "label": True}, "no value of 'completion'"),
+    ({"prompt": Q, "completions": None, "ratings": None}, "no value of 'completions'"),
     ({"prompt": Q, "chosen": None, "rejected": None}, "no value of 'chosen'")])
 def test_a_prompt_is_kept_where_its_completions_are_missing(row, reason):
     assert convert("trl", row) == ([{"prompt": Q}], [reason])
+
+
+@pytest.mark.parametrize("row, made, reason", [
+    ({"prompt": Q, "answers": [A, B], "id": 7, "note": ""}, {"prompt": Q},
+     "nothing but 'prompt' is read, not answers: flags name columns"),
+    ({"text": A, "summary": B, "title": Q, "label": 1}, {"text": A},
+     "nothing but 'text' is read, not summary, title: flags name columns"),
+    ({"messages": say(("user", Q), ("assistant", A), ("user", "Why?"))},
+     {"prompt": TURN, "response": A}, "no reply")])
+def test_what_is_not_read_beside_a_record_is_told(row, made, reason):
+    """A column of answers under another name, and a last message that nobody answers."""
+    assert convert("trl", row) == ([made], [reason])
+
+
+@pytest.mark.parametrize("name, row, expected", [
+    ("trl", {"prompt": Q, "completion": A}, {"prompt": KIND, "response": A}),
+    ("trl", {"prompt": Q, "chosen": A, "rejected": B}, {"prompt": KIND, **PAIR}),
+    ("trl", {"chosen": f"{Q} {A}", "rejected": f"{Q} {B}"},
+     {"prompt": KIND, **PAIR}),
+    ("trl", {"prompt": say(*CHAT[1:]), "completion": say(("assistant", A))},
+     {"prompt": LATER, "response": A}),
+    ("trl", {"messages": say(CHAT[0], ("user", Q), ("assistant", A))},  # it is there already
+     {"prompt": KIND, "response": A}),
+    ("alpaca", {"instruction": Q, "input": "", "output": A},
+     {"prompt": KIND, "response": A}),
+    ("alpaca-preference", {"instruction": Q, "chosen": A, "rejected": B},
+     {"prompt": KIND, **PAIR})])
+def test_a_system_message_in_a_column_of_its_own_stands_before_the_prompt(name, row, expected):
+    for system in (" Be kind.\n", "Be kind."):
+        assert convert(name, {**row, "system": system}) == ([expected], [])
+    plain, _ = convert(name, row)
+    for nothing in ("", " ", None):
+        assert convert(name, {**row, "system": nothing}) == (plain, [])
+
+
+def test_a_system_message_is_named_by_a_flag(tmp_path):
+    """As OpenOrca has it; where there is none, the row is read without."""
+    rows = [{"system_prompt": system, "question": Q, "response": A}
+            for system in ("Be kind.", "", None)]
+    file = save(tmp_path / "in.jsonl", rows)
+    _, files = build(tmp_path, "trl", file, system="system_prompt", prompt="question",
+                     response="response")
+    prompts = [r["prompt"] for r in union(files, "demonstrations")]
+    assert sorted(prompts) == sorted([KIND, Q, Q])
+    assert "no field 'system'; there are system_prompt" in fails(
+        tmp_path / "b", "trl", file, system="system", prompt="question", response="response")
+
+
+HISTORY = [["Hi", "Hello"], ["How are you?", "Well."]]
+THEN = asked(Q, f"{asked('How are you?', asked('Hi') + f' Hello{chr(10) * 2}')} Well.\n\n")
+
+
+def test_alpacas_history_is_the_turns_before():
+    """As LLaMA-Factory's files have it, with a system message: in order, and all replies are
+    demonstrations, as there."""
+    row = {"instruction": "Why is", "input": "the sky blue?", "output": A, "history": HISTORY}
+    last = THEN.replace(Q, "Why is\n\nthe sky blue?")
+    first, second = (last.partition(f" {reply}")[0] for reply in ("Hello", "Well."))
+    expected = [(first, "Hello"), (second, "Well."), (last, A)]
+    made, reasons = convert("alpaca", row)
+    assert [(r["prompt"], r["response"]) for r in made] == expected and not reasons
+    made, reasons = convert("hub:someone/theirs", {**row, "system": "Be kind."})
+    assert [(r["prompt"], r["response"]) for r in made] == [
+        (f"Be kind.\n\n{prompt}", reply) for prompt, reply in expected] and not reasons
+    pair = {"instruction": Q, "input": None, "chosen": A, "rejected": B, "history": HISTORY}
+    assert convert("alpaca-preference", pair) == ([{"prompt": THEN, **PAIR}], [])
+    for nothing in ([], None):
+        assert convert("alpaca", {"instruction": Q, "output": A, "history": nothing}) == (
+            [{"prompt": Q, "response": A}], [])
+
+
+@pytest.mark.parametrize("history", [["Hi", "Hello"], [["Hi"]], [["Hi", None]], [None], [{}],
+                                     [["a", "b", "c"]], [["Hi", 3]], [["Hi", "Hello"], []]])
+def test_a_history_that_is_not_pairs_is_counted(history):
+    row = {"instruction": Q, "output": A, "chosen": A, "rejected": B, "history": history}
+    for name in ("alpaca", "alpaca-preference"):
+        assert convert(name, row) == ([], ["a history that is not pairs of texts"])
+
+
+def test_a_history_that_is_no_list_ends_with_its_place(tmp_path):
+    row = {"instruction": Q, "output": A, "history": "[]"}  # a cell of a .csv file
+    assert 'in.jsonl:1: field \'history\': expected list, got "[]"' in fails(
+        tmp_path, "alpaca", save(tmp_path / "in.jsonl", [row]))
+
+
+@pytest.mark.parametrize("name, row", [
+    ("alpaca", {"instruction": Q, "output": A}),
+    ("sharegpt", {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]})])
+def test_answers_that_people_disliked_are_no_demonstrations(name, row):
+    """LLaMA-Factory's mark of them; TRL's is `label`."""
+    assert convert(name, {**row, "kto_tag": False}) == ([], ["a completion that was disliked"])
+    for liked in (True, None):
+        assert convert(name, {**row, "kto_tag": liked}) == convert(name, row)
+
+
+BEFORE = ("Below is an instruction that describes a task{}. Write a response that appropriately "
+          "completes the request.\n\n### Instruction:\n")
+WRAPPED = f"{BEFORE.format('')}{Q}\n\n### Response:\n"
+WITH_INPUT = (BEFORE.format(", paired with an input that provides further context")
+              + "Add.\n\n### Input:\n1, 2\n\n### Response:")
+
+
+@pytest.mark.parametrize("words, prompt", [
+    (WRAPPED, Q), (f"\n{WRAPPED}\n", Q), (WITH_INPUT, "Add.\n\n1, 2"),
+    (WRAPPED.replace(Q, "What does\n### Response:\nmean?"), "What does\n### Response:\nmean?"),
+    *((text, text.strip()) for text in (  # not Alpaca's
+        f"{WRAPPED}It", WRAPPED.replace("### Response:", ""), f"See:\n{WRAPPED}",
+        "Below is an instruction that describes a task."))])
+@pytest.mark.parametrize("name, row, kind", [
+    ("trl", {"completion": A}, "demonstrations"), ("trl", {"response": A}, "demonstrations"),
+    ("trl", {"chosen": A, "rejected": B}, "rankings"), ("p3", {"completion": A}, "demonstrations"),
+    ("trl", {}, "prompts"), ("prompts", {}, "prompts")])
+def test_alpacas_words_around_a_prompt_go_in_every_format(tmp_path, name, row, kind, words, prompt):
+    """They are a template, and ours comes around the prompt; what was taken away is counted."""
+    facts, files = build(tmp_path, name, save(tmp_path / "in.jsonl", [{"prompt": words, **row}]))
+    assert [r["prompt"] for r in union(files, kind)] == [prompt]
+    assert facts["altered"].get(kind, 0) == (prompt != words)
+    assert ("Alpaca's words around a prompt" in public.report(facts, "out")) == (prompt != words)
+
+
+def test_nothing_in_alpacas_words_is_counted():
+    empty = WRAPPED.replace(Q, "")
+    assert convert("trl", {"prompt": empty, "completion": A}, {"prompt": Q, "completion": A}) == (
+        [{"prompt": Q, "response": A}], ["empty prompt"])
 
 
 def test_empty_cells_of_a_table_are_counted_in_every_format(tmp_path):
@@ -130,7 +260,9 @@ def test_empty_cells_of_a_table_are_counted_in_every_format(tmp_path):
     ({"prompt": Q, "completions": ["a", "b"], "ranks": [1]}, "expected one for each of the 2"),
     ({"prompt": Q, "completions": ["a", "b"], "ranks": [1, None]}, "expected a number for each"),
     ({"question": Q, "chosen": "It is 5.", "rejected": "It is 6."},
-     "no field 'prompt', but 'question': say --prompt=question --chosen=chosen"),
+     "no field 'prompt': if it is one of question, say --prompt=question --chosen=chosen"),
+    ({"id": 7, "trajectory": [{"from": "user", "value": Q}], "note": "", "chosen": "It is 5.",
+      "rejected": "It is 6."}, "if it is one of trajectory, say --prompt=trajectory"),
     ({"x": 1}, "no field 'text'; there are x"), (["Hi"], 'expected a JSON object, got ["Hi"]'),
 ])
 def test_senseless_trl_rows_end_with_their_place(tmp_path, row, complaint):
@@ -174,11 +306,27 @@ def test_a_sharegpt_chat_that_the_assistant_begins_is_counted():
 
 def test_chats_that_share_a_system_message_are_no_near_copies(tmp_path):
     system = "You are a helpful assistant who always answers at length. " * 6
-    rows = [{"messages": say(("system", system), ("user", f"Question {i}?"), ("assistant", A))}
-            for i in range(300)]
-    facts, files = build(tmp_path, "trl", save(tmp_path / "in.jsonl", rows))
-    assert len(union(files, "prompts")) == 300 and not facts["dropped"]
-    assert all(len(files["prompts"][split]) > 3 for split in ("train", "valid", "test"))
+    chats = [{"messages": say(("system", system), ("user", f"Question {i}?"), ("assistant", A))}
+             for i in range(300)]
+    asked_for = [{"instruction": f"Question {i}?", "output": A, "system": system}
+                 for i in range(300)]
+    for name, rows in (("trl", chats), ("alpaca", asked_for)):
+        facts, files = build(tmp_path / name, name, save(tmp_path / "in.jsonl", rows))
+        assert len(union(files, "prompts")) == 300 and not facts["dropped"]
+        assert all(len(files["prompts"][split]) > 3 for split in ("train", "valid", "test"))
+
+
+@pytest.mark.parametrize("name, row", [
+    ("trl", {"messages": say(("system", "Be kind."), ("user", " "), ("assistant", A))}),
+    ("trl", {"prompt": say(("user", "")), "chosen": A, "rejected": B}),
+    ("trl", {"prompt": say(("user", [])), "completion": A}),
+    ("sharegpt", {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": A}]}),
+    ("nectar", {"prompt": " ", "answers": [{"answer": A, "rank": 1}, {"answer": B, "rank": 2}]}),
+    ("helpsteer3", {"context": say(("user", "")), "response1": A, "response2": B,
+                    "overall_preference": 1})])
+def test_a_chat_in_which_nothing_was_asked_is_counted(name, row):
+    """As an empty prompt is: the words of the template around it are none."""
+    assert convert(name, row) == ([], ["empty prompt"])
 
 
 # ------------------------------------------------------------------------------- K completions
@@ -259,6 +407,67 @@ def test_rows_of_one_prompt_come_together(tmp_path):
         facts, "rankings") == 3
 
 
+def places(value, path=()):
+    """The paths to all values in a row."""
+    yield path
+    keys = {dict: lambda: value, list: lambda: range(len(value))}.get(type(value), tuple)
+    for key in keys():
+        yield from places(value[key], (*path, key))
+
+
+def changed(value, path, new):
+    """A copy of a row with another value at a path."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = changed(copy[path[0]], path[1:], new)
+    return copy
+
+
+ODD = [None, [], {}, " ", -1, 10.5, float("nan"), float("inf"), True, "N/A", [None], [{}],
+       datetime.datetime(2020, 1, 1), b"x", decimal.Decimal("1.5"), "\u0000\u2028\U0001f600"]
+ROWS = [*((name, make(Q, A, B)) for name, (make, _) in IRREGULAR.items()),
+        ("trl", {"prompt": say(*CHAT), "chosen": A, "rejected": B, "system": "Be kind."}),
+        ("trl", {"prompt": Q, "completions": [A, {"text": B}], "ratings": [1, 2]}),
+        ("trl", {"messages": say(*CHAT, ("assistant", A))}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}],
+                      "system": "Be kind."}),
+        ("alpaca", {"instruction": Q, "output": A, "history": HISTORY}),
+        ("ultrafeedback", {"instruction": Q, "completions": [rated(A, "1", "5"), rated(B, "2")]}),
+        ("nectar", {"prompt": Q, "answers": [{"answer": A, "rank": 1}, {"answer": B, "rank": 2}]}),
+        ("helpsteer2", {"prompt": Q, "response": A, "helpfulness": 3}),
+        ("helpsteer3", {"context": say(("user", Q)), "response1": A, "response2": B,
+                        "overall_preference": -2}),
+        ("shp", {"history": Q, "human_ref_A": A, "human_ref_B": B, "labels": 0}),
+        ("pku-saferlhf", {"prompt": Q, "response_0": A, "response_1": B, "better_response_id": 1,
+                          "is_response_0_safe": True, "is_response_1_safe": False}),
+        ("summarize", {"info": {"id": "t3", "article": Q}, "worker": "w", "summary": {
+            "text": A, "axes": {"overall": 3}}}),
+        ("red-team", {"transcript": f"Human: {Q}\n\nAssistant: {A}", "red_team_member_id": 7})]
+
+
+@pytest.mark.parametrize("name, row", ROWS)
+def test_an_odd_value_anywhere_ends_in_one_line_or_is_counted(tmp_path, name, row):
+    """Whatever a table can hold, in any field: a record that can be written, a reason, or a line
+    with the place."""
+    new = spool.NewRecords(tmp_path)
+    for path in places(row):
+        for odd in ODD:
+            try:
+                items = list(public.convert(name, [("file:1", changed(row, path, odd))]))
+            except SystemExit as error:
+                assert str(error).startswith("error: file:1: ") and "\n" not in str(error)
+                continue
+            assert items or (path, odd) == ((), []), (path, odd)  # a list without attempts
+            for kind, item in items:
+                if isinstance(item, dict):
+                    new.add(kind, "train", item)
+    new.close()
+    for file in tmp_path.iterdir():
+        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+            json.loads(line, parse_constant=pytest.fail)  # no NaN, which JSON does not have
+
+
 def test_red_team_attempts_are_prompts_with_their_turns(tmp_path):
     """Published as a list in one line of a .jsonl file, or over many lines."""
     attempts = [{"transcript": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
@@ -300,13 +509,16 @@ def test_columns_are_named_by_flags(tmp_path):
     ("alpaca", {"instruction": Q, "input": "", "output": A, "text": f"Below is ... {Q} ... {A}"}),
     ("alpaca", {"instruction": Q, "input": "", "output": A, "prompt": f"Below is ... {Q}"}),
     ("dolly", {"instruction": Q, "context": "", "response": A, "category": "open_qa"}),
+    ("dolly", {"instruction": "Why is", "input": "the sky blue?", "response": A}),
+    ("alpaca", {"instruction": "Why is", "context": "the sky blue?", "output": A}),
     ("self-instruct", {"instruction": Q, "instances": [{"input": "", "output": A}]}),
     ("flan", {"inputs": Q, "targets": A}), ("trl", {"prompt": Q, "response": A})])
 def test_demonstrations_are_recognised_by_their_columns(name, row):
     """Whatever columns stand beside them, such as the `text` of tatsu-lab/alpaca."""
     assert recognised(row) == name
     made, reasons = convert("hub:someone/theirs", row)
-    assert [(r["prompt"], r["response"]) for r in made] == [(Q, A)] and not reasons
+    assert [(" ".join(r["prompt"].split()), r["response"]) for r in made] == [(Q, A)]
+    assert not reasons
 
 
 def test_a_format_that_is_not_known_says_what_to_name():

@@ -368,8 +368,12 @@ def test_which_names_are_repositories(tmp_path, monkeypatch):
     assert pretrained.repository("gpt2-large") == "openai-community/gpt2-large"
     assert pretrained.repository("openai-community/gpt2") == "openai-community/gpt2"
     assert pretrained.repository(Path("distilbert/distilgpt2")) == "distilbert/distilgpt2"
-    for name in ("out/sft", "runs/mine", "a/b/c", "/a/b", "../b", "./b", "~/b", "gpt3", "a b/c",
-                 "a/.."):
+    for page in ("https://huggingface.co/{}", "http://hf.co/{}",
+                 "https://huggingface.co/{}/tree/main"):
+        page = Path(page.format("openai-community/gpt2"))
+        assert pretrained.repository(page) == "openai-community/gpt2"
+    for name in ("https://example.org/a/b", "https://huggingface.co/gpt3", "out/sft", "runs/mine",
+                 "a/b/c", "/a/b", "../b", "./b", "~/b", "gpt3", "a b/c", "a/.."):
         assert pretrained.repository(name) is None, name
 
 

@@ -240,7 +240,11 @@ def test_flags_of_the_hub_without_a_dataset_of_the_hub_are_refused():
     for flags, complaint in [(dict(name="trl", subset="en"), "--subset: only --name=hub:"),
                              (dict(name="trl", part="test"), "--part: only --name=hub:"),
                              (dict(name="dolly", revision="v1"), "--revision: only --name=hub:"),
-                             (dict(name="hub:a/b", file="x.jsonl"), "--file=x.jsonl: with --name")]:
+                             (dict(name="hub:a/b", file="x.jsonl"), "--file=x.jsonl: with --name"),
+                             (dict(name="a/b"), "--name=a/b: a dataset of the hub is --name=hub:a/b"
+                              ), *((dict(name=name), f"--name={name}: expected hub:OWNER/NAME")
+                                   for name in ("hub:", "hub:a/b/c", "hub:datasets/a/b", "hub:a b",
+                                                "hub:https://huggingface.co/datasets/a/b"))]:
         assert Settings(**flags).problem().startswith(complaint)
 
 

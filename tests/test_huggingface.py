@@ -391,7 +391,8 @@ def test_init_by_name_goes_through_the_cache(tmp_path, gpt2, monkeypatch):
             assert own.name == "gpt2" and model.config.block_size == 40
         for name, complaint in (("gpt2-large", "gpt2-large .* could not be downloaded"),
                                 ("a/b", "vocab.json is not GPT-2's vocabulary"),
-                                ("out/a", "out/a has no checkpoint: run `this` first")):
+                                ("out/a", "out/a has no checkpoint: run `this` first"),
+                                ("distilgpt2", "first, or name a model of the hub as OWNER/NAME")):
             with pytest.raises(SystemExit, match=complaint):
                 checkpoint.load(name, KINDS, "this")
 

@@ -22,6 +22,7 @@ from kernels.decode import decode_attention, Slots
 from kernels.gelu import gelu
 from kernels.losses import token_logprobs, token_objective
 from runtime.world import World
+from sampler import generate
 
 HERE = Path(__file__).resolve().parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -504,6 +505,41 @@ def test_a_compiled_model_takes_an_objective(how, backend, monkeypatch):
     got, n = results(model, run)
     same(got, expected, 1e-5)
     assert n == (2 if how == "whole" else 1)
+
+
+@pytest.mark.parametrize("backend", [
+    "aot_eager", pytest.param("inductor", marks=[pytest.mark.long, NEEDS_COMPILER])])
+def test_a_compiled_body_samples_what_the_model_samples(backend):
+    """Sampling packs weights for oneDNN, in a form that only its own product reads."""
+    model, prompts = tiny().eval(), [[3, 1, 4], [1, 5]]
+    expected = generate(model, prompts, 6, 10, 1.0, 0, [0, 1])
+    model.transformer.compile(backend=backend)
+    got = generate(model, prompts, 6, 10, 1.0, 0, [0, 1])
+    assert got.ids.tolist() == expected.ids.tolist()
+    same([got.logprobs], [expected.logprobs], 1e-5)
+
+
+# ---------------------------------------------------------------------------------- whole numbers
+
+def test_whole_numbers_are_computed_as_floats():
+    """What is computed of them was cut to whole numbers, in the tiles and in gelu."""
+    whole = lambda *shape: torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(1))
+    q, k, v, x, w = *(whole(1, 2, 5, 4) for _ in range(3)), whole(3, 4), whole(6, 4)
+    close(causal_attention(q, k, v), plain_attention(q.float(), k.float(), v.float()).tolist())
+    close(gelu(x), F.gelu(x.float(), approximate="tanh").tolist())
+    half = w + 0.5
+    for weight in (w, half):
+        expected = x.double() @ weight.double().T
+        for bend in (False, True):
+            y = F.gelu(expected, approximate="tanh") if bend else expected
+            with torch.no_grad():
+                close(kernels.linear(x, weight, None, bend), y.tolist())
+        close(kernels.logits(x, weight), expected.tolist())
+        _, logprob, entropy = kernels.token_losses(x, weight, torch.tensor([5, -1, 0]), 0.7, True)
+        p = (expected / 0.7).softmax(-1)
+        close(logprob, [float(p[0, 5].log()), 0, float(p[2, 0].log())], 1e-5)
+        h = -(p * p.log()).sum(-1)
+        close(entropy, [float(h[0]), 0, float(h[2])])
 
 
 # -------------------------------------------------------------------------------- sharded weights

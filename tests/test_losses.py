@@ -16,6 +16,7 @@ from helpers import close, in_ranks, log_softmax, masked, tree_rows, slope, slop
 from kernels.losses import token_logprobs
 from model import after, last_score
 from ppo import clipped_policy_loss, clipped_value_loss, gae, shape_rewards, whiten
+from reward import ranking_loss
 
 NAN = float("nan")
 # Three responses of 3, 1 and 4 tokens after prompts of 2, 4 and 1; the rest are pads.
@@ -500,8 +501,9 @@ def test_whole_numbers_are_not_truncated():
     """Scores, values and rewards that somebody gives as integers mean the same as floats."""
     mask, whole = masked([[1, 1, 1], [1, 1, 0]]), lambda *x: torch.tensor(x)
     reward, value = whole([0, 0, 3], [1, 2, 7]), whole([1, 2, 3], [-1, 1, 9])
-    pairs = [(gae, (reward, value, mask, 0.9, 0.95)),
+    pairs = [(gae, (reward, value, mask, 0.9, 0.95)), (gae, (reward, value, mask, 1, 1)),
              (shape_rewards, (reward, value, whole(1, 2), mask, 0.5)),
+             (shape_rewards, (reward, value, whole(1, 2), mask, 1)),
              (whiten, (reward, mask)),
              (clipped_policy_loss, (-value, -reward, reward, mask, 0.2, 5)),
              (clipped_value_loss, (value, reward, -value, mask, 0.2, 5)),
@@ -512,6 +514,23 @@ def test_whole_numbers_are_not_truncated():
         for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (got, expected))):
             assert a.is_floating_point(), function.__name__
             close(a, b.tolist())
+    of_scores = [ranking_loss(scores, whole([2, 0], [1, 0], [2, 1]), weights)
+                 for scores in (whole(-3, 0, 4), torch.tensor([-3.0, 0.0, 4.0]))
+                 for weights in (whole(1, 0, 2), torch.tensor([1.0, 0.0, 2.0]))]
+    expected = math.log1p(math.exp(-7)) + 2 * math.log1p(math.exp(-4))
+    assert all(loss.item() == pytest.approx(expected) for loss in of_scores)
+
+
+def test_a_mask_of_numbers_is_refused():
+    """Not read as if all of it were marked: ~1 is -2, and ~0 is -1."""
+    x = noise(*MASK.shape)
+    calls = [lambda m: gae(x, x, m, 0.9, 0.95), lambda m: whiten(x, m),
+             lambda m: shape_rewards(x, x, x[:, 0], m, 0.5), lambda m: sft.sft_loss(x, m, 5),
+             lambda m: clipped_policy_loss(x, x, x, m, 0.2, 5),
+             lambda m: clipped_value_loss(x, x, x, m, 0.2, 5)]
+    for call, mask in itertools.product(calls, (MASK.long(), MASK.byte(), MASK.float())):
+        with pytest.raises((RuntimeError, TypeError), match="(?i)boolean"):
+            call(mask)
 
 
 @pytest.mark.parametrize("lam, expected", [(1.0, [-1.45118, -4.4557, 2.5396, 0.5249, -0.49]),

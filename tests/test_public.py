@@ -591,6 +591,16 @@ def test_nothing_to_read_and_nothing_to_write_are_errors(tmp_path):
                               tmp_path / "empty")
 
 
+def test_without_a_name_it_lists_the_datasets(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["public"])
+    public.main()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("give one of these names") and len(lines) == len(public.DATASETS)
+    assert "--name=dolly " in lines[3] and "databricks/databricks-dolly-15k" in lines[3]
+    for name in ("HH-RLHF", "text"):  # no dataset's, and one that names no file
+        assert f"error: --name={name}: give one of these" in fails(tmp_path, name, "")
+
+
 def test_the_command_and_its_flags(tmp_path):
     rows = [{"chosen": f"{START} yes {i}", "rejected": f"{START} no {i}"} for i in range(3)]
     file = save(tmp_path / "in.jsonl", rows)

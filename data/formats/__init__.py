@@ -3,16 +3,16 @@ possible record in it, either the record or the reason why there is none, a str.
 `key` gets rows with the same key together, as a list.
 
     demonstrations.py   texts, prompts, demonstrations
+    instructions.py     instructions with an input, and pairs of answers to them
     rankings.py         the classics of comparison
     chats.py            TRL's formats, ShareGPT, columns by name
     rated.py            ratings, votes and ranks of two to seven completions
     records.py          what all of them are made of
 """
 from data.formats.chats import sharegpt, trl
-from data.formats.demonstrations import (alpaca, dolly, flan, p3, prompts, self_instruct,
-                                         text)
-from data.formats.rankings import (alpaca_preference, finegrained_qa, hh_rlhf, openassistant,
-                                   summarize, webgpt)
+from data.formats.demonstrations import flan, p3, prompts, self_instruct, text
+from data.formats.instructions import alpaca, alpaca_preference, dolly
+from data.formats.rankings import finegrained_qa, hh_rlhf, openassistant, summarize, webgpt
 from data.formats.rated import (helpsteer2, helpsteer3, nectar, pku, red_team, shp, ultrafeedback)
 from data.formats.records import Bad
 

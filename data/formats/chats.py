@@ -7,13 +7,12 @@ import os
 
 from data import records
 from data.formats.rankings import hh_rlhf
-from data.formats.records import (Bad, Reason, demonstration, prompted, ranking, ranks_of,
+from data.formats.records import (Bad, Reason, demonstration, disliked, prompted, ranking, ranks_of,
                                   take)
 from data.records import ASSISTANT
 
 ROLES = {"human": ("user", "human", "prompter"), "system": ("system", "developer"),
          "assistant": ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "bing", "bard")}
-ASKED = ("question", "instruction", "query", "input")  # columns that may be a pair's prompt
 SIDES = {name: side for side, names in ROLES.items() for name in names}
 
 
@@ -59,30 +58,37 @@ def laid_out(turns):
         else:
             before = records.answered(prompt, text)
         last = side
-    return prompt if prompt and last == "human" else Reason("the last turn is no person's")
+    if not prompt or last != "human":
+        return Reason("the last turn is no person's")
+    return prompt if turns[-1][1].strip() else Reason("empty prompt")
 
 
 def conversation(messages):
-    """Each reply with the turns before it is a demonstration."""
+    """`replies` of messages."""
     turns = turns_of(messages)
     if isinstance(turns, Reason):
         yield turns
-        return
-    replies = [i for i, (side, _) in enumerate(turns) if side == "assistant"]
-    if not replies:
+    else:
+        yield from replies(turns)
+
+
+def replies(turns):
+    """Each reply with the turns before it is a demonstration."""
+    for i, (side, text) in enumerate(turns):
+        if side == "assistant":
+            prompt = laid_out(turns[:i]) if i else Reason("the assistant speaks first")
+            yield prompt if isinstance(prompt, Reason) else demonstration(prompt, text)
+    if not turns or turns[-1][0] != "assistant":
         yield "no reply"
-    for i in replies:
-        prompt = laid_out(turns[:i]) if i else Reason("the assistant speaks first")
-        yield prompt if isinstance(prompt, Reason) else demonstration(prompt, turns[i][1])
 
 
 def sharegpt(row):
     """{"conversations": [{"from": "human", "value": str}, {"from": "gpt", "value": str}, ...]};
-    with "system", a text, before them, or "chosen" and "rejected", messages, after them."""
+    with "chosen" and "rejected", messages, after them, or "kto_tag", whether to learn from it."""
     messages = take(row, "conversations", list)
-    if isinstance(row.get("system"), str):
-        messages = [{"from": "system", "value": row["system"]}, *messages]
-    if row.get("chosen") is None:
+    if disliked(row.get("kto_tag")):
+        yield "a completion that was disliked"
+    elif row.get("chosen") is None:
         yield from conversation(messages)
     else:
         sides = [[take(row, side, dict)] for side in ("chosen", "rejected")]
@@ -150,16 +156,31 @@ def trl(row):
         yield k_way(row)
     elif "completion" in given:
         both = together(take(row, "prompt", (str, list)), [take(row, "completion", (str, list))])
-        if row.get("label") is False:
+        if disliked(row.get("label")):
             both = Reason("a completion that was disliked")
         yield both if isinstance(both, Reason) else demonstration(both[0], both[1][0])
     elif "prompt" in given:
-        yield from (f"no value of {name!r}" for name in ("chosen", "completion") if name in row)
+        yield from (f"no value of {name!r}" for name in ("chosen", "completion", "completions")
+                    if name in row)
+        yield from beside(row, "prompt")
         both = together(take(row, "prompt", (str, list)), ["x"])
         yield both if isinstance(both, Reason) else prompted(both[0])
     else:
         name = next((name for name in ("text", "messages", "prompt") if name in row), "text")
+        yield from beside(row, name)
         yield {"text": take(row, name)} if take(row, name).strip() else "empty text"
+
+
+def texts_beside(row, *names):
+    """The columns of a row that have texts or lists, but for these and a system message."""
+    return [name for name, value in row.items()
+            if name not in (*names, "system") and isinstance(value, (str, list)) and value]
+
+
+def beside(row, name):
+    """Tells of the columns of a row that nothing reads, where one of this name is all it has."""
+    if others := texts_beside(row, name):
+        yield f"nothing but {name!r} is read, not {', '.join(others)}: flags name columns"
 
 
 def chosen_rejected(row):
@@ -172,9 +193,10 @@ def chosen_rejected(row):
         if all(ASSISTANT in side for side in sides):
             yield from hh_rlhf(row)
             return
-        if asked := next((name for name in ASKED if name in row), None):
-            raise Bad(f"no field 'prompt', but {asked!r}: say --prompt={asked} --chosen=chosen "
-                      "--rejected=rejected")
+        if others := texts_beside(row, "prompt", "chosen", "rejected"):
+            raise Bad(f"no field 'prompt': if it is one of {', '.join(others)}, say --prompt="
+                      f"{others[0]} --chosen=chosen --rejected=rejected; if both begin with it, "
+                      "leave --prompt out")
         same = os.path.commonprefix(sides)
         end = max(same.rfind(" "), same.rfind("\n")) + 1  # no word is cut
         prompt, sides = same[:end], [side[end:] for side in sides]

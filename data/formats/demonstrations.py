@@ -1,7 +1,5 @@
 """Texts, prompts and demonstrations."""
-import re
-
-from data.formats.records import demonstration, joined, optional, prompted, take
+from data.formats.records import demonstration, joined, prompted, take
 from data.tokenizer import EOS
 
 
@@ -13,28 +11,6 @@ def text(row):
 def prompts(row):
     """A list of prompts: strings, or {"prompt"}."""
     yield prompted(row if isinstance(row, str) else take(row, "prompt"))
-
-
-def alpaca(row):
-    """{"instruction", "input", "output"}; some sets have no inputs."""
-    yield demonstration(joined(take(row, "instruction"), optional(row, "input")),
-                        take(row, "output"))
-
-
-def dolly(row):
-    """{"instruction", "context", "response", "category"}, some sets have no contexts; or
-    dolly_hhrlhf: {"prompt", "response"}.
-
-    The latter wraps all prompts in Alpaca's words; our own template is in data/tokenizer.py.
-    """
-    response = take(row, "response")
-    if "prompt" in row:
-        wrapped = re.fullmatch(r"Below is an instruction.*?### Instruction:\n(.*)### Response:\s*",
-                               take(row, "prompt"), re.S)
-        yield demonstration(wrapped[1] if wrapped else row["prompt"], response)
-    else:
-        yield demonstration(joined(take(row, "instruction"), optional(row, "context")), response,
-                            category=row.get("category"))
 
 
 def self_instruct(row):

@@ -4,14 +4,8 @@ import json
 import os
 
 from data import records
-from data.formats.records import Bad, demonstration, joined, optional, ranking, ranks_of, take
+from data.formats.records import Bad, demonstration, joined, ranking, ranks_of, take
 from data.records import ASSISTANT, HUMAN
-
-
-def alpaca_preference(row):
-    """{"instruction", "input", "chosen", "rejected"}."""
-    yield ranking(joined(take(row, "instruction"), optional(row, "input")),
-                  [take(row, "chosen"), take(row, "rejected")], [1, 2])
 
 
 def hh_rlhf(row):
@@ -81,7 +75,10 @@ def finegrained_qa(row):
     losers = [pair[vote % 2] for pair, vote in zip(pairs, votes) if vote]
     ranks = [1 + losers.count(i) for i in range(4)]
     implied = [(ranks[a] < ranks[b]) + 2 * (ranks[a] > ranks[b]) for a, b in pairs]
-    passages = "\n\n".join(" ".join(map(str, p)) for p in take(row, "passages", list))
+    passages = take(row, "passages", list)
+    if any(not isinstance(p, list) or not all(isinstance(s, str) for s in p) for p in passages):
+        raise Bad(f"field 'passages': expected lists of texts, got {records.shorten(passages)}")
+    passages = "\n\n".join(map(" ".join, passages))
     texts = [take(row, f"prediction {i}") for i in (1, 2, 3, 4)]
     if implied == votes:
         yield ranking(joined(take(row, "question"), passages), texts, ranks)
@@ -127,7 +124,7 @@ def summarize(row):
 def summarized(row):
     """What the rows of axis files are put together by: the post and the worker. None for others."""
     if isinstance(row, dict) and "summary" in row:
-        return json.dumps([take(row, "info", dict).get("id"), row.get("worker")])
+        return json.dumps([take(row, "info", dict).get("id"), row.get("worker")], default=str)
 
 
 summarize.key = summarized

@@ -32,7 +32,7 @@ def nectar(row):
     rank 1 is best."""
     answers = take(row, "answers", list)
     prompt = take(row, "prompt").strip()
-    if not prompt.startswith(HUMAN) or not prompt.endswith(ASSISTANT.strip()):
+    if prompt and not (prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT.strip())):
         prompt = records.asked("", prompt)
     yield ranking(prompt, [take(a, "answer") for a in answers],
                   ranks_of([take(a, "rank", (int, float)) for a in answers], False))

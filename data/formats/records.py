@@ -3,6 +3,7 @@ import math
 import re
 
 from data import records
+from data.records import ASSISTANT
 
 FIELDS = {"rankings": "completions", "demonstrations": "response", "text": "text",
           "prompts": "prompt"}  # the field that identifies each kind of record
@@ -48,10 +49,24 @@ def trimmed(text):
     return re.sub(r"\A(?:[^\S\n]*\n)*(?: (?=\S))?", "", text).rstrip()
 
 
+def unwrapped(prompt):
+    """A prompt without the words that Alpaca's training put around it: our own template is in
+    data/tokenizer.py."""
+    before, mark, rest = prompt.rstrip().partition("### Instruction:\n")
+    if mark and rest.endswith("### Response:") and before.lstrip().startswith(
+            "Below is an instruction that describes a task"):
+        instruction, _, given = rest.removesuffix("### Response:").partition("### Input:\n")
+        return joined(instruction.rstrip(), trimmed(given))
+    return prompt
+
+
 def trim(record):
-    """`trimmed` for all texts of a record. Returns (the record, whether it changed)."""
+    """`trimmed` for all texts of a record, `unwrapped` for its prompt. Returns (the record, whether
+    it changed)."""
     out = {k: trimmed(v) if k in FIELDS.values() and isinstance(v, str) else v
            for k, v in record.items()}
+    if "prompt" in out:
+        out["prompt"] = trimmed(unwrapped(out["prompt"]))
     if "completions" in out:
         out["completions"] = [{**c, "text": trimmed(c["text"])} for c in out["completions"]]
     return out, out != record
@@ -79,7 +94,24 @@ def ranking(prompt, texts, ranks, **more):
 
 
 def joined(instruction, context):
-    return f"{instruction}\n\n{context}" if context.strip() else instruction
+    return "\n\n".join(part for part in (instruction, context) if part.strip())
+
+
+def with_system(row, item):
+    """A record with the system message of its row, if there is one, before the first turn of its
+    chat; a prompt that is none becomes one. The chat's own copy of it counts once."""
+    system = optional(row, "system").strip() if isinstance(row, dict) else ""
+    prompt = trimmed(unwrapped(item.get("prompt", "")))
+    if not system or not prompt or prompt.startswith(f"{system}\n\n"):
+        return item
+    turns = prompt if prompt.endswith(ASSISTANT) else records.asked("", prompt)
+    return {**item, "prompt": f"{system}\n\n{turns}"}
+
+
+def disliked(mark):
+    """Whether a mark of a completion (true or false, 1 or 0, or such a text) says that it is none
+    to learn from."""
+    return str(mark).lower() in ("false", "0")
 
 
 def prompted(prompt, **more):
