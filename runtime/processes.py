@@ -62,7 +62,8 @@ def ending_together(then, wait=True):
             end()
 
     def end():
-        print(f"error: asked to end; the same command {then}", file=sys.stderr)
+        why = "interrupted" if got[0] == signal.SIGINT else "asked to end"
+        print(f"error: {why}: the same command {then}", file=sys.stderr)
         end_by_signal(got[0])
 
     numbers = [signal.SIGTERM, *[signal.SIGINT] * wait]

@@ -122,7 +122,7 @@ def test_a_program_that_serves_does_not_wait(tmp_path, wait, saved):
     until(lambda: list(tmp_path.glob("saved-*")))
 
 
-@pytest.mark.parametrize("number, why", [(signal.SIGTERM, "asked to end;"),
+@pytest.mark.parametrize("number, why", [(signal.SIGTERM, "asked to end:"),
                                          (signal.SIGINT, "interrupted:")])
 def test_a_program_that_runs_nothing_ends_at_once(tmp_path, number, why):
     """It says what the same command does then, after Ctrl-C too."""
