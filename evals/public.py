@@ -287,5 +287,5 @@ def finish(s, results):
     records.write_text(Path(s.out, "report.md"), "\n".join(lines) + "\n")
     records.write_text(Path(s.out, "report.html"), public_report.page(results))
     print("\n".join(lines))
-    print(f"\nreport: {s.out}/report.md, report.html   numbers: {s.out}/results.json   what the "
-          f"models said: {s.out}/answers")
+    said = f"   what the models said: {s.out}/answers" if results["models"] else ""
+    print(f"\nreport: {s.out}/report.md, report.html   numbers: {s.out}/results.json{said}")

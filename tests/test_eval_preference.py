@@ -257,3 +257,5 @@ def test_rankings_alone_need_no_model(folder, tmp_path, capsys):
                           models="nothing=out/nowhere", out=str(tmp_path / "out"))
     public.run(s, one_process())
     assert "ppo vs sft" in (tmp_path / "out" / "report.md").read_text()
+    last = capsys.readouterr().out.splitlines()[-1]  # no model said anything
+    assert last.endswith(f"numbers: {tmp_path}/out/results.json")
