@@ -68,7 +68,8 @@ MISTAKES = [  # exercise, body, the known mistake that it is
     ("policy-loss", RATIO + CLIPPED + "return -s[mask].mean()", "policy-loss-of-pads"),
     ("policy-loss", RATIO + CLIPPED.replace("minimum", "maximum") + "return -s.sum() / tokens",
      "larger-of-two"),
-    ("policy-loss", RATIO + CLIPPED.replace("minimum", "maximum") + "return s.sum() / tokens", None),
+    ("policy-loss", RATIO + CLIPPED.replace("minimum", "maximum") + "return s.sum() / tokens",
+     None),
     ("policy-loss", RATIO + CLIPPED.replace("1 - clip, 1 + clip", "0.8, 1.2")
      + "return -s.sum() / tokens", None),
 ]
