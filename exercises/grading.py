@@ -77,20 +77,25 @@ def fetches(text, exercise):
 
 def borrowed(text, exercise):
     """The project's functions that a student's function uses and the project's own does not: one of
-    them may be the answer. A function that the student has added to the file counts as part of
-    it."""
-    tree, own = ast.parse(text), ast.parse(cutting.reference(exercise.file))
-    names = lambda tree: {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
-    reach = {name: name for name in names(own)} | imported(own) | imported(tree)
+    them may be the answer. What the student has added to the file counts as part of it."""
+    source = cutting.reference(exercise.file)
+    own = ast.parse(source)
+    functions = {n.name: n.name for n in own.body if isinstance(n, ast.FunctionDef)}
+    reach = functions | imported(own) | imported(ast.parse(text))
 
-    def used(tree):
-        parts = [n for n in tree.body if isinstance(n, ast.FunctionDef)
-                 and (n.name == exercise.function or n.name not in names(own))]
-        found = [n for part in parts for n in ast.walk(part) if isinstance(n, ast.Name)]
+    def used(text):
+        lines, found = cutting.lines_in(text), []
+        at = cutting.lines_of(cutting.node_of(text, exercise.function))
+        for part in ast.parse(text).body:
+            first, end = cutting.lines_of(part)
+            other = isinstance(part, ast.FunctionDef) and part.name in functions
+            if (first, end) == at or not other and "\n".join(lines[first:end]) not in source:
+                found += [n for n in ast.walk(part) if isinstance(n, ast.Name)]
         stored = {n.id for n in found if not isinstance(n.ctx, ast.Load)}
-        return {reach[n.id] for n in found if n.id in reach.keys() - stored}
+        every = {"*"} & imported(ast.parse(text)).keys()
+        return {reach[name] for name in every | {n.id for n in found} - stored if name in reach}
 
-    return sorted(used(tree) - used(own) - {exercise.function})
+    return sorted(used(text) - used(source) - {exercise.function})
 
 
 def imported(tree):

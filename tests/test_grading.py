@@ -260,15 +260,21 @@ def test_a_file_that_may_look_for_the_answer_is_told(tmp_path):
     ("attention", "def causal_attention(q, k, v):\n    return torch.stack([decode_attention("
      "q[:, :, t], k, v, torch.tensor([t + 1] * len(q))) for t in range(q.size(2))], 2)\n",
      ["decode_attention"]),
+    ("attention", "from kernels.attention import *\n\n\ndef causal_attention(q, k, v):\n"
+     "    return tiled_attention(q, k, v)[0]\n", ["kernels.attention.*"]),
+    ("attention", "class Mine:\n    f = staticmethod(lambda *x: decode_attention(*x))\n\n\n"
+     "def causal_attention(q, k, v):\n    return Mine.f(q, k, v)\n", ["decode_attention"]),
     ("kl-reward", "def shape_rewards(logprob, ref_logprob, score, mask, beta):\n"
      "    gae = mask * 1\n    return gae * score[:, None] * last_of(mask)\n", [])])
 def test_a_function_that_uses_another_of_the_projects_is_told(name, text, uses, tmp_path):
     """attention by attention in tiles had full credit and no note."""
     exercise, whole = COURSE[name], cutting.reference(COURSE[name].file)
+    deep = "x = " + "1 + " * 2000 + "1\n"
+    assert grading.borrowed(deep + whole, exercise) == [], "nested as deep as Python reads"
     head, _, body = text.partition(f"def {exercise.function}")
     source = head + cutting.replaced(whole, exercise.function, f"def {exercise.function}{body}")
     assert grading.borrowed(source, exercise) == uses
-    if uses == ["decode_attention"]:
+    if "torch.stack" in text:
         (tmp_path / "ann/kernels").mkdir(parents=True)
         (tmp_path / "ann" / exercise.file).write_text(source)
         row = grading.graded(tmp_path / "ann", exercise, BOUNDS)
