@@ -44,4 +44,4 @@ def dolly(row):
     its prompts in Alpaca's words (see `unwrapped`)."""
     response = take(row, "response")
     prompt = take(row, "prompt") if "prompt" in row else asked(row)
-    yield demonstration(prompt, response, category=optional(row, "category") or None)
+    yield demonstration(prompt, response, category=row.get("category"))
