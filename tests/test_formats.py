@@ -101,7 +101,7 @@ def test_trl_rows(row, expected):
     ({"messages": None, "id": 7}, "no value of 'messages'"), ({"text": None}, "no value of 'text'"),
     ({"messages": []}, "no reply"), ({"prompt": " "}, "empty prompt"),
     *(({"prompt": Q, "completion": B, "label": label}, "a completion that was disliked")
-      for label in (0, "False", "0")),  # as tables have it
+      for label in (0, 0.0, "False", "0")),  # as tables have it
 ])
 def test_trl_rows_that_cannot_be_used_say_why(row, reason):
     assert convert("trl", row) == ([], [reason])
@@ -322,6 +322,7 @@ def test_chats_that_share_a_system_message_are_no_near_copies(tmp_path):
     ("trl", {"prompt": say(("user", "")), "chosen": A, "rejected": B}),
     ("trl", {"prompt": say(("user", [])), "completion": A}),
     ("sharegpt", {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": A}]}),
+    ("alpaca-preference", {"instruction": "", "chosen": A, "rejected": B, "history": HISTORY}),
     ("nectar", {"prompt": " ", "answers": [{"answer": A, "rank": 1}, {"answer": B, "rank": 2}]}),
     ("helpsteer3", {"context": say(("user", "")), "response1": A, "response2": B,
                     "overall_preference": 1})])
