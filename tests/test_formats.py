@@ -94,13 +94,14 @@ def test_trl_rows(row, expected):
     ({"prompt": say(("system", "Be kind.")), "completion": say(("assistant", A))},
      "the last turn is no person's"),
     ({"prompt": Q, "completions": ["a"], "ratings": [1]}, "a single completion"),
+    ({"prompt": Q, "completions": ["a", None], "ratings": [1, 2]}, "no value of a completion"),
     ({"prompt": Q, "chosen": A, "rejected": A}, "all completions are the same"),
     ({"prompt": Q, "chosen": A, "rejected": None}, "no value of 'rejected'"),
     ({"prompt": None, "completion": A}, "no value of 'prompt'"),
     ({"messages": None, "id": 7}, "no value of 'messages'"), ({"text": None}, "no value of 'text'"),
     ({"messages": []}, "no reply"), ({"prompt": " "}, "empty prompt"),
     *(({"prompt": Q, "completion": B, "label": label}, "a completion that was disliked")
-      for label in (0, "False", "0")),  # as tables have it
+      for label in (0, 0.0, "False", "0")),  # as tables have it
 ])
 def test_trl_rows_that_cannot_be_used_say_why(row, reason):
     assert convert("trl", row) == ([], [reason])
@@ -258,7 +259,7 @@ def test_empty_cells_of_a_table_are_counted_in_every_format(tmp_path):
     ({"prompt": 3, "completion": A}, "field 'prompt': expected str or list, got 3"),
     ({"messages": ["Hi"]}, 'expected a message, an object, got "Hi"'),
     ({"prompt": Q, "completions": ["a", "b"], "ranks": [1]}, "expected one for each of the 2"),
-    ({"prompt": Q, "completions": ["a", "b"], "ranks": [1, None]}, "expected a number for each"),
+    ({"prompt": Q, "completions": ["a", "b"], "ranks": [1, "2"]}, "expected a number for each"),
     ({"question": Q, "chosen": "It is 5.", "rejected": "It is 6."},
      "no field 'prompt': if it is one of question, say --prompt=question --chosen=chosen"),
     ({"id": 7, "trajectory": [{"from": "user", "value": Q}], "note": "", "chosen": "It is 5.",
@@ -321,6 +322,7 @@ def test_chats_that_share_a_system_message_are_no_near_copies(tmp_path):
     ("trl", {"prompt": say(("user", "")), "chosen": A, "rejected": B}),
     ("trl", {"prompt": say(("user", [])), "completion": A}),
     ("sharegpt", {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": A}]}),
+    ("alpaca-preference", {"instruction": "", "chosen": A, "rejected": B, "history": HISTORY}),
     ("nectar", {"prompt": " ", "answers": [{"answer": A, "rank": 1}, {"answer": B, "rank": 2}]}),
     ("helpsteer3", {"context": say(("user", "")), "response1": A, "response2": B,
                     "overall_preference": 1})])
@@ -363,6 +365,15 @@ def test_rated_rows(name, row, expected):
     assert made == [{"prompt": prompt, "completions": [{"text": t} for t in texts],
                      "ranks": ranks}] and not reasons
     assert recognised(row) == name
+
+
+@pytest.mark.parametrize("name, values", [("ratings", [3, None, 5]), ("ranks", [2, None, 1])])
+def test_a_completion_without_a_rating_is_left_out(name, values):
+    row = {"prompt": Q, "completions": ["a", "b", "c"], name: values}
+    assert convert("trl", row) == ([{"prompt": Q, "completions": [{"text": "a"}, {"text": "c"}],
+                                     "ranks": [2, 1]}], ["a completion without a rating"])
+    assert convert("trl", {**row, name: [None, 1, None]}) == (
+        [], ["a completion without a rating"] * 2 + ["a single completion"])
 
 
 def test_what_is_not_rated_is_counted():

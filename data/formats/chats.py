@@ -7,8 +7,8 @@ import os
 
 from data import records
 from data.formats.rankings import hh_rlhf
-from data.formats.records import (Bad, Reason, demonstration, disliked, prompted, ranking, ranks_of,
-                                  take)
+from data.formats.records import (Bad, Empty, Reason, demonstration, disliked, prompted, ranking,
+                                  ranks_of, take)
 from data.records import ASSISTANT
 
 ROLES = {"human": ("user", "human", "prompter"), "system": ("system", "developer"),
@@ -132,6 +132,8 @@ def completions(row):
     """The texts of a row's list of completions: strings, or objects with a text."""
     out = []
     for c in take(row, "completions", list):
+        if c is None:
+            raise Empty("no value of a completion")
         name = next((n for n in ("text", "response", "content") if isinstance(c, dict) and n in c),
                     "text")
         out.append(c if isinstance(c, str) else take(c, name))
@@ -153,7 +155,7 @@ def trl(row):
     elif "messages" in given:
         yield from conversation(take(row, "messages", list))
     elif "completions" in given:
-        yield k_way(row)
+        yield from k_way(row)
     elif "completion" in given:
         both = together(take(row, "prompt", (str, list)), [take(row, "completion", (str, list))])
         if disliked(row.get("label")):
@@ -211,12 +213,17 @@ def k_way(row):
     """{"prompt", "completions", "ranks" (1 is best) or "ratings" (more is better)}."""
     texts, both = completions(row), together(take(row, "prompt", (str, list)), ["x"])
     if isinstance(both, Reason):
-        return both
+        yield both
+        return
     name = next((n for n in ("ranks", "ratings", "scores") if row.get(n) is not None), "ranks")
     values = take(row, name, list)
     if len(values) != len(texts):
         raise Bad(f"field {name!r}: expected one for each of the {len(texts)} completions, got "
                   f"{records.shorten(values)}")
-    if len(texts) < 2:
-        return "a single completion"
-    return ranking(both[0], texts, ranks_of(values, name != "ranks"))
+    known = [i for i, value in enumerate(values) if value is not None]
+    yield from ["a completion without a rating"] * (len(texts) - len(known))
+    if len(known) < 2:
+        yield "a single completion"
+    else:
+        ranks = ranks_of([values[i] for i in known], name != "ranks")
+        yield ranking(both[0], [texts[i] for i in known], ranks)

@@ -1,6 +1,6 @@
 """Instructions with an input: Alpaca's and Dolly's, and what trainers for chats put beside them."""
 from data.formats.chats import laid_out, replies
-from data.formats.records import (Reason, demonstration, disliked, joined, optional, ranking, take)
+from data.formats.records import Reason, demonstration, disliked, joined, optional, ranking, take
 
 
 def asked(row):
@@ -34,9 +34,9 @@ def alpaca_preference(row):
     """{"instruction", "input", "chosen", "rejected"}, with or without "history"."""
     prompt, texts = asked(row), [take(row, "chosen"), take(row, "rejected")]
     turns = earlier(row)
-    if turns and not isinstance(turns, Reason):
-        prompt = laid_out([*turns, ("human", prompt)])
-    yield turns if isinstance(turns, Reason) else ranking(prompt, texts, [1, 2])
+    if turns:
+        prompt = turns if isinstance(turns, Reason) else laid_out([*turns, ("human", prompt)])
+    yield prompt if isinstance(prompt, Reason) else ranking(prompt, texts, [1, 2])
 
 
 def dolly(row):
@@ -44,4 +44,4 @@ def dolly(row):
     its prompts in Alpaca's words (see `unwrapped`)."""
     response = take(row, "response")
     prompt = take(row, "prompt") if "prompt" in row else asked(row)
-    yield demonstration(prompt, response, category=optional(row, "category") or None)
+    yield demonstration(prompt, response, category=row.get("category"))

@@ -111,7 +111,7 @@ def with_system(row, item):
 def disliked(mark):
     """Whether a mark of a completion (true or false, 1 or 0, or such a text) says that it is none
     to learn from."""
-    return str(mark).lower() in ("false", "0")
+    return str(mark).lower() in ("false", "0", "0.0")
 
 
 def prompted(prompt, **more):
