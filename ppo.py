@@ -105,7 +105,7 @@ def shape_rewards(logprob, ref_logprob, score, mask, beta):
     rewards of a row sum to  score - beta * sum_t log(pi / ref), the first part of equation 2.
     """
     reward = (-beta * (logprob - ref_logprob)).masked_fill(~mask, 0.0)
-    return 1.0 * reward + score[:, None] * last_of(mask)  # float, of whole numbers, too
+    return reward + score[:, None] * last_of(mask)
 
 
 def last_of(mask):
