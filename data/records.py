@@ -311,6 +311,16 @@ def release(path):
 
 
 @contextlib.contextmanager
+def naming(path):
+    """A system error in here names this file or folder if it names none, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def written_whole(path, mode="w"):
     """A temporary file that is renamed to `path` when it is done: complete, or what was there
     before. A link stays one. A device or a pipe, such as /dev/null, is written to and stays, too.
@@ -320,15 +330,14 @@ def written_whole(path, mode="w"):
     whole = path.is_file() or not path.exists()
     temporary = path.with_name(path.name + ".writing") if whole else path
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-        if whole:
-            os.replace(temporary, path)
-    except BaseException as error:
+        with naming(path):
+            with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+            if whole:
+                os.replace(temporary, path)
+    except BaseException:
         if whole:
             temporary.unlink(missing_ok=True)  # a full disk needs the space
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)
         raise
 
 
@@ -392,7 +401,8 @@ def read_json(path, hint, **fields):
     """What `write_json` wrote, an object with at least these fields; stops with the command to run
     first if there is no file, or if it is not whole.
 
-    fields: {name: its type, or a tuple of types}; bool counts as none.
+    fields: {name: its type, or a tuple of types}; bool counts as none, NaN and infinity as no
+    number.
     """
     refuse = functools.partial(damaged, path, hint=hint)
     try:
@@ -402,12 +412,15 @@ def read_json(path, hint, **fields):
     if not isinstance(facts, dict):
         refuse("it holds no JSON object")
     for field, kinds in fields.items():
-        if not isinstance(facts[field], kinds) or isinstance(facts[field], bool):
+        value = facts[field]
+        if (not isinstance(value, kinds) or isinstance(value, bool)
+                or value in (math.inf, -math.inf) or value != value):
             refuse(f"its {field!r} is {shorten(facts[field])}")
     return facts
 
 
-OTHER_FORM = (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError)
+OTHER_FORM = (ArithmeticError, AttributeError, IndexError, KeyError, StopIteration, TypeError,
+              ValueError)
 
 
 @contextlib.contextmanager

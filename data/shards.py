@@ -239,6 +239,7 @@ def index_of(path):
         entries = [entry for shard in index["shards"] for entry in shard.values()]
         numbers = [entry[k] for entry in entries for k in ("tokens", "documents", "crc32")]
         numbers += [index["next"][k] for k in ("file", "offset", "line")]
+        numbers += [index["empty"], index.get("typed", 0)]  # older ones have no `typed`
         if wrong := [x for x in numbers if type(x) is not int or x < 0]:
             raise TypeError(f"{wrong[0]!r} is no number of anything")
         for name in [entry["file"] for entry in entries] + [name for name, *_ in index["files"]]:
@@ -318,7 +319,8 @@ def main():
               file=sys.stderr)
         raise SystemExit(130) from None
     except (BrokenProcessPool, OSError) as e:  # no memory for a worker, a full disk ...
-        stop(f"{e}: the same command goes on behind the last whole shard")
+        why = f"{e.filename or s.out}: {e.strerror}" if getattr(e, "strerror", None) else e
+        stop(f"{why}: the same command goes on behind the last whole shard")
     train, valid = (total(index, "tokens", (split,)) for split in SPLITS)
     print(f"{s.out}: {train:,} tokens to train on and {valid:,} held out, of "
           f"{total(index, 'documents'):,} documents in {len(index['shards'])} shards; "

@@ -10,6 +10,7 @@ Positions along a bar are percentages: it is as wide as its place, and its text 
 Colours are classes, c0 to c7 of the models, then others; evals/report.css says which they are.
 """
 import math
+import sys
 from html import escape
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def measure(value):
 
 
 def is_number(x):
-    return isinstance(x, (int, float)) and math.isfinite(x)
+    return isinstance(x, (int, float)) and abs(x) <= sys.float_info.max  # JSON has larger ones
 
 
 def score(x):

@@ -236,7 +236,8 @@ def tsv_rows(path):
 
 # ----------------------------------------------------------------------------------- items
 
-BAD = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # what a wrong format raises
+BAD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError,
+       ValueError)  # what a wrong format raises
 
 
 def rows_of(task, paths):

@@ -82,6 +82,8 @@ def main(names, flags):
         stop("export --into=FILE.zip, or --notebooks=FOLDER?")
     if flags.get("into"):
         path = Path(flags["into"])
+        if path.suffix != ".zip":  # as --into=ppo.py, which it would replace
+            stop(f"--into={path}: expected a name that ends in .zip")
         with records.written_whole(path, "wb") as file:
             file.write(archive(chosen))
         print(f"{path}: a copy with {len(chosen)} holes, {path.stat().st_size / 1e6:.1f} MB")

@@ -85,7 +85,8 @@ def make(folder, names):
         stop(f"{folder} is not empty: choose another folder with --into")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fill(folder, files_of(), names)
+        with records.naming(folder):
+            fill(folder, files_of(), names)
     except BaseException:
         shutil.rmtree(folder.resolve(), ignore_errors=True)  # half a copy, on a full disk
         raise

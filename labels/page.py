@@ -95,6 +95,10 @@ class Filling:
                       for r in self.shuffled(records.read(s.demonstrate, "prompt"))])
         if s.models and self.store.setting("sampled") != self.of_samples():
             self.sample()
+        if not (self.state or self.store.setting("use_cases")
+                or self.store.one("SELECT id FROM item LIMIT 1")):
+            stop("there is nothing to label: name --completions, --models, --demonstrate or "
+                 "--use_cases")
 
     def of_samples(self):
         """What the samples depend on: a page that starts again does not sample again."""
@@ -163,7 +167,8 @@ def lines_of(path):
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         stop(f"{path}: not UTF-8 at byte {error.start}")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.splitlines() if line.strip()] or stop(
+        f"{path} is empty: expected a use case a line")
 
 
 def listen(app, s):

@@ -81,7 +81,7 @@ class Partial:
         records.claim(own)
         self.file.truncate(length)  # removes half a line
         if not length:
-            self.file.write(json.dumps(made_from).encode() + b"\n")
+            self.write(made_from)
 
     def paths(self):
         folder = self.beside.parent
@@ -105,9 +105,12 @@ class Partial:
         return batches, end
 
     def add(self, episodes, completions):
-        batch = dict(zip(BATCH, (episodes, completions, self.world.seconds())))
-        self.file.write(json.dumps(batch).encode() + b"\n")
-        self.file.flush()
+        self.write(dict(zip(BATCH, (episodes, completions, self.world.seconds()))))
+
+    def write(self, value):
+        with records.naming(self.file.name):
+            self.file.write(json.dumps(value).encode() + b"\n")
+            self.file.flush()
 
     def remove(self):
         """Remove the files when the result is written. All ranks call it."""

@@ -14,7 +14,8 @@ import torch
 
 import kernels
 import settings
-from exercises import course, cutting, defects, helpers, hunt, judge, student, worker
+from exercises import (course, cutting, defects, exporting, helpers, hunt, judge, student,
+                       worker)
 
 ROOT = Path(settings.__file__).parent
 COURSE = course.load()
@@ -517,8 +518,9 @@ def test_half_a_copy_is_removed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(student.zipfile, "ZipFile", full)
     monkeypatch.setattr(student, "files_of", lambda: ["ppo.py", "exercises/course.py"])
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as error:
         student.make(tmp_path / "mine", ["gae"])
+    assert error.value.filename == str(tmp_path / "mine")
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="file is a file: choose another folder with --into"):
@@ -659,6 +661,15 @@ def test_a_copy_has_a_git_repository_and_the_whole_project(copy):
     run = subprocess.run([sys.executable, "sft.py", "--help"], cwd=copy, capture_output=True,
                          env={**os.environ, "PYTHONPATH": str(copy)})
     assert run.returncode == 0
+
+
+def test_an_archive_replaces_no_source(tmp_path):
+    """`export --into=ppo.py` put the archive in its place."""
+    path = tmp_path / "ppo.py"
+    path.write_text("mine")
+    with pytest.raises(SystemExit, match="ppo.py: expected a name that ends in .zip"):
+        exporting.main([], {"into": str(path)})
+    assert path.read_text() == "mine"
 
 
 def test_a_copy_holds_what_git_holds_and_no_other_copy(tmp_path):

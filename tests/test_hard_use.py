@@ -624,6 +624,36 @@ def test_an_empty_place_is_not_the_current_folder(settings, name):
         parse(settings, None, [f"--{name}="])
 
 
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999", "true", '"1"'])
+def test_what_is_asked_for_as_a_number_is_one(text, tmp_path):
+    (tmp_path / "a.json").write_text(f'{{"seconds": {text}}}')
+    with pytest.raises(SystemExit, match="a.json is damaged .its 'seconds' is .*: delete it"):
+        records.read_json(tmp_path / "a.json", "x", seconds=records.NUMBER)
+
+
+def test_a_number_that_no_float_holds_is_told_or_left_out():
+    """JSON has it, and Python reads it. A page and a log of it ended in a traceback."""
+    assert not any(map(pictures.is_number, (10**400, -10**400, math.inf, math.nan, None, "1")))
+    assert all(map(pictures.is_number, (0, -3, 1e300, 10**300)))
+    with pytest.raises(SystemExit, match="a.json is damaged, or of another version .Overflow"):
+        with records.known_form("a.json", "x"):
+            f"{10**400:.2f}"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+def test_a_full_disk_is_named(monkeypatch):
+    """Samples as they come, and shards: "error: No space left on device", and not where."""
+    monkeypatch.setattr(shards, "build", lambda s: open("/dev/full", "wb", 0).write(b"x"))
+    monkeypatch.setattr("sys.argv", ["shards", "--out=out/there"])
+    with pytest.raises(SystemExit, match="error: out/there: No space left on device: the same"):
+        shards.main()
+    partial = object.__new__(sample.Partial)
+    partial.world, partial.file = SimpleNamespace(seconds=int), open("/dev/full", "wb", 0)
+    with pytest.raises(OSError) as error:
+        partial.add([0], ["text"])
+    assert error.value.filename == "/dev/full"
+
+
 def test_what_is_written_replaces_the_old_file_or_nothing(tmp_path, monkeypatch):
     """The page of a finished demo, a picture, a zip of exercises: on a full disk half of it stood
     in place of the old one."""

@@ -676,3 +676,8 @@ def test_the_command_line_exports_and_refuses(tmp_path):
     (tmp_path / "cases.txt").write_bytes(b"caf\xe9\n")
     done = run("--use_cases=cases.txt")
     assert done.returncode == 1 and done.stderr == "error: cases.txt: not UTF-8 at byte 3\n"
+    (tmp_path / "cases.txt").write_text(" \n\n")
+    for flags, says in ((["--use_cases=cases.txt"], "cases.txt is empty: "),  # both began a page
+                        ([], "there is nothing to label: ")):
+        done = run(*flags, "--port=0")
+        assert done.returncode == 1 and done.stderr.startswith(f"error: {says}"), done.stderr
