@@ -424,7 +424,8 @@ def test_damaged_shards_are_not_continued(tmp_path, inline, vocabulary):
 @pytest.mark.parametrize("change", [
     dict(shards=3), dict(shards=[3]), dict(shards=[{"train": {}}]), dict(shards=[{"train": 3}]),
     dict(next={}), dict(next={"file": "x", "offset": 0, "line": 1}), dict(next=None),
-    dict(files=3), dict(files=[3]), dict(empty=None), dict(empty=-1), dict(fingerprint=None), dict(tokenizer=3), dict(dtype="x"),
+    dict(empty=None), dict(empty=-1), dict(files=3), dict(files=[3]), dict(fingerprint=None),
+    dict(tokenizer=3), dict(dtype="x"),
     dict(shards=[{"train": {"file": "a", "tokens": "9", "documents": 1, "crc32": 2}}]),
     dict(shards=[{"train": {"file": 9, "tokens": 9, "documents": 1, "crc32": 2}}])])
 def test_an_index_that_was_edited_is_one_line(tmp_path, inline, vocabulary, change):
