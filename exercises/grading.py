@@ -15,7 +15,9 @@ import concurrent.futures
 import csv
 import io
 import json
+import multiprocessing
 import os
+import signal
 import tempfile
 import xml.etree.ElementTree as xml
 from pathlib import Path
@@ -158,8 +160,13 @@ def grade(folders, exercises, bounds, workers=1):
     jobs = [(folder, exercise, bounds) for folder in folders for exercise in exercises]
     for exercise in exercises:
         judge.expected(exercise)  # once, before the threads ask for it
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
         return list(pool.map(lambda job: graded(*job), jobs))
+    finally:  # Ctrl-C and SIGTERM end the students' processes, too
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.kill()
 
 
 # ------------------------------------------------------------------------------- reports
@@ -255,6 +262,7 @@ def main(folders, flags):
     written = [Path(flags[flag]).resolve() for flag in ("json", "csv", "junit") if flag in flags]
     if len(set(written)) < len(written):
         stop("two reports have the same file")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     bounds = worker.Limits(numbers["seconds"], numbers["megabytes"], sealed=True)
     rows = grade(folders, chosen, bounds, numbers["workers"])
     for name, total in totals(rows).items():

@@ -133,7 +133,7 @@ def text(exercise):
     except cutting.Gone as error:
         stop(f"{file}: {error}. `python -m exercises reset {exercise.name}` puts it back")
     except TOO_DEEP as error:
-        stop(f"{file}: {type(error).__name__}. Python cannot read the file")
+        stop(f"{file}: {str(error) or type(error).__name__}. Python cannot read the file")
 
 
 def content(exercise):

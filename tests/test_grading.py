@@ -10,6 +10,9 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
+import subprocess
+import sys
 import time
 import xml.etree.ElementTree as xml
 from pathlib import Path
@@ -396,3 +399,36 @@ def test_a_wrong_grading_is_one_line(words, complaint, tmp_path):
     with pytest.raises(SystemExit) as end:
         __main__.main(["grade", *(w.format(tmp=tmp_path, name=tmp_path.name) for w in words)])
     assert complaint in str(end.value) and "\n" not in str(end.value)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_no_student_outlives_the_grading(tmp_path, number):
+    """A process that sleeps went on alone when the grading was asked to end."""
+    folder = submission(tmp_path, "ann", "import time\ndef last_of(mask):\n    time.sleep(10000)\n")
+    mark = f"MARK={tmp_path}".encode()
+
+    def marked():
+        """The processes of this grading, the server that forks them among them."""
+        out = set()
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if mark in path.read_bytes().split(b"\0"):
+                    out.add(path.parent.name)
+            except OSError:  # it has ended
+                pass
+        return out
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "exercises", "grade", str(folder), "--exercises=last-token"],
+        cwd=ROOT, env={**os.environ, "MARK": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    end = time.monotonic() + 120
+    while len(marked()) < 4 and time.monotonic() < end:  # it, two servers, the student's
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    while marked() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not marked() and process.returncode < 0 and "interrupted" in said

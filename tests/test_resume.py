@@ -500,9 +500,12 @@ def test_killed_while_it_samples_it_goes_on_to_the_same_bits(demo, prompts):
     models = collections.Counter(c["model"] for line in expected.splitlines()
                                  for c in json.loads(line)["completions"])
     batches = sum(-(-n // 20) for n in models.values())
-    # Of the counted operations the first are json.dumps of the prompts and two mkdir of the folder;
-    # then comes the first line, where it is not there; then one for each batch.
-    for operation, lines in (6, 2), (6, 4), (3, 4), (3 + batches - 3 + 2, batches + 1):
+    # Of the counted operations the first are json.dumps of the prompts and two mkdir of the folder
+    # (pathlib of Python 3.10 keeps the real one); then comes the first line, where it is not there;
+    # then one for each batch.
+    first = 3 if sys.version_info >= (3, 11) else 1
+    for operation, lines in ((first + 3, 2), (first + 3, 4), (first, 4),
+                             (first + batches - 1, batches + 1)):
         assert ended(sampling(demo, folder, harms=[("kill_at_operation", operation)])) != 0
         assert partial.read_bytes().count(b"\n") == lines and not out.exists()
         partial.write_bytes(partial.read_bytes() + b'{"episodes": [1, 2')
