@@ -688,7 +688,8 @@ def test_on_a_gpu_the_embedding_is_rounded_once_not_in_each_chunk(entropy, monke
 
 
 @needs_triton
-@pytest.mark.parametrize("arch, kernels", [(75, 11), (80, 28), (90, 28)])
+@pytest.mark.parametrize("arch, kernels", [(75, 11), (90, 28),
+                                           pytest.param(80, 28, marks=pytest.mark.long)])
 def test_kernels_compile_for_gpus_that_are_not_here(arch, kernels):
     """No spilled register, tensor cores used, on Turing (float32, without), on Ampere and on
     Hopper: see compile_kernels.py."""

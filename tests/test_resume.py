@@ -758,6 +758,7 @@ def test_a_job_that_is_asked_to_end_exits_0(demo):
     assert run.states()[-1].name.startswith(f"state-{steps:06}-")
 
 
+@pytest.mark.long
 def test_torchrun_starts_a_dead_rank_again_and_the_run_resumes(demo):
     """With --max-restarts nobody needs to be there: the same result, and who died is said."""
     flags = ["--reward="]

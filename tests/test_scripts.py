@@ -447,6 +447,7 @@ def test_two_processes_are_one(demo, stage, name):
     assert_same_model(demo, name, f"{name}-2")
 
 
+@pytest.mark.long
 def test_two_processes_are_one_without_text_too(demo):
     """Trap 23: in PPO-ptx the text's backward pass comes last and exchanges what the episodes left
     behind, even if these went around DistributedDataParallel. Without text nothing hides it."""
@@ -464,6 +465,7 @@ def test_two_processes_sample_the_same_tokens(demo):
     assert records.read(out, "prompt") == demo.records("completions_train")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage, name", [("sft", "sft"), ("reward", "rm")])
 def test_a_last_batch_of_one_row_on_two_processes(demo, stage, name):
     """Trap 23: the rank that has no row of the last batch still takes part in its gradient."""
