@@ -724,6 +724,7 @@ def test_the_ranks_end_together_and_one_alone_goes_on(demo):
     assert_close(demo, "whole-alone", "two-then-one")
 
 
+@pytest.mark.long
 def test_a_rank_that_does_not_answer_is_named(demo):
     """It neither goes on nor dies; the others wait for --timeout, not for ever."""
     run = Run(demo, "reward", "hung", "--timeout=2")
@@ -735,6 +736,7 @@ def test_a_rank_that_does_not_answer_is_named(demo):
         run.output())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (shutil.which("bash") and shutil.which("pkill")), reason="no such shell")
 def test_a_job_that_is_asked_to_end_exits_0(demo):
     """The lines of docs/resuming.md: a shell that sends its SIGTERM on to torchrun's processes."""
