@@ -28,8 +28,7 @@ def precision(dtype, world, width):
             stop("KERNELS=reference computes in float32: leave --dtype out")
         dtype = "float32"
     if dtype == "auto":
-        fast = (torch.cuda.is_bf16_supported(including_emulation=False)
-                if world.device.type == "cuda" else bf16_pays(width))
+        fast = has_bf16("cuda") if world.device.type == "cuda" else bf16_pays(width)
         dtype = "bf16" if fast else "float32"
     products.multiply_in(torch.bfloat16 if dtype == "bf16" else torch.float32)
     # By default cuBLAS may round the parts of a long sum to bf16 before it adds them up.
@@ -43,8 +42,11 @@ def bf16_pays(width):
     return width >= WIDE and has_bf16()
 
 
-def has_bf16():
-    """Whether this CPU has instructions that multiply bfloat16: AVX512_BF16 or AMX."""
+def has_bf16(device="cpu"):
+    """Whether this machine's CPU or GPU has instructions that multiply bfloat16. A CPU's are
+    AVX512_BF16 or AMX."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -225,13 +225,19 @@ def restored(monkeypatch):
     ("bf16", "cuda", False, 16, True), ("float32", "cpu", True, 12288, False),
     ("float32", "cuda", True, 12288, False)])
 def test_auto_takes_bf16_where_it_pays(monkeypatch, restored, dtype, device, has, width, bf16):
-    monkeypatch.setattr(machine, "has_bf16", lambda: has and device == "cpu")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has and device == "cuda")
+    monkeypatch.setattr(machine, "has_bf16", lambda kind="cpu": has and kind == device)
     told = []
     world = SimpleNamespace(device=torch.device(device), print=told.append)
     precision(dtype, world, width)
     assert kernels.products.PRODUCTS == (torch.bfloat16 if bf16 else torch.float32)
     assert bool(told) == bf16, "it is said where numbers differ from float32"
+
+
+def test_an_emulation_is_no_instruction(monkeypatch):
+    """PyTorch's own answer for a GPU counts it, though it is slower than float32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True:
+                        including_emulation)
+    assert not machine.has_bf16("cuda")
 
 
 def test_cublas_adds_up_in_float32(restored):

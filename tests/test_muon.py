@@ -6,6 +6,7 @@ import torch
 
 import sft
 from helpers import close, tiny
+from runtime import optimizer as optimizers
 from runtime.optimizer import make_optimizer, take_step
 from runtime.world import World
 from settings import parse
@@ -53,7 +54,47 @@ def test_two_steps_of_muon():
         expected = by_singular_values(before[name], [g[name] for g in gradients]) - before[name]
         moved = model.state_dict()[name] - before[name]
         error = (moved - expected).norm() / expected.norm()
-        assert error < 0.02, f"{name}: {error:.3f}"  # the products are in bfloat16
+        assert error < 0.02, f"{name}: {error:.3f}"  # the products can be in bfloat16
+
+
+@pytest.mark.parametrize("instructions, kind, bound", [(True, torch.bfloat16, 0.02),
+                                                       (False, torch.float32, 1e-5)])
+def test_its_products_are_of_the_type_that_the_machine_multiplies_fast(
+        monkeypatch, instructions, kind, bound):
+    """Emulated, they took most of the demo's time on a laptop."""
+    monkeypatch.setattr(optimizers, "has_bf16", lambda device: instructions)
+    for shape in ((24, 72), (72, 24), (24, 24)):
+        x, seen = torch.randn(shape, generator=torch.Generator().manual_seed(1)), set()
+        with monkeypatch.context() as patch:
+            plain = torch.addmm
+            patch.setattr(torch, "addmm", lambda *parts, **scales: (
+                seen.update(part.dtype for part in parts), plain(*parts, **scales))[1])
+            got = optimizers.orthogonal(x)
+        u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
+        s = s / s.norm()
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        error = (got.double() - (u * s) @ v).norm() / s.norm()
+        assert seen == {got.dtype} == {kind} and error < bound, (shape, error)
+
+
+def test_the_steps_are_the_librarys():
+    """torch.optim.Muon, whose products are in bfloat16."""
+    shapes = (48, 16), (16, 48), (16, 16)
+    noise = torch.Generator().manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    options = dict(lr=LR, betas=(0.9, 0.95), eps=1e-8)
+    pair = (optimizers.Muon(ours, DECAY, [{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}],
+                            options),
+            torch.optim.Muon(theirs, LR, DECAY, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+    for _ in range(5):
+        for a, b in zip(ours, theirs):
+            a.grad = torch.randn(a.shape, generator=noise)
+            b.grad = a.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    for a, b in zip(ours, theirs):
+        assert (a - b).norm() < 0.02 * b.norm()
 
 
 def test_all_other_parameters_take_adamws_steps():
