@@ -1,6 +1,7 @@
 """The rows that a GPU adds to `make bench` (tests/bench/gpu.py), on a CPU with small shapes: all of
 them but their speed. Work and bytes are counted again here by other means."""
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +55,9 @@ def test_all_rows_run(tmp_path, capsys):
     assert {name: len(results) for name, results in facts["rows"].items()} == cases
     for name, results in facts["rows"].items():
         for result in results:
-            assert all(t > 0 for took in result["seconds"].values() for t in took), name
+            # A decoding step is the difference of two runs: below 0 if the machine was busy.
+            assert all(t > 0 or name == "decode" and math.isfinite(t)
+                       for took in result["seconds"].values() for t in took), name
             assert result["memory"]["ours"] is None and result["differences"]["ours"]
     (ce,), (step,) = facts["rows"]["ce"], facts["rows"]["step"]
     assert ce["missing"] == {"compiled": "not in a fast test", "liger": "not installed"}
