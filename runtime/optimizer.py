@@ -25,6 +25,9 @@ def make_optimizer(model, lr, weight_decay, eps=1e-8, muon=False):
     return Muon([p for p in model.parameters() if p in blocks], weight_decay, groups, options)
 
 
+MOMENTUM = 0.95  # of Muon
+
+
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all other parameters.
 
@@ -54,8 +57,9 @@ class Muon(torch.optim.Optimizer):
         weights = [p for p in mine["params"] if p.grad is not None]
         for p in weights:
             if not self.state[p]:
-                self.state[p]["average"] = torch.zeros_like(p)
-        gradients, averages = zip(*((p.grad, self.state[p]["average"]) for p in weights))
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)  # as the library calls it
+        gradients = [p.grad for p in weights]
+        averages = [self.state[p]["momentum_buffer"] for p in weights]
         torch._foreach_lerp_(averages, gradients, 1 - MOMENTUM)
         steps = torch._foreach_lerp(gradients, averages, MOMENTUM)  # Nesterov's look ahead
         torch._foreach_mul_(weights, 1 - mine["lr"] * mine["weight_decay"])
@@ -63,19 +67,20 @@ class Muon(torch.optim.Optimizer):
             p.add_(orthogonal(step), alpha=-0.2 * mine["lr"] * max(p.shape) ** 0.5)
 
 
-MOMENTUM = 0.95
 QUINTIC = 3.4445, -4.7750, 2.0315  # moves singular values from (0, 1] towards 1, in five rounds
 
 
 def orthogonal(x):
-    """A matrix with x's singular vectors, and singular values of 0.7 to 1.2 (Jordan et al. 2024).
+    """A matrix with x's singular vectors, and singular values of about 1 (Jordan et al. 2024).
 
-    Each round is  x <- a x + b (x x^T) x + c (x x^T)^2 x,  which does to each singular value what
-    s <- a s + b s^3 + c s^5  does. In bfloat16 where the device has instructions for it.
+    x: [m, n]. Returns [m, n]. Each round is  x <- a x + b (x x^T) x + c (x x^T)^2 x,  which does to
+    each singular value what  s <- a s + b s^3 + c s^5  does. In bfloat16 where the device has
+    instructions for it.
     """
     a, b, c = QUINTIC
-    tall, kind = x.size(0) > x.size(1), torch.bfloat16 if has_bf16(x.device.type) else torch.float32
-    x = x.to(kind).T if tall else x.to(kind)  # x x^T is then the smaller of the two squares
+    tall = x.size(0) > x.size(1)
+    x = x.to(torch.bfloat16 if has_bf16(x.device.type) else torch.float32)
+    x = x.T if tall else x  # x x^T is then the smaller of the two squares
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(5):
         square = x @ x.T

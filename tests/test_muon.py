@@ -27,6 +27,14 @@ def is_muons(name, p):
     return ".h." in name and p.dim() == 2
 
 
+def quintic(s):
+    """What Jordan's polynomial makes of the singular values s of a matrix, in five rounds."""
+    s = s / s.norm()
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return s
+
+
 def by_singular_values(weight, gradients):
     """Steps of Muon on one matrix, in float64: Jordan's polynomial on the singular values of the
     momentum's average, each step as long as AdamW's (0.2 a weight, root mean square)."""
@@ -34,10 +42,7 @@ def by_singular_values(weight, gradients):
     for g in gradients:
         average = 0.95 * average + 0.05 * g.double()
         u, s, v = torch.linalg.svd(0.05 * g.double() + 0.95 * average, full_matrices=False)
-        s = s / s.norm()
-        for _ in range(5):
-            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-        w = w - LR * DECAY * w - LR * 0.2 * max(w.shape) ** 0.5 * (u * s) @ v
+        w = w - LR * DECAY * w - LR * 0.2 * max(w.shape) ** 0.5 * (u * quintic(s)) @ v
     return w
 
 
@@ -71,10 +76,7 @@ def test_its_products_are_of_the_type_that_the_machine_multiplies_fast(
                 seen.update(part.dtype for part in parts), plain(*parts, **scales))[1])
             got = optimizers.orthogonal(x)
         u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
-        s = s / s.norm()
-        for _ in range(5):
-            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-        error = (got.double() - (u * s) @ v).norm() / s.norm()
+        error = (got.double() - (u * quintic(s)) @ v).norm() / quintic(s).norm()
         assert seen == {got.dtype} == {kind} and error < bound, (shape, error)
 
 
@@ -95,6 +97,8 @@ def test_the_steps_are_the_librarys():
             optimizer.step()
     for a, b in zip(ours, theirs):
         assert (a - b).norm() < 0.02 * b.norm()
+        kept = [optimizer.state[p]["momentum_buffer"] for optimizer, p in zip(pair, (a, b))]
+        assert torch.equal(*kept), "a state that the library's wrote can be resumed"
 
 
 def test_all_other_parameters_take_adamws_steps():
