@@ -7,6 +7,7 @@ import collections
 import importlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -511,6 +512,25 @@ def part(demo, tmp_path):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
         return tmp_path
     return copy
+
+
+def test_the_readmes_way_from_your_own_data_to_ppo(part):
+    """With the files that it names and no others, and the demo's base model in GPT-2's place."""
+    folder = part("base")
+    section = (ROOT / "README.md").read_text().split("## Your own data")[1].split("\n## ")[0]
+    rows = [json.loads(line) for line in section.split("```json")[1].split("```")[0].splitlines()
+            if line]
+    prose, commands = section.split("The files are ")[1].split("```")[:2]
+    for name in re.findall(r"`(\w+\.jsonl)`", prose.split("A bad line")[0]):
+        kind = {"prompts": 0, "demonstrations": 1, "rankings": 2, "text": 3}[name.split("_")[0]]
+        own = [] if name == "demonstrations_valid.jsonl" else [rows[kind]]
+        records.write(folder / "mine" / name, own)
+    extra = {"sft.py": ["--init=out/base"], "reward.py": [],
+             "ppo.py": ["--iterations=1", "--batch=4", "--minibatch=4", "--max_new_tokens=8"]}
+    for line in commands.strip().splitlines():
+        _, script, *flags = line.split()
+        python(folder, script, *flags, *extra.pop(script))
+    assert not extra and (folder / "out/mine/ppo/checkpoint.json").exists()
 
 
 WORLD_FILES = [f"toy/{name}" for name in (
