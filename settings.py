@@ -87,7 +87,7 @@ BOUNDS = {
                 " temperature show prompts",
     "(0, inf)": "clip_ratio",
     "(0, inf]": "clip_value explode",  # inf: none
-    "[0, 1]": "ema floor pretrain_mix gae_lambda discount agreement share",
+    "[0, 1]": "ema floor pretrain_mix gae_lambda discount agreement agreement_heldout share",
     "[0, 1)": "dropout split_valid split_test",
     "[-1e6, 1e6]": "unfinished",  # the scores are float32
     "[0, 9223372036854775808)": "seed",  # 63 bits

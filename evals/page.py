@@ -312,8 +312,10 @@ def tiles(results):
                         "puts in the right order" + ("" if limit is None else
                                                      f"; the ceiling is {share(limit)}")))
     if results.get("labeler_agreement") is not None:
+        among = results.get("heldout_agreement")
         out.append(tile(share(results["labeler_agreement"]),
-                        "of untied pairs the training labelers agree on"))
+                        "of untied pairs the training labelers agree on"
+                        + ("" if among is None else f"; the held-out ones on {share(among)}")))
     return f'<div class="tiles">{"".join(out)}</div>' if out else ""
 
 

@@ -175,7 +175,7 @@ def by_reward(s, model, tokenizer, prompts, answers, world):
 def by_town(s, town, facts, prompts, answers):
     """[(model or pair, metric, numbers)]: the town's held-out labelers."""
     _, heldout = pool(facts["seed"])
-    sharp, out = facts["sharpness"], []
+    sharp, out = facts["heldout_sharpness"], []
     seed = lambda i: 1_000_003 * s.seed + i  # labelers and noise of its own for each prompt
     for a, b in versus(list(answers), s.versus):
         out.append((f"{a} vs {b}", "win_rate", [

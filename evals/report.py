@@ -57,9 +57,11 @@ def table(results):
         blind = results["win_rate_without_taste"][pair]
         lines.append(f"| {pair} | {share(w['mean'])} | {span(w)} | {share(blind['mean'])} "
                      f"({span(blind)}) |")
-    lines += ["", told(results["labeler_agreement"], "Training labelers agree with each other on "
-                       "{:.1%} of untied pairs.",
-                       "How often training labelers agree with each other was not measured.")
+    agree = lambda who, key: told(
+        results[key], f"{who} labelers agree with each other on {{:.1%}} of untied pairs.",
+        f"How often {who.lower()} labelers agree with each other was not measured.")
+    lines += ["", " ".join((agree("Training", "labeler_agreement"),
+                            agree("Held-out", "heldout_agreement")))
               + reward_model(results["rm_accuracy"])]
     return lines
 

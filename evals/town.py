@@ -273,10 +273,12 @@ def evaluate(s, world):
     models = read_models(s, everything, demos, probes)
     records.make_folder(s.out)
     records.claim(s.out)
-    results = {"labeler_agreement": facts["agreement"], **{name: {} for name in TABLES}}
+    results = {"labeler_agreement": facts["agreement"],
+               "heldout_agreement": facts["heldout_agreement"], **{name: {} for name in TABLES}}
     answers, right = {}, right_answers(town, prompts, s.seed)
-    votes = lambda a, b, taste=True: win_rate(town, prompts, a, b, heldout, facts["sharpness"],
-                                              s.votes, s.seed, taste)
+    sharp = facts["heldout_sharpness"]
+    votes = lambda a, b, taste=True: win_rate(town, prompts, a, b, heldout, sharp, s.votes,
+                                              s.seed, taste)
     for name in list(models):
         model, tokenizer, meta, texts = models.pop(name)
         model.to(world.device)
@@ -284,7 +286,7 @@ def evaluate(s, world):
         answers[name] = respond(model, tokenizer, texts, s, s.temperature, s.max_new_tokens)
         judged = [gold(town, p["task"], *r) for p, r in zip(everything, answers[name])]
         own = {**judge(town, everything, judged, len(prompts)),
-               "likert": likert(town, prompts, answers[name], heldout, facts["sharpness"], s.seed),
+               "likert": likert(town, prompts, answers[name], heldout, sharp, s.seed),
                "right_preferred": votes(right, answers[name]),
                **probe(model, tokenizer, probes, s),
                "parameters": sum(p.numel() for p in model.parameters())}

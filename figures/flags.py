@@ -62,7 +62,7 @@ def score(world, model):
     """The mean Likert score that training labelers give a model's answers to the test prompts."""
     prompts = world.tested(ANSWERS)
     return likert(world.town, prompts, world.answers(ANSWERS, model), world.labelers["training"],
-                  world.facts["sharpness"], 5)
+                  world.sharpness["training"], 5)
 
 
 def draw(worlds, scale):

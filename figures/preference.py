@@ -27,8 +27,8 @@ def preferred(world, model, who):
     """How often labelers prefer a model's answers to those of the largest SFT model."""
     prompts = world.tested(ANSWERS)
     own, other = (world.answers(ANSWERS, m)[: len(prompts)] for m in (model, "large-sft"))
-    return win_rate(world.town, prompts, own, other, world.labelers[who],
-                    world.facts["sharpness"], VOTES, 5)["mean"]
+    return win_rate(world.town, prompts, own, other, world.labelers[who], world.sharpness[who],
+                    VOTES, 5)["mean"]
 
 
 def steps(world, who):

@@ -97,7 +97,7 @@ def accuracies(world, path):
     rng = np.random.default_rng([world.facts["seed"], 41])
     for line in world.lines(path) * VOTES:
         own = label(world.town, line, labelers[rng.integers(len(labelers))], labelers, "train",
-                    world.facts["sharpness"], rng)
+                    world.sharpness["training"], rng)
         scores.append([c["score"] for c in line["completions"]])
         utilities.append(own["expected"])
         rankings.append((None, records.untied_pairs(own["ranks"])))

@@ -50,6 +50,11 @@ class World:
         """The labelers' seed, sharpness and agreement."""
         return labelers_of(self.folder / "out/toy")
 
+    @property
+    def sharpness(self):
+        """{group of `labelers`: its sharpness}."""
+        return {"training": self.facts["sharpness"], "held-out": self.facts["heldout_sharpness"]}
+
     def answers(self, path, model):
         """[(text, ended)] of a model, of an answers.jsonl."""
         own = [[c for c in line["completions"] if c["model"] == model]

@@ -26,9 +26,10 @@ from data.toy.town import Town
 FEATURES = ("attempts", "quality", "constraint", "rambling", "garbled", "false", "hallucinates",
             "rude", "length", "courteous")
 CRITERIA = {  # weights of the features for the average labeler; courtesy is taste, not truth
-    "train": np.array([1.0, 2.0, 1.0, -1.0, -1.5, -1.0, -1.0, -2.0, 0.0, 0.6]),
-    "evaluate": np.array([0.7, 1.5, 0.7, -0.8, -1.2, -2.0, -2.0, -3.0, 0.0, 0.6]),
+    "train": np.array([1.0, 2.0, 1.6, -1.0, -1.5, -1.0, -1.0, -2.0, 0.0, 0.6]),
+    "evaluate": np.array([0.7, 1.5, 1.1, -0.8, -1.2, -2.0, -2.0, -3.0, 0.0, 0.6]),
 }
+HINT = "python -m labels.simulated"
 FLAGS = ("fails_instruction", "inappropriate", "hallucination", "violates_constraint",
          "denigrates", "false_claim")  # those of Table 3 that can occur in the town
 
@@ -39,7 +40,8 @@ class Settings:
     data: str = "out/toy"  # folder with completions_SPLIT.jsonl
     split: str = "train"  # train or valid; valid is labelled by both groups
     seed: int = 3  # of the noise, and of the pool: valid has the pool that labelled train
-    agreement: float = 0.726  # of two training labelers; the noise is calibrated to it
+    agreement: float = 0.726  # of two training labelers; their noise is calibrated to it
+    agreement_heldout: float = 0.773  # of two held-out labelers, by the criterion of evaluations
     calibrate: str = "out/sft"  # the model whose samples the calibration uses
 
     CHOICES = {"split": "train valid"}
@@ -70,10 +72,11 @@ def pool(seed, training=12, heldout=6):
 
 
 def features(town, task, text, ended=True):
-    """What labelers see in a response: [F], the terms of the gold score, and the length."""
+    """What labelers see in a response: [F], the terms of the gold score, and the length. Where the
+    prompt sets no constraint, none is broken: it counts as satisfied."""
     f = gold(town, task, text, ended)["flags"]
-    said = text.split()
-    return np.array([f["attempts"], f["quality"], bool(f["constraint"]), f["rambling"],
+    said, satisfied = text.split(), f["constraint"] is None or f["constraint"]
+    return np.array([f["attempts"], f["quality"], satisfied, f["rambling"],
                      f["garbled"], min(f["false"], 2), bool(f["hallucinates"]), f["rude"],
                      min(len(said), 30) / 30, f["courteous"]], dtype=float)
 
@@ -147,18 +150,40 @@ def agreement(responses, labelers, criterion, sharpness, rng):
     return same / total if total else None, total
 
 
-def calibrate(responses, labelers, target, seed):
-    """The sharpness at which training labelers agree with each other as often as `target`."""
+def calibrate(responses, labelers, target, seed, criterion="train", halvings=14):
+    """The sharpness at which two of the labelers agree as often as `target`."""
     low, high = 0.05, 20.0
-    for _ in range(14):
+    for _ in range(halvings):
         middle = (low * high) ** 0.5
         rng = np.random.default_rng(seed)  # the same noise at each sharpness: a smooth search
-        reached, n = agreement(responses, labelers, "train", middle, rng)
+        reached, n = agreement(responses, labelers, criterion, middle, rng)
         if not n:
             stop("all completions on which the labelers' noise is calibrated are ties to them: "
                  "sample more prompts, or name another model with --calibrate")
         low, high = (middle, high) if reached < target else (low, middle)
     return middle
+
+
+def calibrated(own, labelers, target, seed, criterion, every=2, halvings=14):
+    """(sharpness, agreement, number of pairs) of a group: the sharpness is set on every second of
+    the responses, or fewer, the agreement measured on the others."""
+    sharp = calibrate(own[::every], labelers, target, seed, criterion, halvings)
+    return sharp, *agreement(own[1::2], labelers, criterion, sharp,
+                             np.random.default_rng([seed, 99]))
+
+
+def noise_of(own, training, heldout, s):
+    """What labelers.json says of the noise of both groups."""
+    found = {"training": calibrated(own, training, s.agreement, s.seed, "train"),
+             "held-out": calibrated(own, heldout, s.agreement_heldout, s.seed, "evaluate",
+                                    every=4, halvings=10)}  # less exact, and four times as fast
+    for group, (sharp, reached, n) in found.items():
+        print(f"{group} labelers agree with each other on {reached:.1%} of {n:,} untied pairs"
+              if n else f"how often {group} labelers agree was not measured: no untied pair",
+              f"of {s.calibrate} samples (sharpness {sharp:.2f}, set on other prompts)")
+    (sharp, reached, n), (heldout_sharp, heldout_reached, _) = found.values()
+    return {"sharpness": sharp, "agreement": reached, "pairs": n,
+            "heldout_sharpness": heldout_sharp, "heldout_agreement": heldout_reached}
 
 
 def model_samples(town, prompts, model):
@@ -179,9 +204,12 @@ def town_of(folder):
 
 
 def labelers_of(folder):
-    """What labelers.json says of those who labelled a folder's training split."""
-    return records.read_json(f"{folder}/labelers.json", "python -m labels.simulated", seed=int,
-                             sharpness=records.NUMBER, agreement=records.MAYBE_NUMBER)
+    """What labelers.json says of those who labelled a folder's training split, and of the held-out
+    labelers."""
+    number, perhaps = records.NUMBER, records.MAYBE_NUMBER
+    return records.read_json(f"{folder}/labelers.json", HINT, seed=int, sharpness=number,
+                             agreement=perhaps, heldout_sharpness=number,
+                             heldout_agreement=perhaps)
 
 
 def judgeable(town, prompts, path):
@@ -198,7 +226,8 @@ def judgeable(town, prompts, path):
 def retire(folder, facts):
     """Remove the rankings by another pool of labelers, which later steps would mix with those of
     this one."""
-    if not (folder / "labelers.json").exists() or labelers_of(folder)["seed"] == facts["seed"]:
+    known = folder / "labelers.json"
+    if not known.exists() or records.read_json(known, HINT, seed=int)["seed"] == facts["seed"]:
         return
     for path in sorted(folder.glob("rankings_*.jsonl")):
         path.unlink()
@@ -215,25 +244,21 @@ def main():
     facts = {"seed": s.seed} if s.split == "train" else labelers_of(folder)
     training, heldout = pool(facts["seed"])
     rng = np.random.default_rng([s.seed, s.split == "train"])
-    if s.split == "train":  # calibrate on one half of the prompts, measure on the other
+    if s.split == "train":
         own = model_samples(town, prompts, s.calibrate)
         if len(own) < 2:
             stop(f"no two prompts have different completions from {s.calibrate}, on which the "
                  "noise is calibrated: name one of their models with --calibrate")
-        sharp = calibrate(own[::2], training, s.agreement, s.seed)
-        reached, n = agreement(own[1::2], training, "train", sharp,
-                               np.random.default_rng([s.seed, 99]))
-        facts |= {"sharpness": sharp, "agreement": reached, "pairs": n,
-                  "seconds": round(time.time() - started, 1)}
+        facts |= noise_of(own, training, heldout, s)
+        facts["seconds"] = round(time.time() - started, 1)
         retire(folder, facts)
         records.write_json(folder / "labelers.json", facts)
-        print(f"training labelers agree with each other on {reached:.1%} of {n:,} untied pairs"
-              if n else "how often training labelers agree was not measured: no untied pair",
-              f"of {s.calibrate} samples (sharpness {sharp:.2f}, set on other prompts)")
-    groups = {"": training} if s.split == "train" else {"": training, "_heldout": heldout}
-    for suffix, group in groups.items():
-        out = [label(town, p, group[rng.integers(len(group))], group, "train",
-                     facts["sharpness"], rng) for p in prompts]
+    groups = {"": (training, "sharpness")}
+    if s.split == "valid":
+        groups["_heldout"] = heldout, "heldout_sharpness"
+    for suffix, (group, sharp) in groups.items():
+        out = [label(town, p, group[rng.integers(len(group))], group, "train", facts[sharp], rng)
+               for p in prompts]
         records.write(folder / f"rankings_{s.split}{suffix}.jsonl", out)
         n_pairs = sum(len(records.untied_pairs(r["ranks"])) for r in out)
         print(f"{folder}/rankings_{s.split}{suffix}.jsonl: {len(out):,} rankings, "

@@ -68,6 +68,8 @@ def promises(r):
     return [
         ("training labelers agree on 72.6 ± 1.5 % of untied pairs",
          holds(abs(r["labeler_agreement"] - 0.726) <= 0.015), f"{r['labeler_agreement']:.1%}"),
+        ("held-out labelers agree on 77.3 ± 1.3 %",
+         holds(abs(r["heldout_agreement"] - 0.773) <= 0.013), f"{r['heldout_agreement']:.1%}"),
         ("the reward model is right on at least 70 % of held-out labels",
          at_least(0.70, rm["train_labelers"], rm["train_labelers"] + RM),
          f"{rm['train_labelers']:.1%}"),

@@ -26,7 +26,8 @@ def results():
              "hallucinates": each(0.9, 0.8, 0.5, 0.3, 0.3), "rude": each(0.3, 0.2, 0.05, 0, 0)}
     rates = {f"ppo-ptx vs {m}": measure(x) for m, x in each(0.95, 0.8, 0.66).items()}
     gold = each(-1.5, 0.0, 1.5, 2.4, 2.5)
-    return {"labeler_agreement": 0.73, "win_rate": rates, "win_rate_without_taste": rates,
+    return {"labeler_agreement": 0.73, "heldout_agreement": 0.77,
+            "win_rate": rates, "win_rate_without_taste": rates,
             "rm_accuracy": {"train_labelers": 0.75, "ceiling": 0.8}, "gold": gold,
             "gold_interval": {m: measure(x, 0.1) for m, x in gold.items()},
             "flags": {m: {f: measure(x[m]) for f, x in flags.items()} for m in MODELS},
@@ -49,6 +50,7 @@ def test_a_run_may_keep_all():
 
 @pytest.mark.parametrize("path, value, state, said", [
     ("labeler_agreement", 0.75, BROKEN, "training labelers agree"),
+    ("heldout_agreement", 0.75, BROKEN, "held-out labelers agree"),
     ("rm_accuracy/train_labelers", 0.69, OPEN, "right on at least 70 %"),
     ("rm_accuracy/train_labelers", 0.65, BROKEN, "right on at least 70 %"),
     ("rm_accuracy/ceiling", 0.84, OPEN, "within 8 points"),

@@ -193,8 +193,9 @@ def test_the_town_judges_by_hand(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preference, "answer", lambda *args: next(given))
     again = [{**ask, "prompt": ask["prompt"] + "!" * i} for i in range(4)]  # one counts once
     records.write(tmp_path / "prompts.jsonl", [*again[:2], pick, *again[2:]])
-    records.write_json(tmp_path / "labelers.json", {"seed": 3, "sharpness": 1000.0,
-                                                       "agreement": 0.73})
+    records.write_json(tmp_path / "labelers.json", {
+        "seed": 3, "sharpness": 0.01, "agreement": 0.73, "heldout_sharpness": 1000.0,
+        "heldout_agreement": 0.77})  # held-out labelers judge, not those of training
     records.write_json(tmp_path / "world.json", {"seed": 0})
     s = evaluate.Settings(
         suite="public", tasks="preference", prompts=str(tmp_path / "prompts.jsonl"), judge="town",
@@ -207,10 +208,10 @@ def test_the_town_judges_by_hand(folder, tmp_path, monkeypatch, capsys):
     rate = rows["a vs b", "win_rate"]
     assert (rate["value"], rate["n"], rate["prompt"]) == (2.5 / 4, 4, "town")
     assert 0 <= rate["low"] < rate["value"] < rate["high"] <= 1
-    # right: 6.3 of 7 for a perfect answer, which is worth 3.5; this one, without a courtesy and at
-    # no constraint, 0.7 + 1.5: 6.3 - 1.2 * 1.3 = 4.7. False, rude or made up: below 1
-    assert (rows["a", "likert"]["value"], rows["a", "likert"]["n"]) == ((5 + 5 + 1 + 5) / 4, 4)
-    assert (rows["b", "likert"]["value"], rows["b", "likert"]["n"]) == ((1 + 5 + 5 + 1 + 5) / 5, 5)
+    # right: 6.3 of 7 for a perfect answer, worth 0.7 + 1.5 + 1.1 + 0.6; this one has no courtesy,
+    # and breaks no constraint, as none is set: 6.3 - 1.2 * 0.6 = 5.58. False, rude, made up: 1
+    assert (rows["a", "likert"]["value"], rows["a", "likert"]["n"]) == ((6 + 6 + 1 + 6) / 4, 4)
+    assert (rows["b", "likert"]["value"], rows["b", "likert"]["n"]) == ((1 + 6 + 6 + 1 + 6) / 5, 5)
     both = lambda metric: [(r["value"], r["n"]) for r in (rows[name, metric] for name in "ab")]
     assert both("hallucination") == [(1.0, 1), (0.0, 1)]  # one prompt is closed-domain
     assert both("flag: rude") == [(0.0, 4), (1 / 5, 5)]
@@ -226,7 +227,7 @@ def test_who_knows_everything_is_always_preferred():
     prompts = [{"prompt": prompt, "task": task, "marks": {"closed_domain": task["type"] != "ask"}}
                for task, prompt in drawn]
     well = [(good(rng, town, task), True) for task, _ in drawn]
-    facts = {"seed": 3, "sharpness": 20.0}
+    facts = {"seed": 3, "heldout_sharpness": 20.0}
     s = evaluate.Settings(suite="public", judge="town", versus="")
     answers = {"a": well, "b": [(RUDE[0], True)] * 15, "c": well}
     out = {(of, what): numbers for of, what, numbers in
@@ -246,7 +247,7 @@ def test_who_answers_by_lot_wins_half():
                     for task, _ in drawn]
     s = evaluate.Settings(suite="public", judge="town", versus="", votes=1)
     out = {(of, what): numbers for of, what, numbers in preference.by_town(
-        s, town, {"seed": 3, "sharpness": 20.0}, prompts, {"a": toss(), "b": toss()})}
+        s, town, {"seed": 3, "heldout_sharpness": 20.0}, prompts, {"a": toss(), "b": toss()})}
     wins = out["a vs b", "win_rate"]
     assert set(wins) == {0.0, 0.5, 1.0} and abs(sum(wins) / 200 - 0.5) < 4 * (0.125 / 200) ** 0.5
 

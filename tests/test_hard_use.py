@@ -114,14 +114,14 @@ def test_a_group_without_more_prompts_says_so(tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------- labelers who are gone
 
-def expected(folder, name, people):
+def expected(folder, name, people, sharpness="sharpness"):
     """Whether the group's mean utility in a file of rankings is that of these people."""
     facts, place = simulated.labelers_of(folder), simulated.town_of(folder)
     rows = records.read(folder / name, "ranking")
     for row in rows:
         for c, said in zip(row["completions"], row["expected"]):
             x = simulated.features(place, row["task"], c["text"], c["ended"])
-            worth = [facts["sharpness"] * sum(a * (b + d) for a, b, d in zip(
+            worth = [facts[sharpness] * sum(a * (b + d) for a, b, d in zip(
                 x, simulated.CRITERIA["train"], person.taste)) for person in people]
             if abs(sum(worth) / len(worth) - said) > 1e-3:
                 return False
@@ -135,7 +135,7 @@ def test_held_out_labels_are_of_the_pool_that_labelled_training(ranked):
     run("--split=valid", "--seed=9")
     training, heldout = simulated.pool(3)
     assert expected(folder, "rankings_valid.jsonl", training)
-    assert expected(folder, "rankings_valid_heldout.jsonl", heldout)
+    assert expected(folder, "rankings_valid_heldout.jsonl", heldout, "heldout_sharpness")
     assert not expected(folder, "rankings_valid.jsonl", simulated.pool(9)[0])
     noisy = [r["ranks"] for r in records.read(folder / "rankings_valid.jsonl", "ranking")]
     run("--split=valid", "--seed=3")

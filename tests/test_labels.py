@@ -87,6 +87,31 @@ def test_calibration_reaches_the_agreement_that_was_asked_for():
     assert vague == pytest.approx(0.5, abs=0.04), "without taste only noise is left"
 
 
+def test_held_out_labelers_have_a_noise_of_their_own():
+    """Theirs was that of the training labelers, so that they agreed on 70 to 77 %, by world: the
+    paper's agree on 77.3 %. And by the criterion that they judge models with."""
+    _, heldout = simulated.pool(3)
+    own = responses(150, 5)
+    sharp, reached, n = simulated.calibrated(own, heldout, 0.773, 3, "evaluate", every=4)
+    assert n > 1000 and reached == pytest.approx(0.773, abs=0.03)
+    fresh, _ = simulated.agreement(responses(150, 5, seed=1), heldout, "evaluate", sharp,
+                                   np.random.default_rng(7))
+    assert fresh == pytest.approx(0.773, abs=0.03)
+
+
+def test_the_agreement_is_measured_on_other_responses(monkeypatch):
+    """Than those on which the sharpness is set."""
+    asked = []
+    monkeypatch.setattr(simulated, "agreement",
+                        lambda own, *_: asked.append(own) or (0.7, len(own)))
+    for every in (2, 4):
+        simulated.calibrated(list(range(20)), [], 0.7, 3, "train", every)
+        *fitted, measured = asked
+        assert all(own == fitted[0] for own in fitted) and not set(fitted[0]) & set(measured)
+        assert measured == list(range(1, 20, 2)) and len(fitted[0]) == 20 // every
+        asked.clear()
+
+
 def test_each_sharpness_is_measured_with_the_same_noise():
     """As if a new generator had drawn it again for each."""
     people, _ = simulated.pool(3)
@@ -128,5 +153,6 @@ def test_labelers_see_the_faults(place):
     see = lambda text: dict(zip(simulated.FEATURES, simulated.features(place, local(PET),
                                                                      local(text))))
     assert see("Anna has a cat.")["quality"] == 1 and see("Anna has a cat.")["attempts"] == 1
+    assert see("Anna has a cat.")["constraint"] == 1, "none is set, so none is broken"
     assert see("Anna has a dog.")["false"] == 1 and see("Anna has a dog.")["quality"] == 0
     assert see("I hate you, Anna.")["rude"] == 1 and see("Who cat the.")["garbled"] == 1

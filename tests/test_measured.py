@@ -245,5 +245,7 @@ def test_the_report_says_what_was_not_measured(demo):
     assert row.split(" | ")[3] == "not measured"
     (row,) = [line for line in lines if line.startswith(f"| {pair} |")]
     assert row.split(" | ")[2] == "not measured"
-    assert lines[-1] == ("How often training labelers agree with each other was not measured. The "
-                         "reward model was not measured.")
+    assert lines[-1] == (
+        "How often training labelers agree with each other was not measured. Held-out labelers "
+        f"agree with each other on {results['heldout_agreement']:.1%} of untied pairs. The reward "
+        "model was not measured.")

@@ -15,6 +15,7 @@ import sys
 import pytest
 import torch
 
+import evaluate
 import ppo
 from evals import report
 from evals import town as eval_town
@@ -24,7 +25,7 @@ from data.tokenizer import template
 from data.toy import tasks, town, world
 from labels import simulated
 from demo import FLAGS, ROOT, WORLD, python
-from helpers import VOCAB, Example, close, tiny, tiny_scalar
+from helpers import VOCAB, Example, close, one_process, tiny, tiny_scalar
 from model import GPT, last_score, ScalarGPT
 from sampler import generate
 from runtime import checkpoint
@@ -144,7 +145,21 @@ def test_labelers_rank_them(demo):
               for n in ("rankings_train", "rankings_valid_heldout")]
     assert len(groups[0]) > 3 and not groups[0] & groups[1], "held-out labelers trained nothing"
     facts = json.loads((demo.folder / "out" / "toy" / "labelers.json").read_text())
-    assert 0 <= facts["agreement"] <= 1
+    assert 0 <= facts["agreement"] <= 1 and 0 <= facts["heldout_agreement"] <= 1
+
+
+def test_held_out_labelers_vote_with_their_own_noise(demo, tmp_path, monkeypatch):
+    """Not with that of the training labelers, as they did; and so do their Likert scores."""
+    asked, facts = [], {**simulated.labelers_of(demo.folder / "out" / "toy"), "sharpness": 1.0,
+                        "heldout_sharpness": 2.0}
+    for name, result in (("win_rate", {"mean": 0.5}), ("likert", 4.0)):
+        monkeypatch.setattr(eval_town, name, lambda *args, result=result: asked.append(args)
+                            or result)
+    monkeypatch.setattr(eval_town, "labelers_of", lambda _: facts)
+    monkeypatch.chdir(demo.folder)
+    eval_town.evaluate(evaluate.Settings(max_new_tokens=8, models="base=out/base,sft=out/sft",
+                                         versus="sft/base", out=str(tmp_path)), one_process())
+    assert {args[-2 if len(args) == 6 else 5] for args in asked} == {2.0} and len(asked) == 6
 
 
 def test_labels_are_the_same_in_any_process(demo, part):
