@@ -43,7 +43,7 @@ class Settings(Run):
     out: str = "out/ppo-ptx"  # folder to write
     data: str = "out/toy"  # folder with prompts_train.jsonl, and text_train.jsonl or shards
     # the algorithm
-    iterations: int = 16  # of rollout and update (paper: 500)
+    iterations: int = 20  # of rollout and update (paper: 500)
     batch: int = 256  # episodes an iteration, over all ranks (paper: 512)
     minibatch: int = 32  # episodes an optimiser step (paper: 64, so 8 steps an iteration)
     inner_epochs: int = 1  # passes over the episodes of an iteration (paper: 1)

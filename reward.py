@@ -42,7 +42,7 @@ class Settings(Run):
     # the algorithm
     epochs: int = 1  # more than one overfits at once (App. C.2)
     batch: int = 4  # prompts a step, over all ranks, each with its K completions (paper: 64)
-    lr: float = 5e-4  # peak learning rate, cosine to 10 % (paper: 9e-6)
+    lr: float = 3e-4  # peak learning rate, cosine to 10 % (paper: 9e-6)
     warmup: int = 10  # steps; not in the paper
     weight_decay: float = 0.01  # not in the paper
     seed: int = 2  # of the scalar head and the order of the prompts

@@ -54,7 +54,7 @@ class Settings(Run):
     max_new_tokens: int = 32  # of the samples that choose the epoch
     block_size: int = 128  # from scratch only: context in tokens
     n_layer: int = 4  # from scratch only
-    n_head: int = 4  # from scratch only
+    n_head: int = 2  # from scratch only
     n_embd: int = 128  # from scratch only
 
     def problem(self):

@@ -189,6 +189,8 @@ SYMPTOMS = {
                                    "policy/grad_norm", "first", "above", 0.5),
     "smaller-error": Symptom("`loss/value` is too small", "ppo", "loss/value", "first", "below",
                              0.01),
+    "value-clip-alone": Symptom("`value/clip_fraction` stays high", "ppo", "value/clip_fraction",
+                                "last", "above", 0.2),
     "whole-error": Symptom("`loss/value` is twice as large", "ppo", "loss/value", "first",
                            "above", 0.2),
     "micro-batches-alike": Symptom("`policy/grad_norm` grows as --micro_batch shrinks",

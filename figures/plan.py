@@ -128,7 +128,8 @@ SCALES = {
         ("evaluate.py", "--max_new_tokens=8"),
         ("figures.measure", "--max_new_tokens=8 --prompts=12 --copies=4")), whole=False),
     # for a GPU: 3, 13 and 51 million parameters, which read a longer text in larger batches
-    "large": Scale((256, 512, 1024), batch=32, extra=(("data.toy.world", "--documents=200000"),)),
+    "large": Scale((256, 512, 1024), batch=32, extra=(("data.toy.world", "--documents=200000"),
+                                                   ("sft.py", "--n_head=4"))),
 }
 
 

@@ -47,6 +47,7 @@ class Settings:
     out: str = "out/mine"  # folder to write
     # the reward model
     epochs: int = 6  # over few rankings; with thousands of them one is best
+    lr: float = 5e-4  # of the reward model; few rankings need more than the demo's 3e-4
     # PPO
     iterations: int = 16  # of 256 episodes
     beta: float = 0.1  # KL coefficient for scores of standard deviation 1; smaller moves further
@@ -102,7 +103,7 @@ def train(s, rankings, heldout):
     records.write(f"{data}/demonstrations_train.jsonl",  # they set the bias of the scores
                   records.read(f"{s.data}/demonstrations_train.jsonl", "demonstration"))
     run("reward.py", f"--init={s.rm}", f"--data={data}", f"--out={s.out}/rm",
-        f"--epochs={s.epochs}")
+        f"--epochs={s.epochs}", f"--lr={s.lr}")
     scores = records.read_json(f"{s.out}/rm/checkpoint.json", "make mine",
                                score_mean=records.NUMBER, score_std=records.NUMBER)
     beta, unfinished = scaled(s.beta, scores["score_mean"], scores["score_std"])

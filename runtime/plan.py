@@ -34,7 +34,7 @@ SIZES = {  # GPT-3: Brown et al. 2020, Table 2.1; 16 heads: Stiennon et al. 2020
     "6b": GPTConfig(50257, 2048, 32, 32, 4096),
     "175b": GPTConfig(50257, 2048, 96, 96, 12288),
 }
-TOY = GPTConfig(700, 128, 4, 4, 128)
+TOY = GPTConfig(700, 128, 4, 2, 128)
 
 # Mean lengths in tokens. The paper's are from Tables 6 and 8 to 10; it does not say how long its
 # models' responses are, 128 is our guess. The text is GPT-3's (Brown et al. 2020, Table D.1). The

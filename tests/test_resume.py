@@ -259,7 +259,7 @@ def test_starting_again_forgets_the_unfinished_run(demo, whole_runs):
 def test_other_settings_are_an_error_that_names_them(demo):
     run = interrupted(demo, "reward", "other", 3)
     code, output = run.ends("--resume", "--lr=0.5", "--seed=9", "--micro_batch=1", "--timeout=5")
-    assert code == 1 and "--lr=0.0005 --seed=2, not --lr=0.5 --seed=9:" in output
+    assert code == 1 and "--lr=0.0003 --seed=2, not --lr=0.5 --seed=9:" in output
     assert "micro_batch" not in output and "Traceback" not in output
     assert len(run.states()) == 2, "nothing is lost"
 
