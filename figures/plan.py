@@ -127,7 +127,8 @@ SCALES = {
         ("ppo.py", "--batch=8 --minibatch=4 --iterations=2 --ptx_rows=2 --max_new_tokens=8"),
         ("evaluate.py", "--max_new_tokens=8"),
         ("figures.measure", "--max_new_tokens=8 --prompts=12 --copies=4")), whole=False),
-    # for a GPU: 3, 13 and 51 million parameters, which read a longer text in larger batches
+    # for a GPU: 3, 13 and 51 million parameters, which read a longer text in larger batches, with
+    # smaller heads than two would be
     "large": Scale((256, 512, 1024), batch=32, extra=(("data.toy.world", "--documents=200000"),
                                                    ("sft.py", "--n_head=4"))),
 }

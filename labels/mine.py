@@ -47,7 +47,7 @@ class Settings:
     out: str = "out/mine"  # folder to write
     # the reward model
     epochs: int = 6  # over few rankings; with thousands of them one is best
-    lr: float = 5e-4  # of the reward model; few rankings need more than the demo's 3e-4
+    lr: float = 5e-4  # peak; few rankings are few steps, so more than the demo's 3e-4
     # PPO
     iterations: int = 16  # of 256 episodes
     beta: float = 0.1  # KL coefficient for scores of standard deviation 1; smaller moves further

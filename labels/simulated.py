@@ -176,7 +176,7 @@ def noise_of(own, training, heldout, s):
     """What labelers.json says of the noise of both groups."""
     found = {"training": calibrated(own, training, s.agreement, s.seed, "train"),
              "held-out": calibrated(own, heldout, s.agreement_heldout, s.seed, "evaluate",
-                                    every=4, halvings=10)}  # less exact, and four times as fast
+                                    every=4, halvings=10)}  # in a third of the time
     for group, (sharp, reached, n) in found.items():
         print(f"{group} labelers agree with each other on {reached:.1%} of {n:,} untied pairs"
               if n else f"how often {group} labelers agree was not measured: no untied pair",
